@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #include "common/err.h"
+#include "hypervisor-core/cpuid.h"
 #include "hypervisor-core/mem.h"
 #include "hypervisor-core/x86_state.h"
 
@@ -93,11 +94,17 @@ struct accel_ops {
 	int (*clock_set)(struct vm *vm, uint64_t ns);
 	/* optional: virtual time of devices; NULL = CLOCK_MONOTONIC */
 	uint64_t (*now_ns)(struct vm *vm);
+	/* optional, for a user-space LAPIC: the vm_now_ns() time at which vCPU @v's TSC reads @tsc (in the past
+	 * or the future). NULL = the TSC counts vm_now_ns() itself (1 GHz). Any thread. */
+	uint64_t (*tsc_to_ns)(struct vcpu *v, uint64_t tsc);
 	/* optional: one thread runs all vCPUs (soft threads=1); returns when vm->stopping */
 	bool (*runs_all)(struct vm *vm);
 	enum vcpu_exit (*run_all)(struct vm *vm, struct vcpu **which);
 	/* optional: counters for `info`/`top`: instructions, exits, tlb ... */
 	unsigned (*stats)(struct vm *vm, const char **names, uint64_t *values, unsigned max);
+	/* cpuid_supported() - every leaf that this accelerator can honour. vm_new() calls it after vm_init()
+	 * and fills vm->cpuid by cpuid_build(); vcpu_init() applies that, per vCPU by cpuid_for_vcpu(). */
+	int (*cpuid_supported)(struct vm *vm, struct cpuid_table *out, struct err *e);
 };
 
 extern const struct accel_ops accel_kvm;

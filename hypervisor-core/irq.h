@@ -44,6 +44,11 @@ struct intc_ops {
 	bool (*msr_write)(void *opaque, unsigned cpu, uint32_t msr, uint64_t val);
 	uint8_t (*cr8_get)(void *opaque, unsigned cpu);
 	void (*cr8_set)(void *opaque, unsigned cpu, uint8_t val);
+	/* xAPIC page (0xfee00000, 4 KiB): the accelerator decodes it itself, because each vCPU sees its own
+	 * LAPIC there, and calls these instead of the bus. @off inside the page; 32-bit registers. Accesses
+	 * are ignored (read all ones) in x2APIC mode or with the APIC off. */
+	uint32_t (*apic_mmio_read)(void *opaque, unsigned cpu, uint32_t off, unsigned size);
+	void (*apic_mmio_write)(void *opaque, unsigned cpu, uint32_t off, unsigned size, uint32_t val);
 };
 
 /* vm_msi() - deliver one message now (any thread). */
@@ -56,9 +61,11 @@ struct msi_vector {
 	uint64_t addr;
 	uint32_t data;
 	bool enabled;
+	_Atomic int lock; /* irq.c: fire against set and clear; zero at first */
 };
 
-/* msi_vector_set() - (re)route and enable; msi_vector_clear() - disable, close. 0 or -errno. */
+/* msi_vector_set() - (re)route and enable; msi_vector_clear() - disable, close. 0 or -errno.
+ * A zeroed struct is a disabled vector. */
 int msi_vector_set(struct msi_vector *v, struct vm *vm, uint64_t addr, uint32_t data);
 void msi_vector_clear(struct msi_vector *v);
 void msi_fire(struct msi_vector *v); /* any thread; no-op where disabled */

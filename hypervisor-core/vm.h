@@ -12,6 +12,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdlib.h>
 
 #include "common/err.h"
 #include "common/list.h"
@@ -53,8 +54,6 @@ struct vcpu {
 	_Atomic uint64_t exits; /* exits to us */
 };
 
-struct vm_clock_ops; /* internal */
-
 struct vm {
 	char name[64];
 	struct loop *loop;
@@ -84,6 +83,7 @@ struct vm {
 	void (*on_event)(void *arg, enum vm_event ev, const char *text);
 	void *on_event_arg;
 	struct vm_timers *timers;
+	struct vm_run *run; /* vm_vcpu.c: waiters, events, clock */
 };
 
 struct vm_config {
@@ -106,23 +106,32 @@ int vm_make_vcpus(struct vm *vm, unsigned n, struct err *e);
 int vm_start(struct vm *vm, struct err *e);
 /* vm_pause() - park all vCPUs; then done(arg) on the loop with no lock held (at once if parked). */
 void vm_pause(struct vm *vm, void (*done)(void *arg), void *arg);
+/* vm_kick() - ask @v to look again (VCPU_REQ_...); any thread, async-signal-safe. */
+void vm_kick(struct vcpu *v, enum vcpu_request why);
 /* vm_reset() - vCPUs parked: every device reset, vCPUs to power-on; RAM untouched. */
 int vm_reset(struct vm *vm, struct err *e);
-void vm_event(struct vm *vm, enum vm_event ev, const char *fmt, ...) /* any thread */
+/* vm_event() - report on the main loop. Poweroff, reboot, triple fault, accelerator failure and I/O error
+ * also park the vCPUs, so that the guest runs no further until the owner decides. Any thread, any lock. */
+void vm_event(struct vm *vm, enum vm_event ev, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
 
+/* Error-checking: taking it twice, or dropping what is not held, ends the process at once. */
 static inline void vm_lock(struct vm *vm)
 {
-	pthread_mutex_lock(&vm->lock);
+	if (pthread_mutex_lock(&vm->lock))
+		abort();
 }
 
 static inline void vm_unlock(struct vm *vm)
 {
-	pthread_mutex_unlock(&vm->lock);
+	if (pthread_mutex_unlock(&vm->lock))
+		abort();
 }
 
-/* Time as devices see it (virtual under icount). Timers fire on the main loop with the machine lock
- * held; the callback may re-arm. All three are called with the machine lock held, or before start. */
+/* Time as devices see it: CLOCK_MONOTONIC before the first start, stands still while PAUSED, goes on from
+ * the saved value after vm_load(); accel->now_ns where accel_cfg.icount. Timers fire on the main loop
+ * with the machine lock held; the callback may re-arm. All are called with the machine lock held, or
+ * before start; vm_now_ns() may be called from anywhere. */
 uint64_t vm_now_ns(struct vm *vm);
 struct vm_timer {
 	struct vm *vm;
@@ -130,12 +139,12 @@ struct vm_timer {
 	void (*fn)(void *arg);
 	void *arg;
 	struct list node;
-	struct loop_timer host;
 };
 void vm_timer_init(struct vm *vm, struct vm_timer *t, void (*fn)(void *arg), void *arg);
 void vm_timer_set(struct vm_timer *t, uint64_t deadline_ns);
 void vm_timer_stop(struct vm_timer *t);
-/* For accelerators with virtual time: earliest deadline (0 = none), and run what is due. */
+/* For accelerators with virtual time (accel_cfg.icount): earliest deadline (0 = none), and run what is due.
+ * These two take the machine lock themselves where the caller does not hold it. */
 uint64_t vm_timers_next_ns(struct vm *vm);
 void vm_timers_run(struct vm *vm, uint64_t now_ns);
 
