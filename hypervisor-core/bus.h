@@ -28,7 +28,9 @@ struct bus *bus_new(struct vm *vm, uint64_t limit);
 void bus_free(struct bus *b);
 int bus_add(struct bus *b, uint64_t base, uint64_t len, const struct bus_ops *ops, void *dev,
 	    const char *name, unsigned flags); /* 0, -EEXIST overlap, -EINVAL, -ENOMEM */
-void bus_del(struct bus *b, uint64_t base);    /* returns when no other thread is inside the lookup */
+void bus_del(struct bus *b, uint64_t base);    /* returns when no other thread is inside the lookup; a
+						* BUS_UNLOCKED handler may still be finishing: free
+						* its device only while the vCPUs are parked */
 
 /* Called by the accelerators. @count repeats (REP INS/OUTS) move *data on by size each time. */
 uint64_t bus_read(struct bus *b, uint64_t addr, unsigned size);
