@@ -6,7 +6,6 @@ BUILD   ?= build
 CC      ?= gcc
 SAN     ?=
 OPT     ?= -O2
-DEPS_PKGS := $(shell sed 's/\#.*//' tests/deps.txt 2>/dev/null)
 
 WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wundef \
         -Wimplicit-fallthrough -Wno-unused-parameter -Werror
@@ -31,28 +30,28 @@ FOLDERS := common hypervisor-core storage devices vmd api vmctl tests
 srcs = $(sort $(shell find $(1) -name '*.c' 2>/dev/null))
 objs = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 
-COMMON_OBJS  := $(call objs,$(call srcs,common))
-CORE_OBJS    := $(call objs,$(call srcs,hypervisor-core))
-STORAGE_OBJS := $(call objs,$(call srcs,storage))
-DEVICES_OBJS := $(call objs,$(call srcs,devices))
-API_OBJS     := $(call objs,$(call srcs,api))
-PROTO_OBJS   := $(call objs,$(wildcard vmd/proto*.c))
-GUEST_OBJS   := $(call objs,$(call srcs,vmd/guest))
-IMAGE_OBJS   := $(call objs,$(call srcs,vmd/image))
-VMD_OBJS     := $(call objs,$(filter-out vmd/proto%.c,$(wildcard vmd/*.c)) $(call srcs,vmd/core) $(call srcs,vmd/priv))
-VMCTL_OBJS   := $(call objs,$(call srcs,vmctl))
+# every folder of code becomes one archive; a program is its main.c plus the archives it needs
+no_main = $(filter-out %/main.c,$(1))
+COMMON_SRCS  := $(call srcs,common)
+CORE_SRCS    := $(call srcs,hypervisor-core)
+STORAGE_SRCS := $(call srcs,storage)
+DEVICES_SRCS := $(call srcs,devices)
+API_SRCS     := $(call srcs,api)
+PROTO_SRCS   := $(wildcard vmd/proto*.c)
+GUEST_SRCS   := $(call no_main,$(call srcs,vmd/guest))
+IMAGE_SRCS   := $(call no_main,$(call srcs,vmd/image))
+VMD_SRCS     := $(call no_main,$(filter-out vmd/proto%.c,$(wildcard vmd/*.c)) $(call srcs,vmd/core) $(call srcs,vmd/priv))
+VMCTL_SRCS   := $(call no_main,$(call srcs,vmctl))
 
 L := $(BUILD)/lib
-LIB_COMMON := $(L)/libcommon.a
-LIB_CORE := $(L)/libcore.a
-LIB_STORAGE := $(L)/libstorage.a
-LIB_DEVICES := $(L)/libdevices.a
-LIB_PROTO := $(L)/libproto.a
+lib = $(L)/lib$(1).a
+LIBS_ALL_A := $(foreach l,api vmd guest image vmctl devices core storage proto common,$(call lib,$(l)))
 
-# libraries by binary (Debian packages; reasons in ARCHITECTURE.md)
+# system libraries by program (Debian packages; reasons in ARCHITECTURE.md)
 LIBS_STORAGE := -lz -lzstd
 LIBS_VMD := -lmicrohttpd -ljansson -lsqlite3 -lwslay -lnl-3 -lnl-route-3 -lnftables -lcap-ng
-LIBS_VMCTL := -ljansson
+LIBS_VMCTL := -ljansson -lwslay
+LIBS_TEST := -lcmocka $(LIBS_STORAGE) $(LIBS_VMD) -lm
 
 all: bins
 bins: $(BUILD)/vmd $(BUILD)/vmd-guest $(BUILD)/vmd-image $(BUILD)/vmctl
@@ -60,48 +59,171 @@ bins: $(BUILD)/vmd $(BUILD)/vmd-guest $(BUILD)/vmd-image $(BUILD)/vmctl
 $(BUILD)/inc/%/.stamp: Makefile
 	@rm -rf $(@D) && mkdir -p $(@D)
 	@for s in $(SEES_$*); do mkdir -p $(@D)/$$(dirname $$s); ln -sfn $(CURDIR)/$$s $(@D)/$$s; done
-	@mkdir -p $(CURDIR)/$(BUILD)/gen && ln -sfn $(CURDIR)/$(BUILD)/gen $(@D)/gen
+	@mkdir -p $(BUILD)/gen && ln -sfn $(abspath $(BUILD)/gen) $(@D)/gen
 	@touch $@
 
 define folder_rules
 $(BUILD)/obj/$(1)/%.o: $(1)/%.c $(BUILD)/inc/$(1)/.stamp
 	@mkdir -p $$(@D)
-	$$(if $$(V),,@echo "  CC      $$<";) $$(CC) $$(CFLAGS_ALL) $$(CFLAGS_$(1)) -I$(BUILD)/inc/$(1) -MMD -MP -c -o $$@ $$<
+	$(if $(V),,@echo "  CC      $$<";) $$(CC) $$(CFLAGS_ALL) $$(CFLAGS_$(1)) -I$(BUILD)/inc/$(1) -MMD -MP -c -o $$@ $$<
 endef
 $(foreach f,$(FOLDERS),$(eval $(call folder_rules,$(f))))
 
-$(LIB_COMMON): $(COMMON_OBJS)
-$(LIB_CORE): $(CORE_OBJS)
-$(LIB_STORAGE): $(STORAGE_OBJS)
-$(LIB_DEVICES): $(DEVICES_OBJS)
-$(LIB_PROTO): $(PROTO_OBJS)
+define lib_rule
+$(call lib,$(1)): $(call objs,$(2))
+endef
+$(eval $(call lib_rule,common,$(COMMON_SRCS)))
+$(eval $(call lib_rule,core,$(CORE_SRCS)))
+$(eval $(call lib_rule,storage,$(STORAGE_SRCS)))
+$(eval $(call lib_rule,devices,$(DEVICES_SRCS)))
+$(eval $(call lib_rule,api,$(API_SRCS)))
+$(eval $(call lib_rule,proto,$(PROTO_SRCS)))
+$(eval $(call lib_rule,guest,$(GUEST_SRCS)))
+$(eval $(call lib_rule,image,$(IMAGE_SRCS)))
+$(eval $(call lib_rule,vmd,$(VMD_SRCS)))
+$(eval $(call lib_rule,vmctl,$(VMCTL_SRCS)))
 $(L)/%.a:
 	@mkdir -p $(@D)
 	@rm -f $@
 	@$(AR) rcs $@ $^
 
-LINK = @echo "  LINK    $@"; $(CC) $(LDFLAGS_ALL) -o $@
-$(BUILD)/vmd: $(VMD_OBJS) $(API_OBJS) $(LIB_PROTO) $(LIB_COMMON)
-	$(LINK) $(VMD_OBJS) $(API_OBJS) $(LIB_PROTO) $(LIB_COMMON) $(LIBS_VMD)
-$(BUILD)/vmd-guest: $(GUEST_OBJS) $(LIB_DEVICES) $(LIB_STORAGE) $(LIB_CORE) $(LIB_PROTO) $(LIB_COMMON)
-	$(LINK) $(GUEST_OBJS) $(LIB_DEVICES) $(LIB_CORE) $(LIB_STORAGE) $(LIB_PROTO) $(LIB_COMMON) $(LIBS_STORAGE) -lm
-$(BUILD)/vmd-image: $(IMAGE_OBJS) $(LIB_STORAGE) $(LIB_PROTO) $(LIB_COMMON)
-	$(LINK) $(IMAGE_OBJS) $(LIB_STORAGE) $(LIB_PROTO) $(LIB_COMMON) $(LIBS_STORAGE)
-$(BUILD)/vmctl: $(VMCTL_OBJS) $(LIB_COMMON)
-	$(LINK) $(VMCTL_OBJS) $(LIB_COMMON) $(LIBS_VMCTL)
+# link(main object, archives, libraries)
+LINK = $(if $(V),,@echo "  LINK    $@";) $(CC) $(LDFLAGS_ALL) -o $@
+group = -Wl,--as-needed -Wl,--start-group $(1) -Wl,--end-group $(2)
+A_VMD   := $(foreach l,vmd api proto common,$(call lib,$(l)))
+A_GUEST := $(foreach l,guest devices core storage proto common,$(call lib,$(l)))
+A_IMAGE := $(foreach l,image storage proto common,$(call lib,$(l)))
+A_VMCTL := $(foreach l,vmctl common,$(call lib,$(l)))
+$(BUILD)/vmd: $(BUILD)/obj/vmd/main.o $(A_VMD)
+	$(LINK) $< $(call group,$(A_VMD),$(LIBS_VMD))
+$(BUILD)/vmd-guest: $(BUILD)/obj/vmd/guest/main.o $(A_GUEST)
+	$(LINK) $(LDFLAGS_GUEST) $< $(call group,$(A_GUEST),$(LIBS_STORAGE) -lm)
+$(BUILD)/vmd-image: $(BUILD)/obj/vmd/image/main.o $(A_IMAGE)
+	$(LINK) $< $(call group,$(A_IMAGE),$(LIBS_STORAGE))
+$(BUILD)/vmctl: $(BUILD)/obj/vmctl/main.o $(A_VMCTL)
+	$(LINK) $< $(call group,$(A_VMCTL),$(LIBS_VMCTL))
 
-# unit tests: tests/unit/FOLDER/NAME.c → $(BUILD)/tests/unit/FOLDER/NAME, linked against all libraries
-UNIT_SRCS := $(call srcs,tests/unit)
-UNIT_BINS := $(patsubst %.c,$(BUILD)/%,$(UNIT_SRCS))
-TEST_LIBS := $(LIB_DEVICES) $(LIB_CORE) $(LIB_STORAGE) $(LIB_PROTO) $(LIB_COMMON)
-$(BUILD)/tests/unit/%: $(BUILD)/obj/tests/unit/%.o $(TEST_LIBS)
+# ---- tests: programs tests/KIND/.../NAME_test.c (cmocka), tests/fuzz/fuzz_NAME.c, tools and benches ----
+# A test links against every archive; the linker takes what it needs.
+TEST_PROGS := $(patsubst %.c,$(BUILD)/%,$(shell find tests/unit tests/native tests/soft -name '*_test.c' 2>/dev/null))
+FUZZ_NAMES := $(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
+TOOL_PROGS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/tools/*.c tests/bench/*.c tests/jail/*.c))
+
+# Unit tests of a folder link what that folder may see; helpers that several tests of a folder share lie beside them
+# without the _test suffix.
+TESTS_common          := common
+TESTS_hypervisor-core := core common
+TESTS_storage         := storage common
+TESTS_devices         := devices core storage common
+TESTS_vmd             := vmd guest image devices core storage proto common
+TESTS_api             := api proto common
+TESTS_vmctl           := vmctl common
+define test_rules
+TH_$(1) := $(call objs,$(shell find tests/$(2) -name '*.c' ! -name '*_test.c' 2>/dev/null))
+TA_$(1) := $(foreach l,$(3),$(call lib,$(l)))
+$(patsubst %.c,$(BUILD)/%,$(shell find tests/$(2) -name '*_test.c' 2>/dev/null)): $(BUILD)/%: $(BUILD)/obj/%.o $$(TH_$(1)) $$(TA_$(1))
+	@mkdir -p $$(@D)
+	$$(LINK) $$< $$(TH_$(1)) $$(call group,$$(TA_$(1)),$$(LIBS_TEST))
+endef
+$(foreach f,$(filter-out tests,$(FOLDERS)),$(eval $(call test_rules,$(f),unit/$(f),$(TESTS_$(f)))))
+$(eval $(call test_rules,native,native,$(TESTS_devices)))
+$(eval $(call test_rules,soft,soft,$(TESTS_devices)))
+$(TOOL_PROGS): $(BUILD)/%: $(BUILD)/obj/%.o $(LIBS_ALL_A)
 	@mkdir -p $(@D)
-	$(LINK) $< $(UNIT_EXTRA_$(notdir $*)) $(TEST_LIBS) -lcmocka $(LIBS_STORAGE) -lm
-unit: $(UNIT_BINS)
+	$(LINK) $< $(call group,$(LIBS_ALL_A),$(LIBS_TEST))
+$(BUILD)/tests/fuzz/fuzz_%: $(BUILD)/obj/tests/fuzz/fuzz_%.o $(BUILD)/obj/tests/fuzz/replay_main.o $(LIBS_ALL_A)
+	@mkdir -p $(@D)
+	$(LINK) $(filter %.o,$^) $(call group,$(LIBS_ALL_A),$(LIBS_TEST))
+tests: $(TEST_PROGS) $(TOOL_PROGS) $(patsubst %,$(BUILD)/tests/fuzz/%,$(FUZZ_NAMES))
+
+deps:
+	@tests/deps
+
+# quiet but complete build with what is missing installed first
+ready:
+	@tests/deps
+	@$(MAKE) --no-print-directory -j$(JOBS) bins tests
+
+JOBS ?= 2
+check: ready
+	@tests/run $(BUILD) $(KIND)
+
+SAN_FLAGS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+asan:
+	@$(MAKE) --no-print-directory BUILD=build-asan OPT=-O1 SAN="$(SAN_FLAGS)" KIND="$(or $(KIND),unit fuzz)" check
+tsan:
+	@$(MAKE) --no-print-directory BUILD=build-tsan OPT=-O1 SAN="-fsanitize=thread" KIND="$(or $(KIND),unit)" check
+
+# `make fuzz` replays every corpus under ASan; `make fuzz T=60` also explores each target T seconds
+FUZZ_BUILD := build-fuzz
+$(FUZZ_BUILD)/explore/fuzz_%: $(FUZZ_BUILD)/obj/tests/fuzz/fuzz_%.o $(patsubst $(BUILD)/%,$(FUZZ_BUILD)/%,$(LIBS_ALL_A))
+	@mkdir -p $(@D)
+	@echo "  LINK    $@"; $(CC) -pie -pthread $(SAN) -fsanitize=fuzzer -o $@ $< $(call group,$(patsubst $(BUILD)/%,$(FUZZ_BUILD)/%,$(LIBS_ALL_A)),$(LIBS_TEST))
+fuzz-explorers: $(patsubst %,$(FUZZ_BUILD)/explore/%,$(FUZZ_NAMES))
+fuzz:
+	@tests/deps
+	@$(MAKE) --no-print-directory -j$(JOBS) BUILD=$(FUZZ_BUILD) CC=clang-14 OPT=-O1 \
+		SAN="-fsanitize=address,undefined -fno-sanitize-recover=undefined" CFLAGS="-fsanitize=fuzzer-no-link $(CFLAGS)" fuzz-explorers
+	@tests/fuzz/explore $(FUZZ_BUILD) $(T)
+
+lint:
+	@tests/deps
+	@tests/lint
+lab: ready
+	@tests/lab/run $(BUILD)
+lab-shell: ready
+	@tests/lab/run $(BUILD) --shell
+bench: ready
+	@tests/bench/run $(BUILD) $(ONLY)
+bench-table:
+	@$(MAKE) --no-print-directory -s bench ONLY=$(ONLY) | tests/bench/table
+demo: ready
+	@tests/demo/demo $(BUILD)
+demo-daemon: ready
+	@tests/demo/demo $(BUILD) --daemon
+demo-stop:
+	@tests/demo/demo $(BUILD) --stop
+cover:
+	@tests/deps
+	@$(MAKE) --no-print-directory BUILD=build-cover OPT="-O0 --coverage" LDFLAGS=--coverage KIND="unit fuzz" check
+	@tests/cover build-cover
+
+PREFIX ?= /usr
+install: bins
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/lib/vmd $(DESTDIR)/etc/vmd \
+		$(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(PREFIX)/lib/sysusers.d $(DESTDIR)$(PREFIX)/lib/tmpfiles.d \
+		$(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/man/man5 $(DESTDIR)$(PREFIX)/share/man/man8 \
+		$(DESTDIR)$(PREFIX)/share/bash-completion/completions
+	install -m 755 $(BUILD)/vmd $(DESTDIR)$(PREFIX)/sbin/vmd
+	install -m 755 $(BUILD)/vmctl $(DESTDIR)$(PREFIX)/bin/vmctl
+	install -m 755 $(BUILD)/vmd-guest $(BUILD)/vmd-image $(DESTDIR)$(PREFIX)/lib/vmd/
+	install -m 644 systemd/*.service systemd/*.socket $(DESTDIR)$(PREFIX)/lib/systemd/system/
+	install -m 644 systemd/vmd.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/vmd.conf
+	install -m 644 systemd/vmd.tmpfiles $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/vmd.conf
+	[ -e $(DESTDIR)/etc/vmd/vmd.conf ] || install -m 644 systemd/vmd.conf $(DESTDIR)/etc/vmd/vmd.conf
+	install -m 644 vmctl/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1/
+	install -m 644 vmctl/man/*.5 $(DESTDIR)$(PREFIX)/share/man/man5/
+	install -m 644 vmctl/man/*.8 $(DESTDIR)$(PREFIX)/share/man/man8/
+	$(BUILD)/vmctl completion bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/vmctl
+
+help:
+	@echo 'make            build build/vmd, build/vmd-guest, build/vmd-image, build/vmctl'
+	@echo 'make demo       set up, build, start a private daemon and run the main job (N=3 guests)'
+	@echo 'make demo-stop  end the demo; make demo-daemon starts only its daemon again'
+	@echo 'make check      set up, build and run every test this machine can run (ONLY=name, KIND="unit e2e")'
+	@echo 'make lab        boot the lab (true KVM semantics under emulation) and run the KVM suite in it; make lab-shell'
+	@echo 'make bench      one JSON line a figure, ours and the peer (ONLY=prefix); make bench-table for people'
+	@echo 'make fuzz       replay the corpora under sanitizers; T=60 explores each target 60 s'
+	@echo 'make lint       compilers, clang-tidy, cppcheck, shellcheck, format'
+	@echo 'make asan tsan  the tests under sanitizers; make cover: line coverage'
+	@echo 'make deps       install by apt what building and testing need'
+	@echo 'make install    DESTDIR= PREFIX=/usr'
+	@echo 'make clean      remove build directories'
 
 clean:
-	rm -rf $(BUILD)
+	rm -rf build build-asan build-tsan build-fuzz build-cover
 
-.PHONY: all bins unit clean
+.PHONY: all bins tests deps ready check asan tsan fuzz fuzz-explorers lint lab lab-shell bench bench-table demo \
+	demo-daemon demo-stop cover install help clean
 .SECONDARY:
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)
