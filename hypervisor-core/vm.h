@@ -84,6 +84,7 @@ struct vm {
 	void *on_event_arg;
 	struct vm_timers *timers;
 	struct vm_run *run; /* vm_vcpu.c: waiters, events, clock */
+	struct list chardevs; /* devices/chardev.c, initialised there at first use */
 };
 
 struct vm_config {
