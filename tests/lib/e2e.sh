@@ -1,0 +1,89 @@
+# shellcheck shell=bash
+# e2e.sh - helpers of the end-to-end tests. `. "$(dirname "$0")/../lib/e2e.sh"` first; then
+#	requires kvm root qemu-img ...	skip (77) where one is missing
+#	start_vmd [vmd option...]	a private daemon; $VMCTL talks to it; $SOCK is its socket, $STATE and $RUN its folders
+#	stop_vmd, kill_vmd [SIGNAL]	orderly, or not; start_vmd again takes up the same state
+#	fail TEXT, check TEXT COMMAND	a failure names what was expected
+#	until_true SECONDS COMMAND	wait for an event that only a command can see, with a deadline
+# Everything started ends with the script, by pid; everything written lies in $T, which goes too.
+set -u
+TOP=${VMD_TOP:-$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)}
+BUILD=${VMD_BUILD:-$TOP/build}
+T=$(mktemp -d "${TMPDIR:-/tmp}/vmd-test.XXXXXX")
+STATE=$T/state RUN=$T/run SOCK=$T/run/api.sock VMD_PID=
+VMCTL="$BUILD/vmctl --socket $SOCK"
+export NO_COLOR=1
+
+skip() { echo "skipped: $*"; exit 77; }
+fail() {
+	echo "FAILED: $*" >&2
+	[ ! -f "$T/vmd.log" ] || { echo "--- end of the daemon's log" >&2; tail -n 20 "$T/vmd.log" >&2; }
+	exit 1
+}
+check() {
+	local what=$1
+	shift
+	"$@" || fail "$what (exit $? of: $*)"
+}
+until_true() {
+	local end=$((SECONDS + $1))
+	shift
+	while ! "$@" >/dev/null 2>&1; do
+		[ $SECONDS -lt $end ] || return 1
+		read -r -t 0.05 <> <(:) || true
+	done
+}
+requires() {
+	local r
+	for r; do
+		case $r in
+		root) [ "$(id -u)" -eq 0 ] || skip "needs root" ;;
+		kvm) [ -w /dev/kvm ] || skip "needs /dev/kvm" ;;
+		lab) [ -n "${IN_LAB:-}" ] || skip "needs the lab (make lab)" ;;
+		netns) unshare -n true 2>/dev/null || skip "needs network namespaces" ;;
+		*) command -v "$r" >/dev/null || skip "needs $r" ;;
+		esac
+	done
+}
+# in_own_netns - run the rest of the script in a network namespace of its own (call before anything else)
+in_own_netns() {
+	[ -z "${E2E_NETNS:-}" ] || return 0
+	rm -rf "$T"
+	E2E_NETNS=1 exec unshare -n -- bash -c 'ip link set lo up; exec "$0" "$@"' "$0" "$@"
+}
+start_vmd() {
+	mkdir -p "$STATE" "$RUN"
+	"$BUILD/vmd" --foreground --state "$STATE" --run "$RUN" "$@" >>"$T/vmd.log" 2>&1 </dev/null &
+	VMD_PID=$!
+	until_true 20 $VMCTL query GET /v1/healthz || fail "the daemon did not answer within 20 s"
+}
+stop_vmd() {
+	[ -n "$VMD_PID" ] || return 0
+	kill -TERM "$VMD_PID" 2>/dev/null
+	wait "$VMD_PID" 2>/dev/null
+	VMD_PID=
+}
+kill_vmd() {
+	kill -"${1:-KILL}" "$VMD_PID" 2>/dev/null
+	wait "$VMD_PID" 2>/dev/null
+	VMD_PID=
+}
+# guests outlive the daemon, so a test ends its own: by the pids that hold this run directory's sockets
+end_guests() {
+	local s pid
+	for s in "$RUN"/guests/*.sock; do
+		[ -S "$s" ] || continue
+		for pid in $(ss -xlpH src "$s" 2>/dev/null | grep -o 'pid=[0-9]*' | cut -d= -f2); do kill -KILL "$pid" 2>/dev/null; done
+	done
+}
+cleanup() {
+	local rc=$?
+	trap - EXIT
+	stop_vmd
+	end_guests
+	[ -z "${KEEP:-}" ] || { echo "kept: $T"; exit $rc; }
+	rm -rf "$T"
+	exit $rc
+}
+trap cleanup EXIT
+trap 'exit 143' TERM INT
