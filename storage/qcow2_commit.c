@@ -1,0 +1,341 @@
+/* qcow2_commit.c - flush: making stable what was written, with the map to find it.
+ *
+ * The order, two syncs in the common case:
+ *   (only when refcount blocks were added: refcounts, sync, then the refcount table and header)
+ *   1. refcounts; one sync makes them and all guest data stable;
+ *   2. L2 entries and L1 entries, in any order (a new L2 table is zero on disk since step 1); sync.
+ * A crash before 2 leaks clusters, never leaves a dangling one. Clusters unreferenced by 2 wait
+ * until every request that could hold their address has ended, then lose their refcount (written by
+ * the next commit) and may be used again.
+ * Threading: one commit at a time; the map stays usable meanwhile, for dirty sectors are copied out.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/overflow.h"
+#include "storage/qcow2.h"
+
+struct q2_out {
+	uint64_t host;
+	uint32_t len, first; /* sectors of the slice: first.. */
+	struct q2_slice *s;
+	uint8_t was_dirty;
+	uint8_t *data;
+};
+
+struct q2_batch {
+	struct q2_out *out;
+	size_t n, cap;
+};
+
+static int q2_batch_add(struct q2_batch *b, uint64_t host, const void *data, uint32_t len,
+			struct q2_slice *s)
+{
+	struct q2_out *o;
+
+	if (b->n == b->cap) {
+		size_t cap = b->cap ? b->cap * 2 : 32;
+		struct q2_out *p = realloc(b->out, cap * sizeof(*p));
+
+		if (!p)
+			return -ENOMEM;
+		b->out = p;
+		b->cap = cap;
+	}
+	o = &b->out[b->n];
+	if (posix_memalign((void **)&o->data, Q2_SECTOR, len))
+		return -ENOMEM;
+	memcpy(o->data, data, len);
+	o->host = host;
+	o->len = len;
+	o->s = s;
+	o->was_dirty = s ? s->dirty : 0;
+	b->n++;
+	return 0;
+}
+
+/* q2_batch_slice() - copy out the dirty sectors, a clean one between two dirty ones included. */
+static int q2_batch_slice(struct qcow2 *q, struct q2_batch *b, struct q2_slice *s)
+{
+	unsigned sectors = q->slice_bytes / Q2_SECTOR;
+	uint8_t dirty = s->dirty;
+	bool any = false;
+
+	for (unsigned i = 0; i < sectors;) {
+		unsigned j = i;
+		int r;
+
+		if (!(dirty >> i & 1)) {
+			i++;
+			continue;
+		}
+		while (j < sectors && ((dirty >> j & 3) || (j + 2 < sectors && (dirty >> (j + 2) & 1))))
+			j++;
+		while (j > i && !(dirty >> (j - 1) & 1))
+			j--;
+		r = q2_batch_add(b, s->host + (uint64_t)i * Q2_SECTOR,
+				 (uint8_t *)s->data + (size_t)i * Q2_SECTOR, (j - i) * Q2_SECTOR,
+				 any ? NULL : s);
+		if (r)
+			return r;
+		any = true;
+		i = j;
+	}
+	return 0;
+}
+
+static void q2_batch_done(struct qcow2 *q, struct q2_batch *b, bool failed)
+{
+	/* with the lock taken alone */
+	for (size_t i = 0; i < b->n; i++) {
+		struct q2_slice *s = b->out[i].s;
+
+		if (s) {
+			s->busy = 0;
+			if (failed) {
+				if (!s->dirty && b->out[i].was_dirty)
+					q->slices_dirty++;
+				s->dirty |= b->out[i].was_dirty;
+			}
+		}
+		free(b->out[i].data);
+	}
+	free(b->out);
+	*b = (struct q2_batch){ 0 };
+}
+
+static int q2_batch_slices(struct qcow2 *q, struct q2_dir *d, struct q2_batch *b)
+{
+	if (!q->slices_dirty)
+		return 0;
+	list_for_each(l, &q->clock) {
+		struct q2_slice *s = container_of(l, struct q2_slice, clock);
+		int r;
+
+		if (s->dir != d || !s->dirty)
+			continue;
+		r = q2_batch_slice(q, b, s);
+		if (r)
+			return r;
+		s->dirty = 0;
+		q->slices_dirty--;
+		s->busy = 1;
+	}
+	return 0;
+}
+
+static int q2_batch_top(struct qcow2 *q, struct q2_dir *d, struct q2_batch *b)
+{
+	uint64_t sector[64];
+	int r = 0;
+
+	if (!d->top_is_dirty)
+		return 0;
+	for (uint32_t i = 0; i < d->top_n && !r; i += 64) {
+		uint32_t n = MIN(64u, d->top_n - i);
+
+		if (!d->moved && !(d->top_dirty[i / 4096] >> (i / 64 % 64) & 1))
+			continue;
+		memset(sector, 0, sizeof(sector));
+		for (uint32_t k = 0; k < n; k++)
+			sector[k] = htobe64(d->top[i + k]);
+		r = q2_batch_add(b, d->top_off + i * 8ULL, sector, sizeof(sector), NULL);
+	}
+	(void)q;
+	return r;
+}
+
+static void q2_top_clean(struct q2_dir *d)
+{
+	memset(d->top_dirty, 0, (d->top_n / 4096 + 1) * sizeof(*d->top_dirty));
+	d->top_is_dirty = d->moved = false;
+}
+
+static int q2_out_cmp(const void *a, const void *b)
+{
+	const struct q2_out *x = a, *y = b;
+
+	return x->host < y->host ? -1 : x->host > y->host;
+}
+
+static int q2_batch_write(struct qcow2 *q, struct q2_batch *b)
+{
+	int r = 0;
+
+	if (b->n > 1)
+		qsort(b->out, b->n, sizeof(*b->out), q2_out_cmp);
+	for (size_t i = 0; i < b->n && !r;) {
+		struct iovec iov[32];
+		uint64_t len = 0, host = b->out[i].host;
+		int n = 0;
+
+		while (i < b->n && n < 32 && b->out[i].host == host + len) {
+			iov[n].iov_base = b->out[i].data;
+			iov[n++].iov_len = b->out[i].len;
+			len += b->out[i++].len;
+		}
+		r = node_write(q->file, (struct blk_buf){ iov, n, 0 }, host, len);
+	}
+	return r;
+}
+
+/* q2_release_limbo() - drained clusters lose a reference; with discard, their holes are punched
+ * before they can be handed out again. */
+static void q2_release_limbo(struct qcow2 *q)
+{
+	struct q2_freed *list;
+
+	pthread_rwlock_wrlock(&q->lock);
+	list = q->limbo;
+	if (list && atomic_load(&q->active[q->limbo_epoch]) == 0)
+		q->limbo = NULL;
+	else
+		list = NULL;
+	pthread_rwlock_unlock(&q->lock);
+	while (list) {
+		struct q2_freed *f = list;
+		bool punch = q->bd->discard && !((f->host | f->len) & (q->cluster_size - 1));
+		uint64_t v;
+
+		list = f->next;
+		for (uint64_t at = 0; punch && at < f->len; at += q->cluster_size) {
+			pthread_rwlock_wrlock(&q->lock);
+			if (q2_refcount_locked(q, (f->host + at) >> q->cluster_bits, &v) || v != 1)
+				punch = false;
+			pthread_rwlock_unlock(&q->lock);
+		}
+		if (punch)
+			(void)node_zero(q->file, f->host, f->len, NODE_UNMAP | NODE_DISCARD);
+		pthread_rwlock_wrlock(&q->lock);
+		q2_unref_locked(q, f->host, f->len);
+		pthread_rwlock_unlock(&q->lock);
+		free(f);
+	}
+}
+
+static int q2_commit_refs(struct qcow2 *q, struct q2_batch *refs, struct q2_batch *rt, bool header,
+			  bool early)
+{
+	int r = q2_batch_write(q, refs);
+
+	if (!r && early) {
+		r = node_flush(q->file);
+		if (!r)
+			r = q2_batch_write(q, rt);
+		if (!r && header) {
+			if (rt->n)
+				r = node_flush(q->file);
+			if (!r) {
+				pthread_rwlock_wrlock(&q->lock);
+				r = q2_write_header_locked(q);
+				pthread_rwlock_unlock(&q->lock);
+			}
+		}
+	}
+	return r ? r : node_flush(q->file);
+}
+
+/* q2_commit() - with flush_lock held, or with nobody else about. */
+int q2_commit(struct qcow2 *q)
+{
+	struct q2_batch refs = { 0 }, rt = { 0 }, map = { 0 };
+	struct q2_freed *freed, *tail;
+	bool header, early, l1_dirty, rt_dirty, rt_moved;
+	int r;
+
+	q2_release_limbo(q);
+	pthread_rwlock_wrlock(&q->lock);
+	header = q->header_dirty;
+	early = q->new_refblocks || q->rt.top_is_dirty || header;
+	l1_dirty = q->l1.top_is_dirty;
+	rt_dirty = q->rt.top_is_dirty;
+	rt_moved = q->rt.moved;
+	r = q2_batch_top(q, &q->rt, &rt);
+	if (!r)
+		r = q2_batch_top(q, &q->l1, &map);
+	if (!r)
+		r = q2_batch_slices(q, &q->rt, &refs);
+	if (!r)
+		r = q2_batch_slices(q, &q->l1, &map);
+	freed = q->freed;
+	if (r) {
+		q2_batch_done(q, &refs, true);
+		q2_batch_done(q, &rt, true);
+		q2_batch_done(q, &map, true);
+		pthread_rwlock_unlock(&q->lock);
+		return r;
+	}
+	q->freed = NULL;
+	q->header_dirty = q->new_refblocks = false;
+	q2_top_clean(&q->rt);
+	q2_top_clean(&q->l1);
+	pthread_rwlock_unlock(&q->lock);
+
+	r = q2_commit_refs(q, &refs, &rt, header, early);
+	if (!r && map.n) {
+		r = q2_batch_write(q, &map);
+		if (!r)
+			r = node_flush(q->file);
+	}
+
+	pthread_rwlock_wrlock(&q->lock);
+	q2_batch_done(q, &refs, r != 0);
+	q2_batch_done(q, &rt, r != 0);
+	q2_batch_done(q, &map, r != 0);
+	for (tail = freed; tail && tail->next;)
+		tail = tail->next;
+	if (r) {
+		/* all of it again, next time: whole tables, for which sectors got there is unknown */
+		if (l1_dirty) {
+			memset(q->l1.top_dirty, 0xff, (q->l1.top_n / 4096 + 1) * 8);
+			q->l1.top_is_dirty = true;
+		}
+		if (rt_dirty || rt_moved) {
+			memset(q->rt.top_dirty, 0xff, (q->rt.top_n / 4096 + 1) * 8);
+			q->rt.top_is_dirty = true;
+			q->rt.moved |= rt_moved;
+		}
+		q->header_dirty |= header;
+		q->new_refblocks |= early;
+		if (tail) {
+			tail->next = q->freed;
+			q->freed = freed;
+		}
+	} else if (freed && !q->limbo) {
+		q->limbo = freed;
+		q->limbo_epoch = atomic_fetch_add(&q->epoch, 1) & 1;
+	} else if (freed) {
+		/* limbo still waits for a slow request: these go round once more */
+		tail->next = q->freed;
+		q->freed = freed;
+	}
+	pthread_rwlock_unlock(&q->lock);
+	return r;
+}
+
+/* q2_flush() - one commit serves all who asked before it began. */
+int q2_flush(struct blockdev *bd)
+{
+	struct qcow2 *q = bd->drv;
+	uint64_t ticket;
+	int r;
+
+	if (!atomic_load(&q->begun))
+		return node_flush(q->file);
+	if (atomic_load(&q->corrupt))
+		return -EUCLEAN;
+	ticket = atomic_fetch_add(&q->flush_want, 1) + 1;
+	pthread_mutex_lock(&q->flush_lock);
+	if (q->flush_done >= ticket) {
+		r = q->flush_result;
+	} else {
+		uint64_t covers = atomic_load(&q->flush_want);
+
+		r = q2_commit(q);
+		q->flush_done = covers;
+		q->flush_result = r;
+	}
+	pthread_mutex_unlock(&q->flush_lock);
+	return r;
+}
