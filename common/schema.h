@@ -4,6 +4,22 @@
  * route, core for the resulting object), the OpenAPI document, vmctl's flags and help, and the reference part
  * of the man page. A route without a row does not build: api's and core's handlers are indexed by enum route_id.
  * Data only: no JSON library here.
+ *
+ * Conventions between api and core (a_request, a_reply, a_put):
+ * - api has authenticated, matched route and least role, and validated path names, query and body by this table. In the
+ *   body sizes are integers (bytes), durations integers (milliseconds), unknown members are gone; defaults are core's to apply.
+ * - name = the {guest}, {disk}, ... of the path, percent-decoded ({disk} may be POOL/NAME); sub is used by the rows below.
+ *   query = the checked query string "key=value&key=value", percent-decoded values never hold '&' or '='.
+ * - Objects of the kinds guest, disk, image, pool, network, operation are a_put with their JSON as a GET shows it; kind is
+ *   the object's name here, id its UUID (pool, network: the name), name its name (disk: NAME or POOL/NAME). RF_CACHED routes are
+ *   answered by api from there and never reach core. Replies of other lists are {"items":[...]}.
+ * - RF_SLOW: core answers 202 with op at once; `Prefer: wait` is api's, which watches the operation's a_put. A failed
+ *   operation carries error {status, code, detail, hint}.
+ * - IMAGE_UPLOAD comes twice: sub "begin", body {"length":N} → a_reply with fd to write; then sub "end", body
+ *   {"length":N,"sha256":"hex"} → the final reply; or sub "abort" (client gone, disk full) → the half upload is removed.
+ * - GUEST_CONSOLE_TICKET is api's own. GUEST_CONSOLE: sub = port ("" = the first), body {"read_only":bool} → a_reply with fd,
+ *   a stream socket to the guest's port. GUEST_LOGS, IMAGE_EXPORT → a_reply with fd, a file open for reading from offset 0.
+ * - METRICS: body is Prometheus text, without the api's own counters. GUEST_WAIT, EVENT_STREAM, OPENAPI, HEALTHZ, VERSION stay in api.
  */
 #ifndef COMMON_SCHEMA_H
 #define COMMON_SCHEMA_H
@@ -45,6 +61,7 @@ struct schema_object {
 	const char *plural; /* "guests"; NULL for nested objects and verb bodies */
 	const char *help;
 	const struct schema_field *fields; /* ends with name == NULL */
+	const char *bare;   /* on the command line, the field that a value without "key=" sets; NULL: none */
 };
 
 enum role { ROLE_NONE, ROLE_VIEWER, ROLE_OPERATOR, ROLE_ADMIN };
@@ -96,6 +113,18 @@ struct schema_route {
 extern const struct schema_object *const schema_objects[]; /* NULL-terminated */
 extern const struct schema_route schema_routes[ROUTE_COUNT]; /* indexed by id */
 
+/* objects by name, for those that need one without a search */
+extern const struct schema_object schema_guest, schema_guest_disk, schema_guest_nic, schema_guest_port, schema_disk, schema_image,
+	schema_pool, schema_network, schema_operation, schema_event, schema_token, schema_host;
+
+/* schema_check_string() - does @s fit @f's format, length, values? 0, or -EINVAL with a sentence that names the field. */
+struct err;
+int schema_check_string(const struct schema_field *f, const char *s, struct err *e);
+/* schema_check_number() - is @v (bytes, ms, count) within @f's bounds? As above. */
+int schema_check_number(const struct schema_field *f, int64_t v, struct err *e);
+const char *schema_type_name(const struct schema_field *f); /* "a size, as 512M or bytes" */
+
+const struct schema_object *schema_object_find(const char *name);
 const struct schema_field *schema_field_find(const struct schema_object *o, const char *name);
 const char *route_name(enum route_id id);
 

@@ -1,0 +1,238 @@
+/* schema.c - the rows of schema.h that describe routes: method, path, least role, body, query, vmctl verb, help. Objects are in
+ * schema_objects.c, checks of single values in schema_check.c. Bodies and queries that belong to one verb stand here beside it.
+ *
+ * A verb of vmctl is named by `cli`; its path parameter, if any, is the first argument.
+ */
+#include "common/schema.h"
+
+#include <stddef.h>
+#include <string.h>
+
+#define HOUR_MS 3600000LL
+#define DAY_MS (24 * HOUR_MS)
+#define VALUES(...) (const char *const[]){ __VA_ARGS__, NULL }
+#define C SF_CREATE
+#define BODY(n) static const struct schema_object n = { #n, NULL, NULL, n##_fields, NULL }
+
+/* ---- bodies ---- */
+
+static const struct schema_field stop_body_fields[] = {
+	{ .name = "force", .type = ST_BOOL, .flags = C, .cli = "force", .help = "at once, without asking the guest" },
+	{ .name = "timeout", .type = ST_DURATION, .flags = C, .max = HOUR_MS, .cli = "timeout", .help = "how long the guest may take before it is forced (default: its stop_timeout)" },
+	{ 0 },
+};
+BODY(stop_body);
+
+static const struct schema_field rename_body_fields[] = {
+	{ .name = "name", .type = ST_STRING, .flags = C | SF_REQUIRED, .format = "name", .help = "new name" },
+	{ 0 },
+};
+BODY(rename_body);
+
+static const struct schema_field console_body_fields[] = {
+	{ .name = "port", .type = ST_STRING, .flags = C, .format = "name", .max = 31, .help = "port, as serial0 or console3 (default: the first)" },
+	{ .name = "read_only", .type = ST_BOOL, .flags = C, .cli = "read-only", .help = "watch, do not type" },
+	{ 0 },
+};
+BODY(console_body);
+
+static const struct schema_field resize_body_fields[] = {
+	{ .name = "size", .type = ST_SIZE, .flags = C | SF_REQUIRED, .min = 512, .max = 64LL << 40, .help = "new size" },
+	{ .name = "shrink", .type = ST_BOOL, .flags = C, .cli = "shrink", .help = "allow a smaller size; what lies beyond must be zeroes" },
+	{ 0 },
+};
+BODY(resize_body);
+
+static const struct schema_field attach_body_fields[] = {
+	{ .name = "guest", .type = ST_STRING, .flags = C | SF_REQUIRED, .format = "guest", .help = "guest to give it to" },
+	{ .name = "name", .type = ST_STRING, .flags = C, .format = "name", .max = 31, .cli = "name", .help = "name inside the guest's definition" },
+	{ .name = "read_only", .type = ST_BOOL, .flags = C, .cli = "read-only", .help = "the guest may not write" },
+	{ .name = "cache", .type = ST_ENUM, .flags = C, .values = VALUES("writeback", "none", "writethrough", "unsafe"), .cli = "cache", .help = "host caching" },
+	{ 0 },
+};
+BODY(attach_body);
+
+static const struct schema_field check_body_fields[] = {
+	{ .name = "repair", .type = ST_ENUM, .flags = C, .values = VALUES("no", "leaks", "all"), .cli = "repair", .dflt = "no", .help = "what to mend: no, leaks, all (default no)" },
+	{ 0 },
+};
+BODY(check_body);
+
+static const struct schema_field convert_body_fields[] = {
+	{ .name = "name", .type = ST_STRING, .flags = C | SF_REQUIRED, .format = "name", .help = "name of the new disk" },
+	{ .name = "pool", .type = ST_STRING, .flags = C, .format = "name", .cli = "pool", .help = "pool of the new disk (default: that of the old)" },
+	{ .name = "format", .type = ST_ENUM, .flags = C, .values = VALUES("qcow2", "raw"), .cli = "format", .dflt = "qcow2", .help = "format of the new disk (default qcow2)" },
+	{ .name = "compress", .type = ST_ENUM, .flags = C, .values = VALUES("no", "zlib", "zstd"), .cli = "compress", .dflt = "no", .help = "compression: no, zlib, zstd (default no)" },
+	{ 0 },
+};
+BODY(convert_body);
+
+/* ---- queries ---- */
+
+#define LIST_FIELDS                                                                                                                                 \
+	{ .name = "limit", .type = ST_INT, .flags = C, .min = 1, .max = 10000, .cli = "limit", .help = "at most so many (default: all, in pages of 1000)" }, \
+	{ .name = "cursor", .type = ST_STRING, .flags = C, .max = 255, .help = "where the last page ended" },                                       \
+	{ .name = "fields", .type = ST_STRING, .flags = C, .max = 1023, .help = "only these members, comma-separated" },                            \
+	{ .name = "label", .type = ST_STRING, .flags = C, .max = 255, .cli = "label", .help = "only with this label, as key=value; repeatable" },   \
+	{ .name = "state", .type = ST_STRING, .flags = C, .max = 63, .cli = "state", .help = "only in this state" }
+static const struct schema_field list_query_fields[] = { LIST_FIELDS, { 0 } };
+BODY(list_query);
+
+static const struct schema_field get_query_fields[] = {
+	{ .name = "fields", .type = ST_STRING, .flags = C, .max = 1023, .help = "only these members, comma-separated" },
+	{ 0 },
+};
+BODY(get_query);
+
+static const struct schema_field guest_delete_query_fields[] = {
+	{ .name = "now", .type = ST_BOOL, .flags = C, .cli = "now", .help = "at once, not by way of the trash" },
+	{ .name = "force", .type = ST_BOOL, .flags = C, .cli = "force", .help = "even if it runs" },
+	{ .name = "keep_disks", .type = ST_BOOL, .flags = C, .cli = "keep-disks", .help = "leave the disks that were made for it" },
+	{ 0 },
+};
+BODY(guest_delete_query);
+
+static const struct schema_field wait_query_fields[] = {
+	{ .name = "state", .type = ST_ENUM, .flags = C, .values = VALUES("stopped", "starting", "running", "pausing", "paused", "stopping", "crashed", "failed", "deleted"), .cli = "state", .dflt = "running",
+	  .help = "state to wait for (default running)" },
+	{ .name = "timeout", .type = ST_DURATION, .flags = C, .max = HOUR_MS, .cli = "timeout", .dflt = "60s", .help = "how long at most (default 60s)" },
+	{ 0 },
+};
+BODY(wait_query);
+
+static const struct schema_field logs_query_fields[] = {
+	{ .name = "tail", .type = ST_INT, .flags = C, .min = 1, .max = 1000000, .cli = "tail", .help = "only the last lines" },
+	{ .name = "follow", .type = ST_BOOL, .flags = C, .cli = "follow", .help = "go on as it grows" },
+	{ 0 },
+};
+BODY(logs_query);
+
+static const struct schema_field console_query_fields[] = {
+	{ .name = "ticket", .type = ST_STRING, .flags = C | SF_REQUIRED | SF_SECRET, .min = 32, .max = 64, .help = "from POST .../console; good once, for 30 s" },
+	{ 0 },
+};
+BODY(console_query);
+
+static const struct schema_field upload_query_fields[] = {
+	{ .name = "sha256", .type = ST_STRING, .flags = C, .min = 64, .max = 64, .help = "what the upload must hash to" },
+	{ 0 },
+};
+BODY(upload_query);
+
+static const struct schema_field events_query_fields[] = {
+	{ .name = "since", .type = ST_INT, .flags = C, .min = 0, .max = INT64_MAX, .cli = "since", .help = "after this event number (also as Last-Event-ID)" },
+	{ .name = "kind", .type = ST_STRING, .flags = C, .max = 63, .cli = "kind", .help = "only kinds that begin so, as guest." },
+	{ .name = "name", .type = ST_STRING, .flags = C, .max = 127, .cli = "name", .help = "only of this object" },
+	{ .name = "follow", .type = ST_BOOL, .flags = C, .cli = "follow", .dflt = "true", .help = "go on for ever (default true)" },
+	{ 0 },
+};
+BODY(events_query);
+
+static const struct schema_field disk_delete_query_fields[] = {
+	{ .name = "force", .type = ST_BOOL, .flags = C, .cli = "force", .help = "even if something was built on it" },
+	{ 0 },
+};
+BODY(disk_delete_query);
+
+/* ---- routes ---- */
+
+#define R(id_, m, p, r, f, res, b, q, c, h)                                                                                                   \
+	[ROUTE_##id_] = { .id = ROUTE_##id_, .method = m, .path = p, .role = ROLE_##r, .flags = f, .resource = res, .body = b, .query = q, \
+			  .cli = c, .help = h }
+#define ID RF_IDEMPOTENT
+
+const struct schema_route schema_routes[ROUTE_COUNT] = {
+	R(GUEST_LIST, "GET", "/v1/guests", VIEWER, RF_CACHED, &schema_guest, NULL, &list_query, "ls", "list guests"),
+	R(GUEST_CREATE, "POST", "/v1/guests", OPERATOR, 0, &schema_guest, &schema_guest, NULL, "create", "define a guest"),
+	R(GUEST_GET, "GET", "/v1/guests/{guest}", VIEWER, RF_CACHED, &schema_guest, NULL, &get_query, NULL, "show a guest"),
+	R(GUEST_PATCH, "PATCH", "/v1/guests/{guest}", OPERATOR, 0, &schema_guest, &schema_guest, NULL, "set", "change a guest"),
+	R(GUEST_DELETE, "DELETE", "/v1/guests/{guest}", OPERATOR, RF_SLOW | ID, &schema_guest, NULL, &guest_delete_query, "delete",
+	  "put a stopped guest into the trash, which expires"),
+	R(GUEST_UNDELETE, "POST", "/v1/guests/{guest}/undelete", OPERATOR, 0, &schema_guest, NULL, NULL, "undelete", "take a guest out of the trash"),
+	R(GUEST_START, "POST", "/v1/guests/{guest}/start", OPERATOR, RF_SLOW, &schema_guest, NULL, NULL, "start", "start a guest"),
+	R(GUEST_STOP, "POST", "/v1/guests/{guest}/stop", OPERATOR, RF_SLOW, &schema_guest, &stop_body, NULL, "stop",
+	  "stop a guest gracefully, by force after a timeout"),
+	R(GUEST_RESTART, "POST", "/v1/guests/{guest}/restart", OPERATOR, RF_SLOW, &schema_guest, &stop_body, NULL, "restart", "stop a guest, then start it"),
+	R(GUEST_RESET, "POST", "/v1/guests/{guest}/reset", OPERATOR, RF_SLOW, &schema_guest, NULL, NULL, "reset", "press the reset button"),
+	R(GUEST_PAUSE, "POST", "/v1/guests/{guest}/pause", OPERATOR, RF_SLOW, &schema_guest, NULL, NULL, "pause", "stop its virtual CPUs"),
+	R(GUEST_RESUME, "POST", "/v1/guests/{guest}/resume", OPERATOR, RF_SLOW, &schema_guest, NULL, NULL, "resume", "let a paused guest go on"),
+	R(GUEST_RENAME, "POST", "/v1/guests/{guest}/rename", OPERATOR, 0, &schema_guest, &rename_body, NULL, "rename", "give a guest another name"),
+	R(GUEST_WAIT, "GET", "/v1/guests/{guest}/wait", VIEWER, RF_CACHED, &schema_guest, NULL, &wait_query, "wait", "wait until a guest is in a state"),
+	R(GUEST_INFO, "GET", "/v1/guests/{guest}/info", VIEWER, 0, &schema_guest, NULL, NULL, "info", "all about a guest, with live counters"),
+	R(GUEST_NMI, "POST", "/v1/guests/{guest}/nmi", OPERATOR, 0, &schema_guest, NULL, NULL, "debug nmi", "send a non-maskable interrupt"),
+	R(GUEST_LOGS, "GET", "/v1/guests/{guest}/logs", VIEWER, RF_STREAM, &schema_guest, NULL, &logs_query, "logs", "the log of a guest's process and ports"),
+	R(GUEST_CONSOLE_TICKET, "POST", "/v1/guests/{guest}/console", OPERATOR, 0, &schema_guest, &console_body, NULL, NULL, "ask for a one-use ticket to a console"),
+	R(GUEST_CONSOLE, "GET", "/v1/guests/{guest}/console", OPERATOR, RF_UPGRADE, &schema_guest, NULL, &console_query, "console", "connect to a console"),
+
+	R(DISK_LIST, "GET", "/v1/disks", VIEWER, RF_CACHED, &schema_disk, NULL, &list_query, "disk ls", "list disks"),
+	R(DISK_CREATE, "POST", "/v1/disks", OPERATOR, RF_SLOW, &schema_disk, &schema_disk, NULL, "disk create", "make a disk"),
+	R(DISK_GET, "GET", "/v1/disks/{disk}", VIEWER, RF_CACHED, &schema_disk, NULL, &get_query, "disk info", "show a disk"),
+	R(DISK_DELETE, "DELETE", "/v1/disks/{disk}", OPERATOR, ID, &schema_disk, NULL, &disk_delete_query, "disk rm", "remove a disk"),
+	R(DISK_RESIZE, "POST", "/v1/disks/{disk}/resize", OPERATOR, RF_SLOW, &schema_disk, &resize_body, NULL, "disk resize", "change a disk's size"),
+	R(DISK_ATTACH, "POST", "/v1/disks/{disk}/attach", OPERATOR, 0, &schema_disk, &attach_body, NULL, "disk attach", "give a disk to a guest"),
+	R(DISK_DETACH, "POST", "/v1/disks/{disk}/detach", OPERATOR, 0, &schema_disk, NULL, NULL, "disk detach", "take a disk from its guest"),
+	R(DISK_CHECK, "POST", "/v1/disks/{disk}/check", OPERATOR, RF_SLOW, &schema_disk, &check_body, NULL, "disk check", "check a disk's metadata"),
+	R(DISK_MAP, "POST", "/v1/disks/{disk}/map", OPERATOR, RF_SLOW, &schema_disk, NULL, NULL, "disk map", "show which parts of a disk are allocated, and where"),
+	R(DISK_CONVERT, "POST", "/v1/disks/{disk}/convert", OPERATOR, RF_SLOW, &schema_disk, &convert_body, NULL, "disk convert", "copy a disk into another format"),
+
+	R(IMAGE_LIST, "GET", "/v1/images", VIEWER, RF_CACHED, &schema_image, NULL, &list_query, "image ls", "list images"),
+	R(IMAGE_CREATE, "POST", "/v1/images", OPERATOR, 0, &schema_image, &schema_image, NULL, "image import", "import a file as an image"),
+	R(IMAGE_GET, "GET", "/v1/images/{image}", VIEWER, RF_CACHED, &schema_image, NULL, &get_query, "image info", "show an image"),
+	R(IMAGE_UPLOAD, "PUT", "/v1/images/{image}/content", OPERATOR, RF_UPLOAD | RF_SLOW, &schema_image, NULL, &upload_query, NULL, "send an image's bytes"),
+	R(IMAGE_DELETE, "DELETE", "/v1/images/{image}", OPERATOR, ID, &schema_image, NULL, NULL, "image rm", "remove an image"),
+	R(IMAGE_EXPORT, "GET", "/v1/images/{image}/content", VIEWER, RF_STREAM, &schema_image, NULL, NULL, "image export", "fetch an image's bytes"),
+
+	R(POOL_LIST, "GET", "/v1/pools", VIEWER, RF_CACHED, &schema_pool, NULL, &list_query, "pool ls", "list pools"),
+	R(POOL_CREATE, "POST", "/v1/pools", ADMIN, 0, &schema_pool, &schema_pool, NULL, "pool create", "make a pool"),
+	R(POOL_GET, "GET", "/v1/pools/{pool}", VIEWER, RF_CACHED, &schema_pool, NULL, &get_query, "pool info", "show a pool"),
+	R(POOL_DELETE, "DELETE", "/v1/pools/{pool}", ADMIN, ID, &schema_pool, NULL, NULL, "pool rm", "forget an empty pool"),
+
+	R(NET_LIST, "GET", "/v1/networks", VIEWER, RF_CACHED, &schema_network, NULL, &list_query, "net ls", "list networks"),
+	R(NET_CREATE, "POST", "/v1/networks", ADMIN, 0, &schema_network, &schema_network, NULL, "net create", "make a network"),
+	R(NET_GET, "GET", "/v1/networks/{network}", VIEWER, RF_CACHED, &schema_network, NULL, &get_query, "net info", "show a network"),
+	R(NET_DELETE, "DELETE", "/v1/networks/{network}", ADMIN, ID, &schema_network, NULL, NULL, "net rm", "remove a network that no guest uses"),
+	R(NET_LEASES, "GET", "/v1/networks/{network}/leases", VIEWER, 0, &schema_network, NULL, NULL, "leases", "addresses handed out on a network"),
+
+	R(OP_LIST, "GET", "/v1/operations", VIEWER, RF_CACHED, &schema_operation, NULL, &list_query, "ops", "list operations"),
+	R(OP_GET, "GET", "/v1/operations/{operation}", VIEWER, RF_CACHED, &schema_operation, NULL, &get_query, "ops info", "show an operation"),
+	R(OP_CANCEL, "POST", "/v1/operations/{operation}/cancel", OPERATOR, 0, &schema_operation, NULL, NULL, "ops cancel", "cancel an operation"),
+
+	R(EVENT_STREAM, "GET", "/v1/events", VIEWER, RF_STREAM, &schema_event, NULL, &events_query, "events", "what happens, as it happens"),
+	R(TOKEN_LIST, "GET", "/v1/tokens", ADMIN, 0, &schema_token, NULL, NULL, "token ls", "list tokens"),
+	R(TOKEN_CREATE, "POST", "/v1/tokens", ADMIN, 0, &schema_token, &schema_token, NULL, "token create", "make a token"),
+	R(TOKEN_DELETE, "DELETE", "/v1/tokens/{token}", ADMIN, ID, &schema_token, NULL, NULL, "token rm", "revoke a token"),
+	R(HOST_GET, "GET", "/v1/hosts/local", VIEWER, 0, &schema_host, NULL, NULL, "host info", "show this host"),
+	R(TOP, "GET", "/v1/top", VIEWER, 0, &schema_guest, NULL, NULL, "top", "what running guests use"),
+	R(DOCTOR, "GET", "/v1/doctor", VIEWER, 0, &schema_host, NULL, NULL, "doctor", "check what this host can do, and how to mend what it cannot"),
+	R(METRICS, "GET", "/metrics", VIEWER, 0, &schema_host, NULL, NULL, "metrics", "counters in Prometheus text"),
+	R(OPENAPI, "GET", "/v1/openapi.json", NONE, RF_PUBLIC, &schema_host, NULL, NULL, NULL, "this API, as OpenAPI 3.1"),
+	R(HEALTHZ, "GET", "/v1/healthz", NONE, RF_PUBLIC, &schema_host, NULL, NULL, NULL, "is the daemon well"),
+	R(VERSION, "GET", "/v1/version", NONE, RF_PUBLIC, &schema_host, NULL, NULL, NULL, "version of the daemon and of the API"),
+};
+
+static const char *const route_names[ROUTE_COUNT] = {
+#define X(n) #n,
+	ROUTES(X)
+#undef X
+};
+
+const char *route_name(enum route_id id)
+{
+	return (unsigned)id < ROUTE_COUNT ? route_names[id] : "?";
+}
+
+const struct schema_object *schema_object_find(const char *name)
+{
+	for (const struct schema_object *const *o = schema_objects; *o; o++)
+		if (!strcmp((*o)->name, name))
+			return *o;
+	return NULL;
+}
+
+const struct schema_field *schema_field_find(const struct schema_object *o, const char *name)
+{
+	for (const struct schema_field *f = o->fields; f->name; f++)
+		if (!strcmp(f->name, name))
+			return f;
+	return NULL;
+}
