@@ -30,9 +30,6 @@ enum proto_role {
 /* State of the receiving end's connection, in which a message is accepted. */
 enum proto_state { PROTO_NEW = 1, PROTO_UP = 2, PROTO_CONF = 4, PROTO_LIVE = 8, PROTO_ANY = 15 };
 
-/* What a guest process says of itself in hello.state and g_event.state. */
-enum guest_phase { GUEST_CONF, GUEST_BUILT, GUEST_RUNNING, GUEST_PAUSED, GUEST_STOPPED };
-
 enum proto_kind { PROTO_F_U64, PROTO_F_I64, PROTO_F_STR, PROTO_F_BYTES, PROTO_F_FD };
 
 struct proto_field {

@@ -18,6 +18,7 @@
 #include "hypervisor-core/machine.h"
 #include "hypervisor-core/vm.h"
 #include "vmd/proto.h"
+#include "vmd/roles.h"
 
 struct guest_config; /* config.c */
 
@@ -30,7 +31,7 @@ struct guest {
 	struct loop_fd listen_w;
 	struct wire_conn *conn; /* NULL: daemon away */
 
-	enum guest_phase phase;
+	enum guest_state phase;
 	struct guest_config *cfg; /* until built */
 	struct vm *vm;
 	const struct machine_ops *machine;

@@ -89,7 +89,7 @@ static void link_build(struct guest *g, struct wire_buf *b)
 static void link_message(void *arg, struct wire_conn *c, struct wire_buf *b)
 {
 	struct guest *g = arg;
-	enum proto_state state = g->phase == GUEST_CONF ? PROTO_CONF : PROTO_LIVE;
+	enum proto_state state = g->phase == GUEST_NEW ? PROTO_CONF : PROTO_LIVE;
 	struct err e = { 0 };
 	int r = proto_permit(b, PROTO_CORE, PROTO_GUEST, state);
 
@@ -149,7 +149,7 @@ static void link_closed(void *arg, struct wire_conn *c, int why)
 	if (g->conn == c)
 		g->conn = NULL;
 	/* never configured: there is no guest to keep */
-	if (g->phase == GUEST_CONF) {
+	if (g->phase == GUEST_NEW) {
 		log_info("the daemon went away before this guest was built");
 		loop_stop(g->loop);
 		return;

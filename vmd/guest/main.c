@@ -45,7 +45,7 @@ static void guest_sigterm(void *arg, int signo)
 
 int main(int argc, char **argv)
 {
-	struct guest g = { .listen_fd = -1, .listen_w = LOOP_FD_NONE, .phase = GUEST_CONF, .peer_uid = getuid() };
+	struct guest g = { .listen_fd = -1, .listen_w = LOOP_FD_NONE, .phase = GUEST_NEW, .peer_uid = getuid() };
 	enum log_level level = LOG_INFO_;
 	struct err e = { 0 };
 	long n;
