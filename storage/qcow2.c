@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "common/log.h"
 #include "common/overflow.h"
@@ -308,27 +309,50 @@ int q2_read_header(struct qcow2 *q, const struct blk_spec *spec, struct err *e)
 	return 0;
 }
 
-/* q2_load_top() - read a table of 64-bit entries and make its directory. */
+/* q2_table_new() - a zeroed table whose untouched pages cost nothing, whatever malloc thinks. */
+void *q2_table_new(size_t bytes)
+{
+	void *p = mmap(NULL, MAX(bytes, (size_t)1), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	return p == MAP_FAILED ? NULL : p;
+}
+
+void q2_table_free(void *p, size_t bytes)
+{
+	if (p)
+		munmap(p, MAX(bytes, (size_t)1));
+}
+
+int q2_dir_new(struct q2_dir *d, uint32_t n)
+{
+	d->top_n = n;
+	d->top = q2_table_new(n * 8ULL);
+	d->tab = q2_table_new(n * sizeof(*d->tab));
+	d->top_dirty = q2_table_new((n / 4096 + 1) * 8ULL);
+	return d->top && d->tab && d->top_dirty ? 0 : -ENOMEM;
+}
+
+/* q2_load_top() - read a table of 64-bit entries and make its directory; pages of zeroes, which is
+ * most of a young image's tables, are not touched. */
 int q2_load_top(struct qcow2 *q, struct q2_dir *d, uint64_t off, uint32_t n, struct err *e)
 {
-	uint32_t cap = MAX(n, 1u);
-	int r = -ENOMEM;
+	uint64_t page[512];
+	int r = q2_dir_new(d, n);
 
-	d->top = calloc(cap, sizeof(*d->top));
-	d->tab = calloc(cap, sizeof(*d->tab));
-	d->top_dirty = calloc(cap / 4096 + 1, sizeof(*d->top_dirty));
-	if (d->top && d->tab && d->top_dirty)
-		r = n ? node_pread(q->file, d->top, n * 8ULL, off) : 0;
+	for (uint32_t i = 0; i < n && !r; i += ARRAY_SIZE(page)) {
+		uint32_t k = MIN(n - i, (uint32_t)ARRAY_SIZE(page));
+
+		r = node_pread(q->file, page, k * 8ULL, off + i * 8ULL);
+		for (uint32_t j = 0; j < k && !r; j++)
+			if (page[j])
+				d->top[i + j] = be64toh(page[j]);
+	}
+	d->top_off = off;
 	if (r) {
 		q2_dir_fini(q, d);
 		return err_set(e, -r, "disk-open", "%s: cannot read the table at offset %llu: %s",
 			       q->bd->label, (unsigned long long)off, strerror(-r));
 	}
-	for (uint32_t i = 0; i < n; i++)
-		if (d->top[i]) /* untouched pages stay untouched */
-			d->top[i] = be64toh(d->top[i]);
-	d->top_off = off;
-	d->top_n = n;
 	return 0;
 }
 
@@ -336,12 +360,34 @@ void q2_dir_fini(struct qcow2 *q, struct q2_dir *d)
 {
 	if (d->tab)
 		q2_slices_drop(q, d);
-	free(d->tab);
-	free(d->top);
-	free(d->top_dirty);
+	q2_table_free(d->tab, d->top_n * sizeof(*d->tab));
+	q2_table_free(d->top, d->top_n * 8ULL);
+	q2_table_free(d->top_dirty, (d->top_n / 4096 + 1) * 8ULL);
 	d->tab = NULL;
 	d->top = NULL;
 	d->top_dirty = NULL;
+	d->top_n = 0;
+}
+
+/* q2_dir_grow() - to @n entries; on failure nothing has changed. */
+int q2_dir_grow(struct q2_dir *d, uint32_t n)
+{
+	struct q2_dir g = *d;
+
+	if (q2_dir_new(&g, n) < 0) {
+		q2_table_free(g.tab, n * sizeof(*g.tab));
+		q2_table_free(g.top, n * 8ULL);
+		q2_table_free(g.top_dirty, (n / 4096 + 1) * 8ULL);
+		return -ENOMEM;
+	}
+	memcpy(g.top, d->top, d->top_n * 8ULL);
+	memcpy(g.tab, d->tab, d->top_n * sizeof(*d->tab));
+	memcpy(g.top_dirty, d->top_dirty, (d->top_n / 4096 + 1) * 8ULL);
+	q2_table_free(d->tab, d->top_n * sizeof(*d->tab));
+	q2_table_free(d->top, d->top_n * 8ULL);
+	q2_table_free(d->top_dirty, (d->top_n / 4096 + 1) * 8ULL);
+	*d = g;
+	return 0;
 }
 
 static void q2_free(struct qcow2 *q)
@@ -488,6 +534,7 @@ static int q2_close(struct blockdev *bd, bool keep_fds)
 			(void)node_resize(q->file, q->bump << q->cluster_bits, &ignored);
 		}
 	}
+	r = r ? r : atomic_load(&q->sync_error);
 	r2 = node_close(bd->child, keep_fds);
 	r = r ? r : r2;
 	r2 = node_close(bd->backing, keep_fds);

@@ -115,6 +115,7 @@ struct qcow2 {
 	uint64_t slice_gen; /* grows whenever a slice leaves or its table moves */
 	_Atomic bool corrupt;
 	_Atomic bool begun; /* the first write has cleared the autoclear bits */
+	_Atomic int sync_error; /* the first failed sync, for good */
 	bool header_dirty;
 
 	/* allocator, under lock taken alone */
@@ -168,6 +169,10 @@ int q2_write_header_locked(struct qcow2 *q);
 int q2_begin_write(struct qcow2 *q);
 int q2_read_header(struct qcow2 *q, const struct blk_spec *spec, struct err *e);
 int q2_load_top(struct qcow2 *q, struct q2_dir *d, uint64_t off, uint32_t n, struct err *e);
+void *q2_table_new(size_t bytes);
+void q2_table_free(void *p, size_t bytes);
+int q2_dir_grow(struct q2_dir *d, uint32_t n);
+int q2_dir_new(struct q2_dir *d, uint32_t n);
 void q2_dir_fini(struct qcow2 *q, struct q2_dir *d);
 static inline uint64_t q2_epoch_enter(struct qcow2 *q)
 {

@@ -412,30 +412,13 @@ static int q2_refblock_make(struct qcow2 *q, uint64_t top)
 	q->slice_gen++;
 	q2_top_mark(&q->rt, top);
 	q->new_refblocks = true;
-	return q2_refcount_set_locked(q, at, 1);
-}
-
-static int q2_dir_grow(struct q2_dir *d, uint32_t n)
-{
-	uint64_t *top = realloc(d->top, n * sizeof(*top)), *dirty;
-	struct q2_slice ***tab;
-
-	if (!top)
-		return -ENOMEM;
-	d->top = top;
-	tab = realloc(d->tab, n * sizeof(*tab));
-	if (!tab)
-		return -ENOMEM;
-	d->tab = tab;
-	dirty = realloc(d->top_dirty, (n / 4096 + 1) * sizeof(*dirty));
-	if (!dirty)
-		return -ENOMEM;
-	d->top_dirty = dirty;
-	memset(top + d->top_n, 0, (n - d->top_n) * sizeof(*top));
-	memset(tab + d->top_n, 0, (n - d->top_n) * sizeof(*tab));
-	memset(dirty + d->top_n / 4096 + 1, 0, (n / 4096 - d->top_n / 4096) * sizeof(*dirty));
-	d->top_n = n;
-	return 0;
+	r = q2_refcount_set_locked(q, at, 1);
+	if (r) {
+		/* never leave a block in the table that does not count itself */
+		q->rt.top[top] = 0;
+		q2_meta_del_locked(q, host);
+	}
+	return r;
 }
 
 /* q2_reftable_grow() - a larger table at the end; the commit writes it whole, then the header. */
@@ -448,9 +431,9 @@ static int q2_reftable_grow(struct qcow2 *q, uint64_t need_top)
 	clusters = q2_clusters(q, n * 8);
 	if (clusters << q->cluster_bits > Q2_REFTABLE_MAX_BYTES)
 		return -EFBIG;
-	r = q2_dir_grow(&q->rt, (clusters << q->cluster_bits) / 8);
+	r = q2_bump(q, clusters, &start);
 	if (!r)
-		r = q2_bump(q, clusters, &start);
+		r = q2_dir_grow(&q->rt, (clusters << q->cluster_bits) / 8);
 	if (r)
 		return r;
 	q->rt.top_off = start << q->cluster_bits;
@@ -463,8 +446,14 @@ static int q2_reftable_grow(struct qcow2 *q, uint64_t need_top)
 		q2_meta_del_locked(q, old_off + at);
 	if (!r)
 		r = q2_meta_add_run(q, q->rt.top_off, clusters << q->cluster_bits);
-	if (!r)
+	if (!r) {
 		q2_free_later_locked(q, old_off, old_len);
+	} else {
+		/* half moved: what is on disk is whole, and stays as it is */
+		int none = 0;
+
+		atomic_compare_exchange_strong(&q->sync_error, &none, r);
+	}
 	return r;
 }
 

@@ -214,18 +214,31 @@ static void q2_release_limbo(struct qcow2 *q)
 	}
 }
 
+/* q2_sync() - a sync that failed is never asked again: what it lost stays lost. */
+static int q2_sync(struct qcow2 *q)
+{
+	int r = atomic_load(&q->sync_error), none = 0;
+
+	if (r)
+		return r;
+	r = node_flush(q->file);
+	if (r)
+		atomic_compare_exchange_strong(&q->sync_error, &none, r);
+	return r;
+}
+
 static int q2_commit_refs(struct qcow2 *q, struct q2_batch *refs, struct q2_batch *rt, bool header,
 			  bool early)
 {
 	int r = q2_batch_write(q, refs);
 
 	if (!r && early) {
-		r = node_flush(q->file);
+		r = q2_sync(q);
 		if (!r)
 			r = q2_batch_write(q, rt);
 		if (!r && header) {
 			if (rt->n)
-				r = node_flush(q->file);
+				r = q2_sync(q);
 			if (!r) {
 				pthread_rwlock_wrlock(&q->lock);
 				r = q2_write_header_locked(q);
@@ -233,7 +246,7 @@ static int q2_commit_refs(struct qcow2 *q, struct q2_batch *refs, struct q2_batc
 			}
 		}
 	}
-	return r ? r : node_flush(q->file);
+	return r ? r : q2_sync(q);
 }
 
 /* q2_commit() - with flush_lock held, or with nobody else about. */
@@ -242,8 +255,10 @@ int q2_commit(struct qcow2 *q)
 	struct q2_batch refs = { 0 }, rt = { 0 }, map = { 0 };
 	struct q2_freed *freed, *tail;
 	bool header, early, l1_dirty, rt_dirty, rt_moved;
-	int r;
+	int r = atomic_load(&q->sync_error);
 
+	if (r)
+		return r;
 	q2_release_limbo(q);
 	pthread_rwlock_wrlock(&q->lock);
 	header = q->header_dirty;
@@ -276,7 +291,7 @@ int q2_commit(struct qcow2 *q)
 	if (!r && map.n) {
 		r = q2_batch_write(q, &map);
 		if (!r)
-			r = node_flush(q->file);
+			r = q2_sync(q);
 	}
 
 	pthread_rwlock_wrlock(&q->lock);
@@ -322,7 +337,7 @@ int q2_flush(struct blockdev *bd)
 	int r;
 
 	if (!atomic_load(&q->begun))
-		return node_flush(q->file);
+		return q2_sync(q);
 	if (atomic_load(&q->corrupt))
 		return -EUCLEAN;
 	ticket = atomic_fetch_add(&q->flush_want, 1) + 1;

@@ -25,41 +25,26 @@ static int q2_l1_grow(struct qcow2 *q, uint32_t n)
 	uint64_t old_off = q->l1.top_off, old_len = ALIGN_UP(q->l1.top_n * 8ULL, q->cluster_size);
 	uint64_t host, clusters = q2_clusters(q, n * 8ULL), old_n = q->l1.top_n, *be;
 	struct q2_dir *d = &q->l1;
-	void *top, *tab, *dirty;
 	int r = q2_alloc_locked(q, clusters, true, &host, NULL);
 
 	if (r)
 		return r;
-	top = calloc(n, 8);
-	tab = calloc(n, sizeof(*d->tab));
-	dirty = calloc(n / 4096 + 1, 8);
-	be = calloc(1, clusters << q->cluster_bits);
-	r = top && tab && dirty && be ? 0 : -ENOMEM;
+	be = q2_table_new(clusters << q->cluster_bits);
+	r = be ? 0 : -ENOMEM;
 	for (uint64_t i = 0; !r && i < old_n; i++)
 		be[i] = htobe64(d->top[i]);
 	if (!r)
 		r = node_pwrite(q->file, be, clusters << q->cluster_bits, host);
-	free(be);
+	q2_table_free(be, clusters << q->cluster_bits);
+	if (!r)
+		r = q2_dir_grow(d, n);
 	if (r) {
-		free(top);
-		free(tab);
-		free(dirty);
 		for (uint64_t c = 0; c < clusters; c++)
 			q2_meta_del_locked(q, host + (c << q->cluster_bits));
 		q2_free_now_locked(q, host, clusters << q->cluster_bits);
 		return r;
 	}
-	memcpy(top, d->top, old_n * 8);
-	memcpy(tab, d->tab, old_n * sizeof(*d->tab));
-	memcpy(dirty, d->top_dirty, (old_n / 4096 + 1) * 8);
-	free(d->top);
-	free(d->tab);
-	free(d->top_dirty);
-	d->top = top;
-	d->tab = tab;
-	d->top_dirty = dirty;
 	d->top_off = host;
-	d->top_n = n;
 	q->header_dirty = true;
 	q->slice_gen++;
 	for (uint64_t at = 0; at < old_len; at += q->cluster_size)
