@@ -80,6 +80,10 @@ static bool q2_walk_entry(struct q2_walk *w, const uint64_t *table, uint32_t i, 
 			len = MIN(len, (w->n << q->cluster_bits) - off);
 		return q2_walk_ref(w, off, len, "compressed cluster");
 	}
+	if (l2 & ~(Q2_OFFSET_MASK | Q2_COPIED | (q->ext_l2 ? 0 : Q2_ZERO_FLAG))) {
+		q2_found(w, true, "L2 entry %016llx has reserved bits set", (unsigned long long)l2);
+		return false;
+	}
 	if (q->ext_l2 && (((bits & 0xffffffff) & (bits >> 32)) || (!host && (bits & 0xffffffff)))) {
 		q2_found(w, true, "an extended L2 entry has an impossible bitmap %016llx", (unsigned long long)bits);
 		return false;
@@ -118,6 +122,13 @@ static int q2_walk_l1(struct q2_walk *w, uint64_t l1_off, uint64_t n, bool activ
 		uint64_t host = be64toh(l1[t]) & Q2_OFFSET_MASK;
 		bool changed = false;
 
+		if (be64toh(l1[t]) & ~(Q2_OFFSET_MASK | Q2_COPIED)) {
+			q2_found(w, true, "L1 entry %llu has reserved bits set", (unsigned long long)t);
+			if (active && w->how == Q2_REPAIR_ALL) {
+				l1[t] = htobe64(be64toh(l1[t]) & (Q2_OFFSET_MASK | Q2_COPIED));
+				l1_changed = true;
+			}
+		}
 		if (!host)
 			continue;
 		if ((host & (q->cluster_size - 1)) || !q2_walk_ref(w, host, q->cluster_size, "L2 table")) {
@@ -227,6 +238,10 @@ static int q2_walk_refcounts(struct q2_walk *w, bool *broken)
 	for (uint32_t t = 0; t < q->rt.top_n; t++) {
 		uint64_t host = q->rt.top[t] & Q2_OFFSET_MASK;
 
+		if (q->rt.top[t] & ~Q2_OFFSET_MASK) {
+			q2_found(w, true, "refcount table entry %u has reserved bits set", t);
+			*broken = true;
+		}
 		if (!host)
 			continue;
 		if ((host & (q->cluster_size - 1)) || !q2_walk_ref(w, host, q->cluster_size, "refcount block")) {
