@@ -82,9 +82,11 @@ struct vm {
 
 	void (*on_event)(void *arg, enum vm_event ev, const char *text);
 	void *on_event_arg;
+	void (*on_vcpu_thread)(struct vm *vm); /* optional: first thing in each new vCPU thread (own lockdown) */
 	struct vm_timers *timers;
 	struct vm_run *run; /* vm_vcpu.c: waiters, events, clock */
 	struct list chardevs; /* devices/chardev.c, initialised there at first use */
+	struct iothread *iothread; /* devices/iothread.c, made at first use */
 };
 
 struct vm_config {

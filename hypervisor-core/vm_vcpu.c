@@ -242,6 +242,8 @@ static void *vcpu_thread(void *arg)
 	snprintf(name, sizeof(name), "vcpu%u", v->index);
 	prctl(PR_SET_NAME, name, 0, 0, 0);
 	atomic_store(&v->tid, (int)syscall(SYS_gettid));
+	if (vm->on_vcpu_thread)
+		vm->on_vcpu_thread(vm);
 	while (vcpu_wait_runnable(v)) {
 		struct vcpu *which = v;
 		enum vcpu_exit why = vm->run->one_thread ? vm->accel->run_all(vm, &which) :

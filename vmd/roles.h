@@ -18,4 +18,13 @@
 int core_main(int priv_sock);
 int api_main(int priv_sock);
 
+/* hello.state of a guest, and g_event.state */
+enum guest_state {
+	GUEST_NEW,     /* waits for its configuration */
+	GUEST_BUILT,   /* machine made, locked down, never ran */
+	GUEST_RUNNING,
+	GUEST_PAUSED,
+	GUEST_STOPPED, /* powered off, or its CPU gave up: waits for g_quit or g_reset */
+};
+
 #endif

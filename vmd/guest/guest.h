@@ -28,6 +28,7 @@ struct guest {
 	uid_t peer_uid; /* besides root: whose connection is the daemon's */
 
 	int listen_fd;
+	int kvm_fd; /* inherited /dev/kvm, or -1; g_config may bring another */
 	struct loop_fd listen_w;
 	struct wire_conn *conn; /* NULL: daemon away */
 

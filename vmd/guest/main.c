@@ -1,6 +1,6 @@
 /* main.c - vmd-guest: one virtual machine in one process.
  *
- *	vmd-guest --listen FD [--peer-uid UID] [--verbose]
+ *	vmd-guest --listen FD [--peer-uid UID] [--kvm FD] [--jail LAYERS] [--verbose]
  * Started by vmd's priv role inside a jail: FD listens on a SOCK_SEQPACKET unix socket, standard error is the log. There is
  * nothing else to name: everything the guest has arrives as a descriptor. It ends when told to (g_quit), when it
  * could not be built, or never: the daemon's end is not its own.
@@ -12,14 +12,16 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 #include "common/log.h"
 #include "vmd/guest/guest.h"
+#include "vmd/guest/lockdown.h"
 
 static int guest_usage(FILE *f)
 {
-	fputs("usage: vmd-guest --listen FD [--peer-uid UID] [--verbose]\n"
+	fputs("usage: vmd-guest --listen FD [--peer-uid UID] [--kvm FD] [--jail LAYERS] [--verbose]\n"
 	      "one virtual machine; started by vmd, which passes all else as descriptors\n",
 	      f);
 	return f == stdout ? 0 : 2;
@@ -45,7 +47,7 @@ static void guest_sigterm(void *arg, int signo)
 
 int main(int argc, char **argv)
 {
-	struct guest g = { .listen_fd = -1, .listen_w = LOOP_FD_NONE, .phase = GUEST_NEW, .peer_uid = getuid() };
+	struct guest g = { .listen_fd = -1, .kvm_fd = -1, .listen_w = LOOP_FD_NONE, .phase = GUEST_NEW, .peer_uid = getuid() };
 	enum log_level level = LOG_INFO_;
 	struct err e = { 0 };
 	long n;
@@ -57,6 +59,12 @@ int main(int argc, char **argv)
 		} else if (!strcmp(argv[i], "--peer-uid") && i + 1 < argc && guest_number(argv[i + 1], &n) == 0) {
 			g.peer_uid = (uid_t)n;
 			i++;
+		} else if (!strcmp(argv[i], "--kvm") && i + 1 < argc && guest_number(argv[i + 1], &n) == 0) {
+			g.kvm_fd = (int)n;
+			i++;
+		} else if (!strcmp(argv[i], "--jail") && i + 1 < argc) {
+			/* what priv has put around us, for people to read */
+			snprintf(g.jail, sizeof(g.jail), "%s", argv[++i]);
 		} else if (!strcmp(argv[i], "--verbose")) {
 			level = LOG_DEBUG_;
 		} else {
@@ -69,6 +77,14 @@ int main(int argc, char **argv)
 	mallopt(M_TRIM_THRESHOLD, 64 << 10);
 	log_open("guest", NULL, 2, level);
 	signal(SIGPIPE, SIG_IGN);
+	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0); /* no core file, no ptrace by a neighbour of the same uid */
+	int landlock = lockdown_paths();
+
+	if (landlock > 0)
+		snprintf(g.jail + strlen(g.jail), sizeof(g.jail) - strlen(g.jail), "%slandlock-%d", *g.jail ? " " : "",
+			 landlock);
+	else
+		log_info("no Landlock here: %s", strerror(-landlock));
 	g.loop = loop_new();
 	g.cfg = guest_config_new();
 	if (!g.loop || !g.cfg) {

@@ -96,6 +96,8 @@ int guest_build(struct guest *g, struct msg_g_ready *ready, struct err *e)
 
 	if (r < 0)
 		return r;
+	if (s.kvm_fd < 0)
+		s.kvm_fd = g->kvm_fd;
 	g->machine = guest_machine(s.machine, e);
 	if (!g->machine)
 		return -EINVAL;
