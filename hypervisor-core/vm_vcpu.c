@@ -10,6 +10,7 @@
  * signalled under any lock. One callback runs a round, since a callback may free the VM.
  */
 #include <errno.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -260,10 +261,21 @@ static int vm_make_threads(struct vm *vm, struct err *e)
 {
 	struct vm_run *run = vm->run;
 	pthread_attr_t attr;
+	sigset_t all, before;
 	int ret = 0;
 
+	/* Signals are the main thread's, but for those that a thread raises itself. */
+	sigfillset(&all);
+	sigdelset(&all, SIGSEGV);
+	sigdelset(&all, SIGBUS);
+	sigdelset(&all, SIGFPE);
+	sigdelset(&all, SIGILL);
+	sigdelset(&all, SIGTRAP);
+	sigdelset(&all, SIGSYS);
+	sigdelset(&all, SIGABRT);
 	run->one_thread = vm->accel->runs_all && vm->accel->run_all && vm->accel->runs_all(vm);
 	unsigned want = run->one_thread ? 1 : vm->nvcpus;
+	pthread_sigmask(SIG_BLOCK, &all, &before);
 	pthread_attr_init(&attr);
 	pthread_attr_setstacksize(&attr, VCPU_STACK_BYTES);
 	for (unsigned i = 0; i < want && !ret; i++) {
@@ -280,6 +292,7 @@ static int vm_make_threads(struct vm *vm, struct err *e)
 		}
 	}
 	pthread_attr_destroy(&attr);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	if (ret)
 		return err_set(e, ret, "no-thread", "guest %s: cannot start a vCPU thread: %s", vm->name,
 			       strerror(ret));
