@@ -1,0 +1,631 @@
+/* virtio_blk.c - the virtio block device (virtio 1.2, 5.2): many queues, flush, discard, write-zeroes, serial.
+ *
+ * Kicks arrive as doorbells on the VM's I/O thread; requests go to the block layer from there and complete there, so
+ * that one thread owns every queue and no lock is held. A batch of completions raises one interrupt.
+ * Errors: by the disk's policy a failed request is either reported to the guest, or held while the VM pauses with
+ * VM_EVENT_IO_ERROR, and tried again once it runs on.
+ * Trust: header, sizes and segments are the guest's: bounds and alignment are checked against the disk before use.
+ */
+#include <errno.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/log.h"
+#include "common/overflow.h"
+#include "common/units.h"
+#include "devices/iothread.h"
+#include "devices/virtio.h"
+#include "devices/virtio_devices.h"
+#include "hypervisor-core/vm.h"
+
+enum { T_IN = 0, T_OUT = 1, T_FLUSH = 4, T_GET_ID = 8, T_DISCARD = 11, T_WRITE_ZEROES = 13 };
+enum { S_OK, S_IOERR, S_UNSUPP };
+enum { F_SEG_MAX = 2, F_RO = 5, F_BLK_SIZE = 6, F_FLUSH = 9, F_TOPOLOGY = 10, F_MQ = 12, F_DISCARD = 13, F_WRITE_ZEROES = 14 };
+
+#define BLK_SECTOR	  512u
+#define BLK_QUEUES_MAX	  8u
+#define BLK_HDR		  16u
+#define BLK_DISCARD_MAX	  0x3fffffu /* sectors a segment: 2 GiB */
+#define BLK_RETRY_NS	  (200 * NS_PER_MS)
+
+/* struct virtio_blk_config (5.2.4), little-endian as the host is */
+struct blk_config {
+	uint64_t capacity;
+	uint32_t size_max, seg_max;
+	uint16_t cylinders;
+	uint8_t heads, sectors;
+	uint32_t blk_size;
+	uint8_t physical_block_exp, alignment_offset;
+	uint16_t min_io_size;
+	uint32_t opt_io_size;
+	uint8_t writeback, unused0;
+	uint16_t num_queues;
+	uint32_t max_discard_sectors, max_discard_seg, discard_sector_alignment;
+	uint32_t max_write_zeroes_sectors, max_write_zeroes_seg;
+	uint8_t write_zeroes_may_unmap, unused1[3];
+} __attribute__((packed));
+
+struct blk_dev;
+
+/* One request in flight; the ring's segments are copied behind it. */
+struct blk_io {
+	struct blk_req req; /* first: the block layer hands it back */
+	struct blk_dev *dev;
+	struct list node;
+	struct virtq *q;
+	uint16_t head, ndescs;
+	uint8_t *status;
+	gpa_t status_gpa;
+	uint32_t in_bytes;
+	unsigned niov, nin_gpa;
+	struct iovec iov[];
+};
+
+struct blk_q {
+	struct blk_dev *dev;
+	unsigned index;
+	struct blk_queue *bq;
+	struct loop_fd w;
+	bool active, dirty; /* dirty: completions not yet signalled */
+};
+
+struct blk_dev {
+	struct virtio_dev vd; /* first */
+	struct blockdev *bd;
+	struct iothread *io;
+	struct blk_info info;
+	char serial[21];
+	bool read_only;
+	enum io_error_policy on_error;
+	struct blk_q q[BLK_QUEUES_MAX];
+	struct virtq_req *scratch; /* I/O thread; made at the first request */
+	struct list held;	   /* failed, waiting for the VM to run on */
+	struct loop_timer retry;
+	bool retry_armed, saw_pause;
+	unsigned inflight;
+	bool draining;
+	pthread_mutex_t drain_lock;
+	pthread_cond_t drain_cond;
+	uint64_t capacity_sectors;
+	_Atomic uint64_t reads, writes, flushes, discards, read_bytes, written_bytes, errors;
+};
+
+static struct blk_dev *blk_of(struct virtio_dev *d)
+{
+	return container_of(d, struct blk_dev, vd);
+}
+
+/* ---- completion ---- */
+
+static void blk_signal(struct blk_dev *d)
+{
+	for (unsigned i = 0; i < d->vd.nqueues; i++)
+		if (d->q[i].dirty) {
+			d->q[i].dirty = false;
+			virtq_interrupt(&d->vd.vq[i]);
+		}
+}
+
+static void blk_finish(struct blk_io *io, uint8_t status)
+{
+	struct blk_dev *d = io->dev;
+	uint32_t written = 1;
+
+	if (status == S_OK)
+		written += io->in_bytes;
+	else
+		atomic_fetch_add_explicit(&d->errors, 1, memory_order_relaxed);
+	*io->status = status;
+	if (io->in_bytes && status == S_OK) {
+		const gpa_t *gpa = (const gpa_t *)(const void *)&io->iov[io->niov];
+
+		for (unsigned i = 0; i < io->nin_gpa; i++)
+			mem_dirty_mark(d->vd.vm->mem, gpa[i], io->iov[i].iov_len);
+	}
+	mem_dirty_mark(d->vd.vm->mem, io->status_gpa, 1);
+	virtq_push_head(io->q, io->head, io->ndescs, written);
+	d->q[io->q->index].dirty = true;
+	d->inflight--;
+	free(io);
+}
+
+static void blk_drained(struct blk_dev *d)
+{
+	if (!d->draining || d->inflight)
+		return;
+	pthread_mutex_lock(&d->drain_lock);
+	d->draining = false;
+	pthread_cond_broadcast(&d->drain_cond);
+	pthread_mutex_unlock(&d->drain_lock);
+}
+
+static void blk_done(struct blk_req *r, int result)
+{
+	struct blk_io *io = container_of(r, struct blk_io, req);
+	struct blk_dev *d = io->dev;
+
+	if (result < 0 && d->on_error == IO_ERROR_PAUSE && !d->draining && (result == -ENOSPC || result == -EIO || result == -EDQUOT)) {
+		list_add_tail(&d->held, &io->node);
+		if (!d->retry_armed) {
+			d->retry_armed = true;
+			d->saw_pause = false;
+			loop_timer_after(&d->retry, BLK_RETRY_NS);
+			vm_event(d->vd.vm, VM_EVENT_IO_ERROR, "disk %s: %s failed: %s", d->vd.id,
+				 r->op == BLK_READ ? "read" : r->op == BLK_FLUSH ? "flush" : "write", strerror(-result));
+		}
+		return;
+	}
+	blk_finish(io, result < 0 ? S_IOERR : S_OK);
+	blk_signal(d);
+	blk_drained(d);
+}
+
+/* The VM runs again after the pause that an error caused: try what was held. */
+static void blk_retry(void *arg)
+{
+	struct blk_dev *d = arg;
+	bool running;
+
+	pthread_mutex_lock(&d->vd.vm->run_lock);
+	running = d->vd.vm->run_state == VM_RUNNING;
+	pthread_mutex_unlock(&d->vd.vm->run_lock);
+	if (!running)
+		d->saw_pause = true;
+	if (list_empty(&d->held)) {
+		d->retry_armed = false;
+		return;
+	}
+	if (running && d->saw_pause) {
+		struct list again = LIST_INIT(again);
+
+		d->retry_armed = false;
+		while (!list_empty(&d->held)) {
+			struct list *n = d->held.next;
+
+			list_del(n);
+			list_add_tail(&again, n);
+		}
+		while (!list_empty(&again)) {
+			struct blk_io *io = list_first(&again, struct blk_io, node);
+
+			list_del(&io->node);
+			blk_submit(d->q[io->q->index].bq, &io->req);
+		}
+		return;
+	}
+	loop_timer_after(&d->retry, BLK_RETRY_NS);
+}
+
+/* ---- requests ---- */
+
+/* The segments of the ring that carry data: without the header in front and the status byte at the end. */
+static unsigned blk_data_iov(const struct virtq_req *r, bool in, struct iovec *iov, gpa_t *gpa)
+{
+	unsigned n = 0, first = in ? r->nout : 0, count = in ? r->nin : r->nout;
+	uint64_t skip = in ? 0 : BLK_HDR, left = in ? r->in_bytes - 1 : r->out_bytes - BLK_HDR;
+
+	for (unsigned i = 0; i < count && left; i++) {
+		uint8_t *p = r->iov[first + i].iov_base;
+		uint64_t len = r->iov[first + i].iov_len, cut = MIN(skip, len);
+
+		skip -= cut;
+		p += cut;
+		len = MIN(len - cut, left);
+		left -= len;
+		if (!len)
+			continue;
+		iov[n] = (struct iovec){ p, len };
+		if (in)
+			gpa[n] = r->in_gpa[i];
+		n++;
+	}
+	return n;
+}
+
+static bool blk_range_ok(const struct blk_dev *d, uint64_t sector, uint64_t bytes)
+{
+	return bytes % BLK_SECTOR == 0 && range_within(sector, bytes / BLK_SECTOR, d->capacity_sectors);
+}
+
+/* Fill io->req from the header. Return: 0 submit, else the status to answer with at once, plus one. */
+static int blk_prepare(struct blk_dev *d, struct blk_io *io, const struct virtq_req *r, uint32_t type, uint64_t sector)
+{
+	struct {
+		uint64_t sector;
+		uint32_t sectors, flags;
+	} seg;
+	struct blk_req *q = &io->req;
+	uint64_t bytes;
+
+	switch (type) {
+	case T_IN:
+	case T_OUT:
+		bytes = type == T_IN ? r->in_bytes - 1 : r->out_bytes - BLK_HDR;
+		if (!blk_range_ok(d, sector, bytes) || (type == T_OUT && d->read_only))
+			return 1 + S_IOERR;
+		if (!bytes)
+			return 1 + S_OK;
+		q->op = type == T_IN ? BLK_READ : BLK_WRITE;
+		q->off_bytes = sector * BLK_SECTOR;
+		q->len_bytes = bytes;
+		q->iov = io->iov;
+		q->niov = (int)io->niov;
+		if (type == T_IN)
+			io->in_bytes = (uint32_t)MIN(bytes, UINT32_MAX - 1);
+		atomic_fetch_add_explicit(type == T_IN ? &d->reads : &d->writes, 1, memory_order_relaxed);
+		atomic_fetch_add_explicit(type == T_IN ? &d->read_bytes : &d->written_bytes, bytes, memory_order_relaxed);
+		return 0;
+	case T_FLUSH:
+		q->op = BLK_FLUSH;
+		atomic_fetch_add_explicit(&d->flushes, 1, memory_order_relaxed);
+		return 0;
+	case T_GET_ID: {
+		char id[20] = "";
+
+		memcpy(id, d->serial, strnlen(d->serial, sizeof(id)));
+		io->in_bytes = (uint32_t)virtq_copy_in(r, 0, id, MIN(sizeof(id), r->in_bytes - 1));
+		return 1 + S_OK;
+	}
+	case T_DISCARD:
+	case T_WRITE_ZEROES:
+		if (r->out_bytes - BLK_HDR != sizeof(seg) || virtq_copy_out(r, BLK_HDR, &seg, sizeof(seg)) != sizeof(seg))
+			return 1 + S_UNSUPP;
+		if (seg.flags & ~1u || (type == T_DISCARD && seg.flags))
+			return 1 + S_UNSUPP;
+		if (seg.sectors > BLK_DISCARD_MAX || d->read_only || !blk_range_ok(d, seg.sector, seg.sectors * (uint64_t)BLK_SECTOR))
+			return 1 + S_IOERR;
+		if (!seg.sectors)
+			return 1 + S_OK;
+		q->op = type == T_DISCARD ? BLK_DISCARD : BLK_WRITE_ZEROES;
+		q->flags = seg.flags & 1 ? BLK_MAY_UNMAP : 0;
+		q->off_bytes = seg.sector * BLK_SECTOR;
+		q->len_bytes = seg.sectors * (uint64_t)BLK_SECTOR;
+		atomic_fetch_add_explicit(&d->discards, 1, memory_order_relaxed);
+		return 0;
+	default:
+		return 1 + S_UNSUPP;
+	}
+}
+
+static int blk_one(struct blk_dev *d, struct blk_q *bq, const struct virtq_req *r)
+{
+	struct {
+		uint32_t type, reserved;
+		uint64_t sector;
+	} hdr;
+	const struct iovec *last;
+	struct blk_io *io;
+	unsigned slots = r->nout + r->nin;
+	int ret;
+
+	/* without a header or a place for the status there is no answer to give */
+	if (virtq_copy_out(r, 0, &hdr, sizeof(hdr)) != sizeof(hdr) || !r->in_bytes)
+		return -EPROTO;
+	io = calloc(1, sizeof(*io) + slots * (sizeof(struct iovec) + sizeof(gpa_t)));
+	if (!io)
+		return -ENOMEM;
+	last = &r->iov[r->nout + r->nin - 1];
+	io->dev = d;
+	io->q = r->q;
+	io->head = r->head;
+	io->ndescs = r->ndescs;
+	io->status = (uint8_t *)last->iov_base + last->iov_len - 1;
+	io->status_gpa = r->in_gpa[r->nin - 1] + last->iov_len - 1;
+	io->req.done = blk_done;
+	list_init(&io->node);
+	d->inflight++;
+	if (hdr.type == T_IN || hdr.type == T_OUT) {
+		gpa_t *gpa = (gpa_t *)(void *)&io->iov[slots];
+
+		io->niov = blk_data_iov(r, hdr.type == T_IN, io->iov, gpa);
+		io->nin_gpa = hdr.type == T_IN ? io->niov : 0;
+		/* blk_finish() looks for the addresses right behind the segments in use */
+		memmove(&io->iov[io->niov], gpa, io->nin_gpa * sizeof(*gpa));
+	}
+	ret = blk_prepare(d, io, r, hdr.type, hdr.sector);
+	if (ret)
+		blk_finish(io, (uint8_t)(ret - 1));
+	else
+		blk_submit(bq->bq, &io->req);
+	return 0;
+}
+
+static void blk_process(struct blk_dev *d, struct blk_q *bq)
+{
+	struct virtq *q = &d->vd.vq[bq->index];
+	int r = 0;
+
+	if (!bq->active || d->draining)
+		return;
+	if (!d->scratch && !(d->scratch = malloc(sizeof(*d->scratch)))) {
+		virtio_needs_reset(&d->vd, "out of memory");
+		return;
+	}
+	do {
+		virtq_kicks_off(q);
+		while ((r = virtq_pop(q, d->scratch)) > 0) {
+			r = blk_one(d, bq, d->scratch);
+			if (r < 0)
+				break;
+		}
+	} while (r >= 0 && virtq_kicks_on(q));
+	blk_signal(d);
+	if (r < 0) {
+		q->broken = true;
+		virtio_needs_reset(&d->vd, r == -ENOMEM ? "out of memory" : "malformed request");
+	}
+}
+
+static void blk_kicked(void *arg, int fd, uint32_t events)
+{
+	struct blk_q *bq = arg;
+	uint64_t n;
+
+	if (read(fd, &n, sizeof(n)) == (ssize_t)sizeof(n))
+		blk_process(bq->dev, bq);
+}
+
+/* ---- configuration, under the machine lock ---- */
+
+static uint64_t blk_features(struct virtio_dev *vd)
+{
+	const struct blk_dev *d = blk_of(vd);
+	uint64_t f = 1ull << F_SEG_MAX | 1ull << F_BLK_SIZE | 1ull << F_FLUSH | 1ull << F_TOPOLOGY;
+
+	if (vd->nqueues > 1)
+		f |= 1ull << F_MQ;
+	if (d->read_only)
+		return f | 1ull << F_RO;
+	if (d->info.has_discard)
+		f |= 1ull << F_DISCARD;
+	if (d->info.has_write_zeroes)
+		f |= 1ull << F_WRITE_ZEROES;
+	return f;
+}
+
+static void blk_config_read(struct virtio_dev *vd, uint32_t off, void *buf, uint32_t len)
+{
+	const struct blk_dev *d = blk_of(vd);
+	struct blk_config c = {
+		.capacity = d->capacity_sectors,
+		.seg_max = 126, /* what drivers expect of a queue of 128 and more */
+		.blk_size = BLK_SECTOR,
+		.physical_block_exp = 3, /* 4 KiB */
+		.opt_io_size = 1,
+		.num_queues = (uint16_t)vd->nqueues,
+		.max_discard_sectors = BLK_DISCARD_MAX,
+		.max_discard_seg = 1,
+		.discard_sector_alignment = 8,
+		.max_write_zeroes_sectors = BLK_DISCARD_MAX,
+		.max_write_zeroes_seg = 1,
+		.write_zeroes_may_unmap = 1,
+	};
+
+	if (range_within(off, len, sizeof(c)))
+		memcpy(buf, (const uint8_t *)&c + off, len);
+}
+
+struct blk_queue_call {
+	struct blk_q *bq;
+	int fd;
+	int result;
+};
+
+static void blk_queue_attach(void *arg)
+{
+	struct blk_queue_call *c = arg;
+	struct blk_q *bq = c->bq;
+	struct err e = { 0 };
+
+	if (!bq->bq)
+		bq->bq = blk_queue_new(bq->dev->bd, iothread_loop(bq->dev->io), &e);
+	c->result = bq->bq ? 0 : -ENOMEM;
+	if (!c->result && bq->w.fd < 0)
+		c->result = loop_fd_add(iothread_loop(bq->dev->io), &bq->w, c->fd, EPOLLIN, blk_kicked, bq);
+	if (!c->result) {
+		bq->active = true;
+		blk_process(bq->dev, bq); /* requests of before a restore */
+	}
+}
+
+static void blk_queue_enable(struct virtio_dev *vd, unsigned q)
+{
+	struct blk_dev *d = blk_of(vd);
+	struct blk_queue_call c = { .bq = &d->q[q], .fd = virtio_queue_doorbell_fd(vd, q) };
+
+	if (c.fd < 0) {
+		virtio_needs_reset(vd, "no descriptor for a doorbell");
+		return;
+	}
+	iothread_call(d->io, blk_queue_attach, &c);
+	if (c.result < 0)
+		virtio_needs_reset(vd, "no memory for a queue");
+}
+
+static void blk_detach(void *arg)
+{
+	struct blk_dev *d = arg;
+
+	d->draining = true;
+	loop_timer_stop(&d->retry);
+	d->retry_armed = false;
+	for (unsigned i = 0; i < d->vd.nqueues; i++) {
+		loop_fd_del(&d->q[i].w);
+		d->q[i].active = false;
+	}
+	/* what waits for a retry has nobody left to answer to */
+	list_for_each_safe(n, &d->held) {
+		struct blk_io *io = container_of(n, struct blk_io, node);
+
+		list_del(n);
+		d->inflight--;
+		free(io);
+	}
+	blk_drained(d);
+}
+
+/* Stop using the queues: nothing in flight afterwards. May wait for the disk. */
+static void blk_stop(struct blk_dev *d)
+{
+	iothread_call(d->io, blk_detach, d);
+	pthread_mutex_lock(&d->drain_lock);
+	while (d->draining)
+		pthread_cond_wait(&d->drain_cond, &d->drain_lock);
+	pthread_mutex_unlock(&d->drain_lock);
+}
+
+static void blk_reset(struct virtio_dev *vd)
+{
+	struct blk_dev *d = blk_of(vd);
+
+	if (d->io)
+		blk_stop(d);
+}
+
+/* quiesce: I/O in flight ends, new kicks wait. Held requests go back to the ring's state by a retry after resume, so a save
+ * with held requests finishes them as errors is not an option: they are put back first. */
+static void blk_quiesce_io(void *arg)
+{
+	struct blk_dev *d = arg;
+
+	for (unsigned i = 0; i < d->vd.nqueues; i++)
+		loop_fd_mod(&d->q[i].w, 0);
+	d->draining = true;
+	blk_drained(d);
+}
+
+static void blk_quiesce(struct virtio_dev *vd, void (*done)(void *), void *arg)
+{
+	struct blk_dev *d = blk_of(vd);
+
+	iothread_call(d->io, blk_quiesce_io, d);
+	pthread_mutex_lock(&d->drain_lock);
+	while (d->draining)
+		pthread_cond_wait(&d->drain_cond, &d->drain_lock);
+	pthread_mutex_unlock(&d->drain_lock);
+	done(arg);
+}
+
+static void blk_unquiesce_io(void *arg)
+{
+	struct blk_dev *d = arg;
+
+	for (unsigned i = 0; i < d->vd.nqueues; i++) {
+		if (!d->q[i].active)
+			continue;
+		loop_fd_mod(&d->q[i].w, EPOLLIN);
+		blk_process(d, &d->q[i]);
+	}
+}
+
+static void blk_unquiesce(struct virtio_dev *vd)
+{
+	iothread_call(blk_of(vd)->io, blk_unquiesce_io, blk_of(vd));
+}
+
+static void blk_free_io(void *arg)
+{
+	struct blk_dev *d = arg;
+
+	for (unsigned i = 0; i < BLK_QUEUES_MAX; i++)
+		if (d->q[i].bq)
+			blk_queue_free(d->q[i].bq);
+}
+
+static void blk_destroy(struct virtio_dev *vd)
+{
+	struct blk_dev *d = blk_of(vd);
+	int r;
+
+	if (d->io) {
+		iothread_call(d->io, blk_free_io, d);
+		iothread_put(d->io);
+	}
+	r = d->bd ? blk_close(d->bd) : 0;
+	if (r < 0)
+		log_error("disk %s: closing: %s", vd->id, strerror(-r));
+	pthread_mutex_destroy(&d->drain_lock);
+	pthread_cond_destroy(&d->drain_cond);
+	free(d->scratch);
+	free(d);
+}
+
+static void blk_kick(struct virtio_dev *vd, unsigned q)
+{
+	/* every enabled queue has a doorbell; a kick before that has nothing to look at */
+}
+
+static unsigned blk_stats(struct virtio_dev *vd, const char **names, uint64_t *values, unsigned max)
+{
+	struct blk_dev *d = blk_of(vd);
+	const struct {
+		const char *name;
+		_Atomic uint64_t *v;
+	} all[] = { { "reads", &d->reads },	      { "writes", &d->writes },		    { "flushes", &d->flushes },
+		    { "discards", &d->discards },     { "read_bytes", &d->read_bytes }, { "written_bytes", &d->written_bytes },
+		    { "errors", &d->errors } };
+	unsigned n = 0;
+
+	for (; n < ARRAY_SIZE(all) && n < max; n++) {
+		names[n] = all[n].name;
+		values[n] = atomic_load_explicit(all[n].v, memory_order_relaxed);
+	}
+	return n;
+}
+
+static const struct virtio_ops blk_ops = {
+	.virtio_id = VIRTIO_ID_BLK,
+	.pci_class = 0x010000, /* SCSI storage, as drivers expect */
+	.features = blk_features,
+	.config_read = blk_config_read,
+	.queue_enable = blk_queue_enable,
+	.kick = blk_kick,
+	.reset = blk_reset,
+	.quiesce = blk_quiesce,
+	.unquiesce = blk_unquiesce,
+	.destroy = blk_destroy,
+	.stats = blk_stats,
+};
+
+int virtio_blk_new(struct vm *vm, struct pci_bus *bus, const struct mc_disk *disk, struct err *e)
+{
+	struct blk_dev *d = calloc(1, sizeof(*d));
+	int r;
+
+	if (!d)
+		return err_set(e, ENOMEM, "no-memory", "disk %s: out of memory", disk->name);
+	d->vd.ops = &blk_ops;
+	d->vd.vm = vm;
+	snprintf(d->vd.id, sizeof(d->vd.id), "%s", disk->name);
+	snprintf(d->serial, sizeof(d->serial), "%.20s", *disk->serial ? disk->serial : disk->name);
+	d->vd.nqueues = disk->queues ? MIN(disk->queues, BLK_QUEUES_MAX) : MIN(MAX(vm->nvcpus, 1u), BLK_QUEUES_MAX);
+	d->vd.queue_size_max = 256;
+	d->read_only = disk->read_only;
+	d->on_error = disk->on_error;
+	blk_info(disk->bd, &d->info);
+	d->read_only |= d->info.read_only;
+	d->capacity_sectors = d->info.size_bytes / BLK_SECTOR;
+	list_init(&d->held);
+	pthread_mutex_init(&d->drain_lock, NULL);
+	pthread_cond_init(&d->drain_cond, NULL);
+	for (unsigned i = 0; i < BLK_QUEUES_MAX; i++) {
+		d->q[i] = (struct blk_q){ .dev = d, .index = i };
+		d->q[i].w.fd = -1;
+	}
+	d->io = iothread_get(vm, e);
+	if (!d->io) {
+		blk_destroy(&d->vd);
+		return e && e->num ? -e->num : -ENOMEM;
+	}
+	loop_timer_init(iothread_loop(d->io), &d->retry, blk_retry, d);
+	r = virtio_pci_new(vm, bus, &d->vd, e);
+	if (r < 0) {
+		blk_destroy(&d->vd);
+		return r;
+	}
+	d->bd = disk->bd;
+	return 0;
+}
