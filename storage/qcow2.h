@@ -234,7 +234,8 @@ int q2_write_compressed(struct qcow2 *q, uint64_t off, const void *comp, uint64_
 /* qcow2_comp.c */
 int q2_comp_read(struct qcow2 *q, const struct q2_seg *s, uint64_t in_cluster, struct blk_buf b,
 		 uint64_t len);
-long q2_compress(int type, void *dst, size_t cap, const void *src, size_t len);
+long q2_compress(int type, int level, void **ctx, void *dst, size_t cap, const void *src, size_t len);
+void q2_compress_free(void *ctx);
 
 /* qcow2_commit.c */
 int q2_flush(struct blockdev *bd);

@@ -1,0 +1,24 @@
+/* job_util.h - inside storage/: what the jobs share. */
+#ifndef STORAGE_JOB_UTIL_H
+#define STORAGE_JOB_UTIL_H
+
+#include <pthread.h>
+
+#include "storage/job.h"
+#include "storage/node.h"
+
+struct blkjob_run {
+	const struct blkjob *job;
+	uint64_t total, done, reported;
+	pthread_mutex_t lock;
+};
+
+struct blkjob_run job_begin(const struct blkjob *job, uint64_t total);
+int job_step(struct blkjob_run *r, uint64_t done); /* 0 or -ECANCELED */
+int job_error(struct err *e, int r, const char *label, const char *what);
+/* job_open() - blk_open() that closes the spec's fds on failure too. */
+struct blockdev *job_open(const struct blk_spec *spec, struct err *e);
+
+void job_close_fds(const struct blk_spec *s); /* of the whole tree */
+
+#endif
