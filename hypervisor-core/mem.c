@@ -31,6 +31,8 @@
 struct mem {
 	unsigned n;
 	atomic_bool tracking;
+	void (*hook)(void *arg, gpa_t gpa, uint64_t len);
+	void *hook_arg;
 	struct mem_region r[MEM_REGIONS_MAX];
 };
 
@@ -275,6 +277,8 @@ void *mem_ptr_write(struct mem *m, gpa_t gpa, uint64_t len)
 
 	if (!r || (r->flags & MEM_ROM) || len > r->size_bytes - (gpa - r->gpa))
 		return NULL;
+	if (m->hook)
+		m->hook(m->hook_arg, gpa, len);
 	if (atomic_load_explicit(&m->tracking, memory_order_acquire))
 		mem_region_mark(r, gpa - r->gpa, len);
 	return r->hva + (gpa - r->gpa);
@@ -323,6 +327,8 @@ static int mem_put(struct mem *m, gpa_t gpa, const void *buf, size_t len, bool r
 		uint64_t off = gpa - r->gpa;
 		uint64_t part = MIN(len, r->size_bytes - off);
 		memcpy(r->hva + off, from, part);
+		if (m->hook)
+			m->hook(m->hook_arg, gpa, part);
 		/* marked after the copy: a fetch between the two would lose the write otherwise */
 		if (track)
 			mem_region_mark(r, off, part);
@@ -380,6 +386,8 @@ void mem_dirty_stop(struct mem *m)
 
 void mem_dirty_mark(struct mem *m, gpa_t gpa, uint64_t len)
 {
+	if (m->hook)
+		m->hook(m->hook_arg, gpa, len);
 	if (!atomic_load_explicit(&m->tracking, memory_order_acquire))
 		return;
 	while (len) {
@@ -393,4 +401,10 @@ void mem_dirty_mark(struct mem *m, gpa_t gpa, uint64_t len)
 		if (len && !add_u64(gpa, part, &gpa))
 			return;
 	}
+}
+
+void mem_write_hook(struct mem *m, void (*fn)(void *arg, gpa_t gpa, uint64_t len), void *arg)
+{
+	m->hook_arg = arg;
+	m->hook = fn;
 }

@@ -73,4 +73,8 @@ int mem_dirty_start(struct mem *m);
 void mem_dirty_stop(struct mem *m);
 void mem_dirty_mark(struct mem *m, gpa_t gpa, uint64_t len);
 
+/* mem_write_hook() - tell @fn of every device write (whatever mem_dirty_mark() would be told), tracking or not: an
+ * accelerator that caches decoded guest code needs it. Set before devices run; NULL = none. */
+void mem_write_hook(struct mem *m, void (*fn)(void *arg, gpa_t gpa, uint64_t len), void *arg);
+
 #endif
