@@ -9,12 +9,12 @@
  * - api has authenticated, matched route and least role, and validated path names, query and body by this table. In the
  *   body sizes are integers (bytes), durations integers (milliseconds), unknown members are gone; defaults are core's to apply.
  * - name = the {guest}, {disk}, ... of the path, percent-decoded ({disk} may be POOL/NAME); sub is used by the rows below.
- *   query = the checked query string "key=value&key=value", percent-decoded values never hold '&' or '='.
+ *   query = a JSON object of the checked parameters (integers, booleans, strings).
  * - Objects of the kinds guest, disk, image, pool, network, operation are a_put with their JSON as a GET shows it; kind is
  *   the object's name here, id its UUID (pool, network: the name), name its name (disk: NAME or POOL/NAME). RF_CACHED routes are
  *   answered by api from there and never reach core. Replies of other lists are {"items":[...]}.
- * - RF_SLOW: core answers 202 with op at once; `Prefer: wait` is api's, which watches the operation's a_put. A failed
- *   operation carries error {status, code, detail, hint}.
+ * - RF_SLOW: core answers 202 with op; `Prefer: wait` arrives as wait_ms, and where core answers 202 before that is over, api
+ *   watches the operation's a_put. A failed operation carries error {status, code, detail, hint}.
  * - IMAGE_UPLOAD comes twice: sub "begin", body {"length":N} → a_reply with fd to write; then sub "end", body
  *   {"length":N,"sha256":"hex"} → the final reply; or sub "abort" (client gone, disk full) → the half upload is removed.
  * - GUEST_CONSOLE_TICKET is api's own. GUEST_CONSOLE: sub = port ("" = the first), body {"read_only":bool} → a_reply with fd,
@@ -96,6 +96,8 @@ enum route_id {
 #undef X
 	ROUTE_COUNT
 };
+
+#define VMD_VERSION "0.1.0"
 
 struct schema_route {
 	enum route_id id;
