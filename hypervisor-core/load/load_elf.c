@@ -222,7 +222,7 @@ int load_elf(struct load_job *j, struct x86_state *s, enum boot_format want, enu
 	}
 	/* What a bzImage's header would have carried: magic and version, for the kernel's sanity checks. */
 	uint8_t hdr[0x20] = { 0 };
-	memcpy(hdr + 0x202 - 0x1f1, "HdrS", 4);
+	memcpy(&hdr[0x202 - 0x1f1], "HdrS", 4);
 	hdr[0x206 - 0x1f1] = 0x0f;
 	hdr[0x207 - 0x1f1] = 0x02;
 	hdr[0x1fe - 0x1f1] = 0x55;
