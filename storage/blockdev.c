@@ -90,6 +90,7 @@ struct blockdev *node_open(const struct blk_spec *spec, unsigned depth, struct e
 	bd->detect_zeroes = spec->detect_zeroes;
 	bd->unsafe = spec->cache == BLK_CACHE_UNSAFE;
 	bd->block_size = 512;
+	bd->aio = spec_opt(spec, "aio") && strcmp(spec_opt(spec, "aio"), "on") == 0;
 	bd->depth = depth;
 	bd->threads_max = threads ? threads : 1;
 	snprintf(bd->label, sizeof(bd->label), "%s", label);
@@ -241,6 +242,19 @@ int node_request(struct blockdev *bd, struct blk_req *r)
 	if (ret == 0 && (r->flags & BLK_FUA))
 		ret = node_flush(bd);
 	return ret;
+}
+
+int node_map(struct blockdev *bd, const struct blk_req *r, struct blk_place *p)
+{
+	bool write = r->op == BLK_WRITE;
+
+	if (!bd->ops->map || (r->op != BLK_READ && !write) || !r->len_bytes || r->niov > 64 ||
+	    (write && (bd->read_only || bd->detect_zeroes || (r->flags & BLK_FUA))) ||
+	    node_check_range(bd, r->off_bytes, r->len_bytes) || !request_iov_matches(r))
+		return -EAGAIN;
+	p->finish = NULL;
+	p->zero = false;
+	return bd->ops->map(bd, write, r, r->off_bytes, p);
 }
 
 struct blockdev *blk_open(const struct blk_spec *spec, struct err *e)

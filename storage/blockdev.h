@@ -65,7 +65,10 @@ struct blk_spec {
 	uint64_t size_bytes; /* "file": limit; 0 = the file's size */
 	const struct blk_spec *child;	/* filters: what they filter */
 	const struct blk_spec *backing; /* qcow2: the parent, resolved by core; the header's path is ignored */
-	const char *const *opts; /* NULL-terminated "key=value", driver's own (tests, limits) */
+	const char *const *opts; /* NULL-terminated "key=value", driver's own (tests, limits). Any node: threads=N;
+				  * root: aio=on (kernel AIO for O_DIRECT; needs io_setup, io_submit, io_getevents,
+				  * io_destroy). file: lock=off. qcow2: backing=ignore, repair=no, prealloc=off,
+				  * cache-bytes=N. rate: iops=, bps=. fail, delay, log: see filter.c. */
 };
 
 struct blk_info {
@@ -87,6 +90,9 @@ int blk_resize(struct blockdev *bd, uint64_t size_bytes, struct err *e); /* live
 struct blk_queue *blk_queue_new(struct blockdev *bd, struct loop *l, struct err *e);
 void blk_queue_free(struct blk_queue *q); /* nothing in flight */
 void blk_submit(struct blk_queue *q, struct blk_req *r); /* r->done called later on the loop, never inside */
+/* blk_queue_plug(), _unplug() - around several submissions: they reach the kernel in one call. Nests. */
+void blk_queue_plug(struct blk_queue *q);
+void blk_queue_unplug(struct blk_queue *q);
 unsigned blk_queue_inflight(const struct blk_queue *q);
 
 /* Synchronous, for jobs and tests: no queue needed, blocks. 0 or -errno. */

@@ -484,6 +484,20 @@ static int64_t file_allocate(struct blockdev *bd, uint64_t off, uint64_t min, ui
 	return want;
 }
 
+static int file_map(struct blockdev *bd, bool write, const struct blk_req *r, uint64_t off, struct blk_place *p)
+{
+	struct file *f = bd->drv;
+
+	/* past the end, over a ragged one, or where a block must be rewritten: the slow way */
+	if (off + r->len_bytes > atomic_load(&bd->size_bytes) || (write && (!f->direct || f->align > 512)) ||
+	    !file_is_aligned(f, r->iov, r->niov, off, r->len_bytes))
+		return -EAGAIN;
+	p->fd = f->fd;
+	p->off = off;
+	p->direct = f->direct;
+	return 0;
+}
+
 const struct blockdev_ops file_ops = {
 	.name = "file",
 	.open = file_open,
@@ -495,4 +509,5 @@ const struct blockdev_ops file_ops = {
 	.extents = file_extents,
 	.resize = file_resize,
 	.allocate = file_allocate,
+	.map = file_map,
 };

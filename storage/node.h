@@ -22,6 +22,17 @@ struct blk_buf {
 	uint64_t skip;
 };
 
+/* Where a whole request lies, found without blocking. With finish set, it must be called once, when
+ * the transfer has ended. */
+struct blk_place {
+	int fd;
+	uint64_t off;
+	bool direct; /* O_DIRECT: asynchronous I/O does not block */
+	bool zero;   /* read: nothing to transfer, it is zeroes */
+	int (*finish)(struct blk_place *p, int error); /* returns the request's result */
+	uint64_t priv[24];
+};
+
 enum node_zero_flags {
 	NODE_UNMAP = 1 << 0,   /* write-zeroes: may deallocate */
 	NODE_DISCARD = 1 << 1, /* contents become undefined; failure to deallocate is no error */
@@ -44,13 +55,16 @@ struct blockdev_ops {
 	 * file system has plenty, at least @min; the file may grow. Return: bytes made, -ENOSPC, or
 	 * -EOPNOTSUPP where it cannot be done ahead. NULL: likewise. */
 	int64_t (*allocate)(struct blockdev *bd, uint64_t off, uint64_t min, uint64_t want);
+	/* map() - the place of one whole read or write, without blocking on I/O; a write may have
+	 * made room. Anything else but 0: the request takes the slow way. NULL: always. */
+	int (*map)(struct blockdev *bd, bool write, const struct blk_req *r, uint64_t off, struct blk_place *p);
 };
 
 struct blockdev {
 	const struct blockdev_ops *ops;
 	void *drv;
 	char label[96];
-	bool read_only, discard, detect_zeroes, unsafe;
+	bool read_only, discard, detect_zeroes, unsafe, aio;
 	uint32_t block_size;
 	_Atomic uint64_t size_bytes;
 	struct blockdev *child;	  /* filter: filtered node; qcow2: the image file */
@@ -83,6 +97,8 @@ int64_t node_allocate(struct blockdev *bd, uint64_t off, uint64_t min, uint64_t 
 int node_resize(struct blockdev *bd, uint64_t size, struct err *e);
 /* node_request() - run one request to its end on the calling thread; checks its range. */
 int node_request(struct blockdev *bd, struct blk_req *r);
+/* node_map() - map() with the checks that every driver would need. */
+int node_map(struct blockdev *bd, const struct blk_req *r, struct blk_place *p);
 
 /* spec_opt() - value of "key=value" among the spec's options, or NULL. */
 const char *spec_opt(const struct blk_spec *spec, const char *key);

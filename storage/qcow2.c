@@ -569,4 +569,5 @@ const struct blockdev_ops qcow2_ops = {
 	.flush = q2_flush,
 	.extents = q2_extents,
 	.resize = q2_resize,
+	.map = q2_map,
 };

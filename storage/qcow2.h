@@ -200,6 +200,9 @@ void q2_slices_drop(struct qcow2 *q, struct q2_dir *d);
 /* q2_seg_get() - what lies at guest @off, for at most @len; takes and drops the lock. @write: data
  * that lies in known metadata is corruption, found before it is written over. */
 int q2_seg_get(struct qcow2 *q, uint64_t off, uint64_t len, bool write, struct q2_seg *s);
+int q2_seg_try(struct qcow2 *q, uint64_t off, uint64_t len, bool write, struct q2_seg *s);
+int q2_entry_quick_locked(struct qcow2 *q, uint64_t off, struct q2_entry *en);
+bool q2_slice_there_locked(struct qcow2 *q, const struct q2_dir *d, uint32_t top, uint32_t idx);
 int q2_entry_get(struct qcow2 *q, uint64_t off, struct q2_entry *en);
 int q2_entry_locked(struct qcow2 *q, uint64_t off, struct q2_entry *en);
 int q2_entry_set_locked(struct qcow2 *q, uint64_t off, struct q2_entry en);
@@ -211,6 +214,7 @@ void q2_comp_extent(const struct qcow2 *q, uint64_t l2, uint64_t *off, uint64_t 
 int q2_refcount_locked(struct qcow2 *q, uint64_t cluster, uint64_t *v);
 int q2_refcount_set_locked(struct qcow2 *q, uint64_t cluster, uint64_t v);
 int q2_alloc_locked(struct qcow2 *q, uint64_t n, bool meta, uint64_t *host, bool *zeroed);
+int q2_alloc_quick_locked(struct qcow2 *q, uint64_t *host);
 int q2_alloc_zeroed_meta_locked(struct qcow2 *q, uint64_t n, uint64_t *host);
 void q2_free_now_locked(struct qcow2 *q, uint64_t host, uint64_t len); /* never referenced on disk */
 void q2_free_later_locked(struct qcow2 *q, uint64_t host, uint64_t len);
@@ -223,10 +227,25 @@ uint64_t q2_refcount_max(const struct qcow2 *q);
 int q2_comp_alloc_locked(struct qcow2 *q, uint64_t len, uint64_t *host);
 
 /* qcow2_io.c */
+/* what a write into one cluster is about to do */
+struct q2_place {
+	struct q2_entry old;
+	uint64_t cluster_off; /* guest */
+	uint64_t base;	      /* host cluster that will hold it */
+	bool inplace;	      /* base is the entry's own cluster, ours alone */
+	bool moved;	      /* the old cluster was shared or compressed: all of it moves */
+	bool zeroed;	      /* base reads as zeroes */
+	bool published;
+};
+bool q2_must_move(const struct q2_entry *en);
+uint64_t q2_unit_mask(const struct qcow2 *q, uint64_t off, uint64_t len);
+int q2_publish(struct qcow2 *q, const struct q2_place *p, uint64_t off, uint64_t alloc);
 int q2_rw(struct blockdev *bd, bool write, struct blk_buf b, uint64_t off, uint64_t len);
+int q2_map(struct blockdev *bd, bool write, const struct blk_req *r, uint64_t off, struct blk_place *p);
 int q2_zero(struct blockdev *bd, uint64_t off, uint64_t len, uint32_t flags);
 int q2_extents(struct blockdev *bd, uint64_t off, struct blk_extent *ext, unsigned max);
 void q2_range_take(struct qcow2 *q, struct q2_range *r, uint64_t start, uint64_t end);
+bool q2_range_try(struct qcow2 *q, struct q2_range *r, uint64_t start, uint64_t end);
 void q2_range_drop(struct qcow2 *q, struct q2_range *r);
 /* q2_write_compressed() - store one cluster compressed; -EFBIG where it does not shrink. */
 int q2_write_compressed(struct qcow2 *q, uint64_t off, const void *comp, uint64_t comp_len);

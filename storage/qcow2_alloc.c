@@ -516,6 +516,27 @@ int q2_alloc_locked(struct qcow2 *q, uint64_t n, bool meta, uint64_t *host, bool
 	return r;
 }
 
+/* q2_alloc_quick_locked() - one data cluster, where that needs no I/O at all; else -EAGAIN. */
+int q2_alloc_quick_locked(struct qcow2 *q, uint64_t *host)
+{
+	uint64_t c = q->bump;
+	uint32_t in_block = c & ((1ULL << q2_block_bits(q)) - 1), per_slice = (q->slice_bytes * 8) >> q->refcount_order;
+	uint64_t v;
+
+	if (!q->alloc_ready || q->nfree || (c + 1) << q->cluster_bits > q->prealloc_end ||
+	    !q2_slice_there_locked(q, &q->rt, c >> q2_block_bits(q), in_block / per_slice))
+		return -EAGAIN;
+	if (q2_refcount_locked(q, c, &v) || v || q2_meta_hit_locked(q, c << q->cluster_bits, q->cluster_size))
+		return -EAGAIN;
+	if (q2_refcount_set_locked(q, c, 1))
+		return -EAGAIN;
+	q->bump++;
+	*host = c << q->cluster_bits;
+	if (*host + q->cluster_size > atomic_load(&q->host_end))
+		atomic_store(&q->host_end, *host + q->cluster_size);
+	return 0;
+}
+
 int q2_alloc_zeroed_meta_locked(struct qcow2 *q, uint64_t n, uint64_t *host)
 {
 	bool zeroed;

@@ -40,6 +40,24 @@ void q2_range_take(struct qcow2 *q, struct q2_range *r, uint64_t start, uint64_t
 	pthread_mutex_unlock(&q->range_lock);
 }
 
+bool q2_range_try(struct qcow2 *q, struct q2_range *r, uint64_t start, uint64_t end)
+{
+	bool clash = false;
+
+	r->start = start;
+	r->end = end;
+	pthread_mutex_lock(&q->range_lock);
+	list_for_each(l, &q->ranges) {
+		struct q2_range *o = container_of(l, struct q2_range, node);
+
+		clash |= o->start < end && start < o->end;
+	}
+	if (!clash)
+		list_add_tail(&q->ranges, &r->node);
+	pthread_mutex_unlock(&q->range_lock);
+	return !clash;
+}
+
 void q2_range_drop(struct qcow2 *q, struct q2_range *r)
 {
 	pthread_mutex_lock(&q->range_lock);
@@ -95,18 +113,7 @@ static int q2_read(struct qcow2 *q, struct blk_buf b, uint64_t off, uint64_t len
 
 /* --- writing ------------------------------------------------------------------------------------- */
 
-/* What a write into one cluster is about to do. */
-struct q2_place {
-	struct q2_entry old;
-	uint64_t cluster_off; /* guest */
-	uint64_t base;	      /* host cluster that will hold it */
-	bool inplace;	      /* base is the entry's own cluster, ours alone */
-	bool moved;	      /* the old cluster was shared or compressed: all of it moves */
-	bool zeroed;	      /* base reads as zeroes */
-	bool published;
-};
-
-static bool q2_must_move(const struct q2_entry *en)
+bool q2_must_move(const struct q2_entry *en)
 {
 	return (en->l2 & Q2_COMPRESSED) || ((en->l2 & Q2_OFFSET_MASK) && !(en->l2 & Q2_COPIED));
 }
@@ -251,7 +258,7 @@ static int q2_write_moved(struct qcow2 *q, const struct q2_place *p, struct blk_
 	return r;
 }
 
-static uint64_t q2_unit_mask(const struct qcow2 *q, uint64_t off, uint64_t len)
+uint64_t q2_unit_mask(const struct qcow2 *q, uint64_t off, uint64_t len)
 {
 	unsigned first = (off & (q->cluster_size - 1)) >> q->unit_bits;
 	unsigned last = ((off + len - 1) & (q->cluster_size - 1)) >> q->unit_bits;
@@ -259,7 +266,7 @@ static uint64_t q2_unit_mask(const struct qcow2 *q, uint64_t off, uint64_t len)
 	return ((2ULL << last) - 1) & ~((1ULL << first) - 1);
 }
 
-static int q2_publish(struct qcow2 *q, const struct q2_place *p, uint64_t off, uint64_t alloc)
+int q2_publish(struct qcow2 *q, const struct q2_place *p, uint64_t off, uint64_t alloc)
 {
 	struct q2_entry cur;
 	int r;
@@ -411,12 +418,36 @@ static struct q2_entry q2_zero_entry(const struct qcow2 *q, struct q2_entry old,
 	return en;
 }
 
+/* q2_drop_empty() - let go of a cluster that holds no unit any more. Only under the lock of the whole
+ * cluster: a writer of another unit may have it as its place already. */
+static int q2_drop_empty(struct qcow2 *q, uint64_t off)
+{
+	uint64_t cluster = ALIGN_DOWN(off, q->cluster_size);
+	struct q2_range range;
+	struct q2_entry en;
+	int r;
+
+	q2_range_take(q, &range, cluster, cluster + q->cluster_size);
+	pthread_rwlock_wrlock(&q->lock);
+	r = q2_entry_locked(q, off, &en);
+	if (!r && (en.l2 & Q2_OFFSET_MASK) && !(en.l2 & Q2_COMPRESSED) && !(en.bits & 0xffffffff)) {
+		uint64_t host = en.l2 & Q2_OFFSET_MASK;
+
+		r = q2_entry_set_locked(q, off, (struct q2_entry){ 0, q->bd->backing ? en.bits : 0 });
+		if (!r)
+			q2_free_later_locked(q, host, q->cluster_size);
+	}
+	pthread_rwlock_unlock(&q->lock);
+	q2_range_drop(q, &range);
+	return r;
+}
+
 static int q2_zero_units(struct qcow2 *q, uint64_t off, uint64_t len, bool unmap)
 {
 	uint64_t mask = q2_unit_mask(q, off, len), all = (1ULL << q->units) - 1;
 	struct q2_range range;
 	struct q2_entry old, en;
-	bool freed;
+	bool freed, whole, empty = false;
 	int r;
 
 	if (mask == all || !q->ext_l2)
@@ -429,7 +460,9 @@ static int q2_zero_units(struct qcow2 *q, uint64_t off, uint64_t len, bool unmap
 	if (!r && (old.l2 & Q2_COMPRESSED) && mask != all)
 		r = -EAGAIN; /* a compressed cluster has no units: write the zeroes */
 	if (!r) {
-		en = q2_zero_entry(q, old, mask, unmap, &freed);
+		whole = range.end - range.start == q->cluster_size;
+		en = q2_zero_entry(q, old, mask, unmap && whole, &freed);
+		empty = unmap && q->ext_l2 && (en.l2 & Q2_OFFSET_MASK) && !(en.bits & 0xffffffff);
 		if (en.l2 != old.l2 || en.bits != old.bits)
 			r = q2_entry_set_locked(q, off, en);
 		if (!r && freed) {
@@ -442,7 +475,9 @@ static int q2_zero_units(struct qcow2 *q, uint64_t off, uint64_t len, bool unmap
 	}
 	pthread_rwlock_unlock(&q->lock);
 	q2_range_drop(q, &range);
-	return r == -EAGAIN ? q2_write_zero_bytes(q, off, len) : r;
+	if (r == -EAGAIN)
+		return q2_write_zero_bytes(q, off, len);
+	return !r && empty ? q2_drop_empty(q, off) : r;
 }
 
 /* q2_zero_cluster() - a range inside one cluster: whole units by their entry, the rest by writing. */

@@ -323,6 +323,42 @@ int q2_seg_get(struct qcow2 *q, uint64_t off, uint64_t len, bool write, struct q
 	}
 }
 
+int q2_seg_try(struct qcow2 *q, uint64_t off, uint64_t len, bool write, struct q2_seg *s)
+{
+	uint32_t top, slice;
+	int r;
+
+	if (pthread_rwlock_tryrdlock(&q->lock))
+		return -EAGAIN;
+	r = q2_seg_scan(q, off, len, s, &top, &slice);
+	if (!r && write && s->kind == Q2_DATA && q2_meta_hit_locked(q, s->host, s->len))
+		r = -EAGAIN;
+	pthread_rwlock_unlock(&q->lock);
+	return r ? -EAGAIN : 0;
+}
+
+/* q2_entry_quick_locked() - the entry, where reading and then setting it will need no I/O. */
+int q2_entry_quick_locked(struct qcow2 *q, uint64_t off, struct q2_entry *en)
+{
+	uint32_t top, slice, i;
+	struct q2_slice *s;
+
+	q2_place(q, off, &top, &slice, &i);
+	if (top >= q->l1.top_n || !(q->l1.top[top] & Q2_COPIED))
+		return -EAGAIN;
+	s = q2_slice_find(&q->l1, top, slice);
+	if (!s)
+		return -EAGAIN;
+	*en = q2_slice_entry(q, s, i);
+	return 0;
+}
+
+bool q2_slice_there_locked(struct qcow2 *q, const struct q2_dir *d, uint32_t top, uint32_t idx)
+{
+	(void)q;
+	return top < d->top_n && q2_slice_find(d, top, idx) != NULL;
+}
+
 int q2_entry_get(struct qcow2 *q, uint64_t off, struct q2_entry *en)
 {
 	uint32_t top, slice, i;

@@ -1,27 +1,47 @@
-/* queue.c - asynchronous requests: a queue per I/O thread, workers behind it.
+/* queue.c - asynchronous requests: a queue per I/O thread, workers and kernel AIO behind it.
  *
- * blk_submit() hands the request to the graph's worker pool; a worker runs it to its end and puts
- * it on the queue's completion list; an eventfd wakes the queue's loop, which calls back. One wake
- * serves all that completed meanwhile.
+ * blk_submit() first asks the graph where the request lies (map). Where that is known without
+ * blocking and the file is O_DIRECT, the transfer goes to the kernel's native AIO, from this thread
+ * and without a context switch (spec option aio=on; io_setup, io_submit, io_getevents, io_destroy
+ * must be allowed); a read of a buffered file is tried from the page cache. Everything else goes to
+ * the graph's worker pool. All completions arrive through one eventfd on the loop.
  * Threading: submit and callbacks on the loop's thread; workers touch only the completion list,
  * under its lock. A callback may submit again, but may not free the queue while others are in flight.
  */
 #include <errno.h>
+#include <linux/aio_abi.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/eventfd.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "common/overflow.h"
 #include "storage/node.h"
+
+#define AIO_SLOTS 128
+
+struct aio_slot {
+	struct iocb cb;
+	struct blk_req *req;
+	struct blk_place place;
+	struct aio_slot *next_free;
+};
 
 struct blk_queue {
 	struct blockdev *bd;
 	struct loop *loop;
 	struct loop_fd wake;
 	int efd;
-	unsigned inflight;
+	unsigned inflight, plugged;
 	pthread_mutex_t lock;
 	struct list done;
+	/* kernel AIO: made with the first request that can use it */
+	bool aio, aio_ready;
+	aio_context_t ctx;
+	struct aio_slot *slots, *free_slot;
+	struct iocb *pending[AIO_SLOTS];
+	unsigned npending, naio;
 };
 
 /* the worker's view of a request lies in the request's private words */
@@ -53,6 +73,147 @@ static void queue_run(struct pool_job *j)
 	queue_finish(r->queue, r, node_request(r->queue->bd, r));
 }
 
+static void queue_to_worker(struct blk_queue *q, struct blk_req *r)
+{
+	struct queue_job *qj = (struct queue_job *)(void *)r->drv;
+
+	qj->req = r;
+	qj->job.fn = queue_run;
+	pool_submit(q->bd->pool, &qj->job);
+}
+
+/* --- kernel AIO ------------------------------------------------------------------------------------ */
+
+static bool aio_setup(struct blk_queue *q)
+{
+	if (q->aio_ready)
+		return true;
+	if (syscall(SYS_io_setup, AIO_SLOTS, &q->ctx) < 0) {
+		q->aio = false;
+		return false;
+	}
+	q->slots = calloc(AIO_SLOTS, sizeof(*q->slots));
+	if (!q->slots) {
+		syscall(SYS_io_destroy, q->ctx);
+		q->aio = false;
+		return false;
+	}
+	for (unsigned i = 0; i < AIO_SLOTS; i++) {
+		q->slots[i].next_free = q->free_slot;
+		q->free_slot = &q->slots[i];
+	}
+	q->aio_ready = true;
+	return true;
+}
+
+static void aio_slot_put(struct blk_queue *q, struct aio_slot *s)
+{
+	s->next_free = q->free_slot;
+	q->free_slot = s;
+}
+
+/* aio_redo() - what did not go through as a whole goes the slow way, which tells why. */
+static void aio_redo(struct blk_queue *q, struct aio_slot *s, int error)
+{
+	struct blk_req *r = s->req;
+
+	if (s->place.finish)
+		(void)s->place.finish(&s->place, error);
+	aio_slot_put(q, s);
+	queue_to_worker(q, r);
+}
+
+static void aio_submit_pending(struct blk_queue *q)
+{
+	unsigned at = 0;
+
+	while (at < q->npending) {
+		long n = syscall(SYS_io_submit, q->ctx, (long)(q->npending - at), q->pending + at);
+
+		if (n > 0) {
+			at += n;
+			q->naio += n;
+		} else if (n < 0 && errno == EINTR) {
+			continue;
+		} else {
+			struct aio_slot *s = container_of(q->pending[at], struct aio_slot, cb);
+
+			at++;
+			aio_redo(q, s, -EAGAIN);
+		}
+	}
+	q->npending = 0;
+}
+
+static void aio_reap(struct blk_queue *q, struct list *batch)
+{
+	struct io_event ev[AIO_SLOTS];
+	struct timespec now = { 0, 0 };
+	long n;
+
+	if (!q->naio)
+		return;
+	n = syscall(SYS_io_getevents, q->ctx, 0L, (long)AIO_SLOTS, ev, &now);
+	for (long i = 0; i < n; i++) {
+		struct aio_slot *s = (struct aio_slot *)(uintptr_t)ev[i].data;
+		struct blk_req *r = s->req;
+
+		q->naio--;
+		if (ev[i].res != (__s64)r->len_bytes) {
+			aio_redo(q, s, ev[i].res < 0 ? (int)ev[i].res : -EIO);
+			continue;
+		}
+		r->result = s->place.finish ? s->place.finish(&s->place, 0) : 0;
+		aio_slot_put(q, s);
+		list_add_tail(batch, &r->node);
+	}
+}
+
+/* aio_try() - True: the request is on its way, or done. */
+static bool aio_try(struct blk_queue *q, struct blk_req *r)
+{
+	struct aio_slot *s;
+	bool write = r->op == BLK_WRITE;
+
+	if (!aio_setup(q) || !q->free_slot)
+		return false;
+	s = q->free_slot;
+	if (node_map(q->bd, r, &s->place))
+		return false;
+	if (s->place.zero || !s->place.direct) {
+		ssize_t n = r->len_bytes;
+		int ret = 0;
+
+		if (s->place.zero)
+			blk_buf_zero((struct blk_buf){ r->iov, r->niov, 0 }, r->len_bytes);
+		else
+			n = preadv2(s->place.fd, r->iov, r->niov, s->place.off, RWF_NOWAIT);
+		if (s->place.finish)
+			ret = s->place.finish(&s->place, 0);
+		if (n != (ssize_t)r->len_bytes)
+			return false; /* not in the page cache */
+		queue_finish(q, r, ret);
+		return true;
+	}
+	q->free_slot = s->next_free;
+	s->req = r;
+	memset(&s->cb, 0, sizeof(s->cb));
+	s->cb.aio_data = (uintptr_t)s;
+	s->cb.aio_lio_opcode = write ? IOCB_CMD_PWRITEV : IOCB_CMD_PREADV;
+	s->cb.aio_fildes = s->place.fd;
+	s->cb.aio_buf = (uintptr_t)r->iov;
+	s->cb.aio_nbytes = r->niov;
+	s->cb.aio_offset = s->place.off;
+	s->cb.aio_flags = IOCB_FLAG_RESFD;
+	s->cb.aio_resfd = q->efd;
+	q->pending[q->npending++] = &s->cb;
+	if (!q->plugged || q->npending == AIO_SLOTS)
+		aio_submit_pending(q);
+	return true;
+}
+
+/* --- the queue --------------------------------------------------------------------------------------- */
+
 static void queue_complete(void *arg, int fd, uint32_t events)
 {
 	struct blk_queue *q = arg;
@@ -70,13 +231,22 @@ static void queue_complete(void *arg, int fd, uint32_t events)
 		list_init(&q->done);
 	}
 	pthread_mutex_unlock(&q->lock);
+	aio_reap(q, &batch);
+	blk_queue_plug(q);
 	while (!list_empty(&batch)) {
 		struct blk_req *r = list_first(&batch, struct blk_req, node);
+		bool last = --q->inflight == 0;
 
 		list_del(&r->node);
-		q->inflight--;
-		r->done(r, r->result); /* the last one may free the queue */
+		if (last && list_empty(&batch)) {
+			/* nothing is in flight: the callback may free the queue, so unplug first */
+			blk_queue_unplug(q);
+			r->done(r, r->result);
+			return;
+		}
+		r->done(r, r->result);
 	}
+	blk_queue_unplug(q);
 }
 
 struct blk_queue *blk_queue_new(struct blockdev *bd, struct loop *l, struct err *e)
@@ -93,6 +263,7 @@ struct blk_queue *blk_queue_new(struct blockdev *bd, struct loop *l, struct err 
 	}
 	q->bd = bd;
 	q->loop = l;
+	q->aio = bd->aio;
 	q->wake = (struct loop_fd)LOOP_FD_NONE;
 	list_init(&q->done);
 	pthread_mutex_init(&q->lock, NULL);
@@ -121,6 +292,9 @@ void blk_queue_free(struct blk_queue *q)
 	pthread_mutex_lock(&q->lock);
 	pthread_mutex_unlock(&q->lock);
 	loop_fd_del(&q->wake);
+	if (q->aio_ready)
+		syscall(SYS_io_destroy, q->ctx);
+	free(q->slots);
 	close(q->efd);
 	pthread_mutex_destroy(&q->lock);
 	free(q);
@@ -128,13 +302,21 @@ void blk_queue_free(struct blk_queue *q)
 
 void blk_submit(struct blk_queue *q, struct blk_req *r)
 {
-	struct queue_job *qj = (struct queue_job *)(void *)r->drv;
-
 	r->queue = q;
 	q->inflight++;
-	qj->req = r;
-	qj->job.fn = queue_run;
-	pool_submit(q->bd->pool, &qj->job);
+	if (!q->aio || !aio_try(q, r))
+		queue_to_worker(q, r);
+}
+
+void blk_queue_plug(struct blk_queue *q)
+{
+	q->plugged++;
+}
+
+void blk_queue_unplug(struct blk_queue *q)
+{
+	if (--q->plugged == 0 && q->npending)
+		aio_submit_pending(q);
 }
 
 unsigned blk_queue_inflight(const struct blk_queue *q)

@@ -27,6 +27,7 @@
 static char dir[200];
 static const char *only;
 static unsigned runs = 5;
+static const char *const aio_opts[] = { "aio=on", NULL };
 
 static void die(const char *what)
 {
@@ -172,7 +173,7 @@ static double ours_rate(struct blockdev *bd, enum blk_op op, uint64_t count, uns
 
 static struct blockdev *ours_open(const char *name, const char *driver, const struct blk_spec *backing, bool ro)
 {
-	static const char *const opts[] = { "backing=ignore", NULL };
+	static const char *const opts[] = { "backing=ignore", "aio=on", NULL };
 	struct err e = { 0 };
 	struct blk_spec s = { .driver = driver, .label = name, .fd = open_file(name, ro ? O_RDONLY : O_RDWR),
 			      .read_only = ro, .discard = true, .backing = backing, .opts = backing ? NULL : opts };
@@ -309,7 +310,7 @@ static void fig_fresh(unsigned flush_every)
 	for (unsigned i = 0; i < runs; i++) {
 		struct err e = { 0 };
 		struct blk_spec back = { .driver = "file", .label = "base", .read_only = true, .cache = BLK_CACHE_WRITEBACK };
-		struct blk_spec s = { .driver = "qcow2", .label = "ours", .discard = true, .backing = &back };
+		struct blk_spec s = { .driver = "qcow2", .label = "ours", .discard = true, .backing = &back, .opts = aio_opts };
 		struct blockdev *bd;
 		uint64_t w0;
 
@@ -360,7 +361,7 @@ static void fig_chain(void)
 		struct blockdev *bd;
 
 		snprintf(names[i], sizeof(names[i]), "chain%u", i);
-		specs[i] = (struct blk_spec){ .driver = "qcow2", .label = names[i], .discard = true,
+		specs[i] = (struct blk_spec){ .driver = "qcow2", .label = names[i], .discard = true, .opts = aio_opts,
 					      .backing = i ? &specs[i - 1] : NULL };
 		ours_create(names[i], i ? path(names[i - 1]) : NULL, i ? "qcow2" : NULL);
 		for (unsigned k = 0; k <= i; k++) {
