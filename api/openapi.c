@@ -17,7 +17,7 @@ static bool openapi_in_view(const struct schema_field *f, enum openapi_view v)
 
 static json_t *openapi_ref(const struct schema_object *o, enum openapi_view v)
 {
-	return json_pack("{s:s+s+}", "$ref", "#/components/schemas/", o->name, openapi_suffix[v]);
+	return json_pack("{s:s++}", "$ref", "#/components/schemas/", o->name, openapi_suffix[v]);
 }
 
 static const struct {
