@@ -56,6 +56,7 @@ struct guest *guest_attach(struct core *c, struct obj *o)
 	g->state = s < 0 ? G_STOPPED : (enum gstate)s;
 	g->pidfd = -1;
 	g->pidfd_w.fd = -1;
+	g->kvm_fd = -1;
 	g->uid_slot = (int)jint(o->rt, "uid_slot", -1);
 	g->pid = (pid_t)jint(o->rt, "pid", 0);
 	list_init(&g->waiters);

@@ -205,6 +205,7 @@ struct guest {
 	struct loop_fd pidfd_w;
 	pid_t pid;
 	int uid_slot; /* -1 none */
+	int kvm_fd; /* -1: the jail has its own */
 	bool quit_sent, killed, power_off, failed;
 	char why[256];
 	struct op *op;	     /* the one that moves its state now */
