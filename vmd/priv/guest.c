@@ -1,0 +1,605 @@
+/* guest.c - guest and image-job processes: jailed, watched, adopted, cleaned up after.
+ *
+ * <run>/guests/UUID.sock is a guest's listening socket, made here and inherited by it; its name is how a daemon after
+ * this one finds the guest. The directory is root's alone. A spawn does not block: the jail's status descriptor becomes
+ * readable when the program runs, then we connect and answer core. At most spawn_max are under way; others queue.
+ * A process is known by pidfd, never by pid alone.
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "common/cleanup.h"
+#include "common/log.h"
+#include "common/overflow.h"
+#include "common/text.h"
+#include "common/units.h"
+#include "vmd/priv/priv.h"
+
+struct guest_proc {
+	struct list node;
+	struct priv *p;
+	char uuid[37];
+	bool image;   /* an image job: no socket by name, nothing to adopt */
+	bool gone;
+	pid_t pid;
+	int pidfd;
+	struct loop_fd pid_w;
+	/* while the jail is being made */
+	struct loop_fd status_w;
+	uint32_t spawn_id;
+	int sock;     /* image: our end of the pair */
+	uint64_t begun_ns;
+	struct guest_log *log;
+};
+
+struct priv_guests {
+	struct list procs;
+	int dir_fd;  /* <run>/guests */
+	char dir[200], root_dir[200];
+	int guest_exe, image_exe;
+	bool userns_ok, userns_known;
+};
+
+static struct guest_proc *guest_find(struct priv *p, const char *uuid)
+{
+	list_for_each(n, &p->guests->procs) {
+		struct guest_proc *g = container_of(n, struct guest_proc, node);
+
+		if (!strcmp(g->uuid, uuid))
+			return g;
+	}
+	return NULL;
+}
+
+static struct guest_proc *guest_get(struct priv *p, const char *uuid, struct err *e)
+{
+	struct guest_proc *g = guest_find(p, uuid);
+
+	if (!g)
+		err_set(e, ESRCH, "no-process", "guest %s has no process", uuid);
+	return g;
+}
+
+static void guest_free(struct guest_proc *g)
+{
+	list_del(&g->node);
+	loop_fd_del(&g->pid_w);
+	if (g->status_w.fd >= 0) {
+		int fd = g->status_w.fd;
+
+		loop_fd_del(&g->status_w);
+		close(fd);
+	}
+	close_fd(&g->pidfd);
+	close_fd(&g->sock);
+	guest_log_free(g->log);
+	free(g);
+}
+
+/* What a process leaves behind by name. */
+static void guest_leftovers(struct priv *p, const char *uuid)
+{
+	char name[64];
+
+	snprintf(name, sizeof(name), "%s.sock", uuid);
+	unlinkat(p->guests->dir_fd, name, 0);
+	snprintf(name, sizeof(name), "%s.log", uuid);
+	unlinkat(p->guests->dir_fd, name, 0);
+	cgroup_remove(p, uuid);
+}
+
+static void guest_ended(void *arg, int fd, uint32_t events)
+{
+	struct guest_proc *g = arg;
+	struct priv *p = g->p;
+	struct msg_p_exited m = { .pid = (uint64_t)g->pid, .status = -1 };
+	siginfo_t si = { 0 };
+
+	/* an adopted guest is init's child, not ours: its status is not to be had */
+	if (waitid(P_PIDFD, (id_t)fd, &si, WEXITED | WNOHANG) == 0 && si.si_pid)
+		m.status = si.si_code == CLD_EXITED ? si.si_status << 8 : si.si_status;
+	loop_fd_del(&g->pid_w);
+	g->gone = true;
+	if (g->status_w.fd >= 0)
+		return; /* died in its jail: guest_jailed() tells */
+	memcpy(m.uuid, g->uuid, sizeof(m.uuid));
+	if (p->core.conn && p->core.up)
+		msg_p_exited_send(p->core.conn, &m, 0);
+	log_info("%s %s ended, status %lld", g->image ? "job" : "guest", g->uuid, (long long)m.status);
+	guest_leftovers(p, g->uuid);
+	guest_free(g);
+}
+
+/* guest_connect() - a new connection to a guest; checks that who listens is @uid, and tells its pid. fd or -errno. */
+static int guest_connect(struct priv *p, const char *uuid, struct ucred *cred)
+{
+	struct sockaddr_un sa = { .sun_family = AF_UNIX };
+	_cleanup_close_ int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	socklen_t len = sizeof(*cred);
+
+	if (fd < 0)
+		return -errno;
+	snprintf(sa.sun_path, sizeof(sa.sun_path), "%.60s/%.36s.sock", p->guests->dir, uuid);
+	if (connect(fd, (struct sockaddr *)&sa, sizeof(sa)) < 0)
+		return -errno;
+	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, cred, &len) < 0)
+		return -errno;
+	uint64_t uid = cred->uid;
+
+	if (p->root ? uid < p->cfg->guest_uid_first || uid >= p->cfg->guest_uid_first + p->cfg->guest_uid_count : uid != getuid())
+		return -EPERM;
+	return take_fd(&fd);
+}
+
+static void guest_jailed(void *arg, int fd, uint32_t events)
+{
+	struct guest_proc *g = arg;
+	struct priv *p = g->p;
+	struct err e = { 0 };
+	struct ucred cred;
+	int sock = -1;
+
+	loop_fd_del(&g->status_w);
+	int ret = jail_result(fd, g->uuid, &e);
+
+	if (!ret && g->image) {
+		sock = take_fd(&g->sock);
+	} else if (!ret) {
+		sock = guest_connect(p, g->uuid, &cred);
+		if (sock < 0)
+			ret = err_set(&e, -sock, "guest-unreachable", "guest %s: its process does not listen: %s", g->uuid,
+				      strerror(-sock));
+	}
+	if (ret < 0) {
+		syscall(SYS_pidfd_send_signal, g->pidfd, SIGKILL, NULL, 0);
+		siginfo_t si;
+
+		waitid(P_PIDFD, (id_t)g->pidfd, &si, WEXITED);
+		priv_fail(p, g->spawn_id, &e);
+		guest_leftovers(p, g->uuid);
+		guest_free(g);
+		return;
+	}
+	log_debug("%s %s: pid %d, jailed in %llu us", g->image ? "job" : "guest", g->uuid, g->pid,
+		  (unsigned long long)((clock_mono_ns() - g->begun_ns) / NS_PER_US));
+	priv_result(p, g->spawn_id, (uint64_t)g->pid, g->pidfd, sock, NULL);
+	close(sock);
+	if (g->gone) { /* and ended at once */
+		loop_fd_add(p->loop, &g->pid_w, g->pidfd, EPOLLIN, guest_ended, g);
+		g->gone = false;
+	}
+}
+
+static struct guest_proc *guest_new(struct priv *p, const char *uuid)
+{
+	struct guest_proc *g = calloc(1, sizeof(*g));
+
+	if (!g)
+		return NULL;
+	*g = (struct guest_proc){ .p = p, .pidfd = -1, .pid_w = LOOP_FD_NONE, .status_w = LOOP_FD_NONE, .sock = -1 };
+	snprintf(g->uuid, sizeof(g->uuid), "%s", uuid);
+	list_add_tail(&p->guests->procs, &g->node);
+	return g;
+}
+
+static uint32_t guest_layers(struct priv *p)
+{
+	if (p->root)
+		return JAIL_ALL_ROOT;
+	if (!p->guests->userns_known) {
+		/* ask the kernel, not its settings: a child tries */
+		pid_t pid = fork();
+		int status = 1;
+
+		if (pid == 0)
+			_exit(syscall(SYS_unshare, 0x10000000 /* CLONE_NEWUSER */) < 0);
+		if (pid > 0)
+			waitpid(pid, &status, 0);
+		p->guests->userns_ok = status == 0;
+		p->guests->userns_known = true;
+		if (!p->guests->userns_ok)
+			log_warn("user namespaces are not allowed here: guests are held by seccomp, Landlock and limits alone");
+	}
+	return p->guests->userns_ok ? JAIL_ALL_USER : JAIL_LEAST;
+}
+
+static int guest_listen_socket(struct priv *p, const char *uuid, struct err *e)
+{
+	struct sockaddr_un sa = { .sun_family = AF_UNIX };
+	_cleanup_close_ int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	char name[64];
+
+	snprintf(sa.sun_path, sizeof(sa.sun_path), "%.60s/%.36s.sock", p->guests->dir, uuid);
+	snprintf(name, sizeof(name), "%s.sock", uuid);
+	unlinkat(p->guests->dir_fd, name, 0); /* of a process that is no more: guests_spawn() looked */
+	if (fd < 0 || bind(fd, (struct sockaddr *)&sa, sizeof(sa)) < 0)
+		return err_set(e, errno, "no-socket", "guest %s: cannot make its socket: %s", uuid, strerror(errno));
+	return take_fd(&fd);
+}
+
+static int guest_jail(struct guest_proc *g, struct jail_spec *s, struct err *e)
+{
+	struct priv *p = g->p;
+	struct jail_proc proc;
+	int ret = jail_spawn(s, &proc, e);
+
+	if (ret < 0)
+		return ret;
+	g->pid = proc.pid;
+	g->pidfd = proc.pidfd;
+	ret = loop_fd_add(p->loop, &g->status_w, proc.status_fd, EPOLLIN, guest_jailed, g);
+	if (!ret)
+		ret = loop_fd_add(p->loop, &g->pid_w, g->pidfd, EPOLLIN, guest_ended, g);
+	if (ret < 0) {
+		syscall(SYS_pidfd_send_signal, g->pidfd, SIGKILL, NULL, 0);
+		return err_set(e, -ret, "no-epoll", "guest %s: cannot watch its process: %s", g->uuid, strerror(-ret));
+	}
+	return 0;
+}
+
+static unsigned guests_spawning(struct priv *p)
+{
+	unsigned n = 0;
+
+	list_for_each(node, &p->guests->procs)
+		n += container_of(node, struct guest_proc, node)->status_w.fd >= 0;
+	return n;
+}
+
+int guests_spawn(struct priv *p, const struct msg_p_guest_spawn *m, struct err *e)
+{
+	struct cgroup_limits lim = { .cpu_shares = m->cpu_shares, .cpu_limit_pct = m->cpu_limit_pct,
+				     .memory_max_bytes = m->memory_max_bytes };
+	int log_fd = -1, ret, ncg, n = 0;
+	char layers[200], uid_text[24], *argv[12];
+	struct ucred cred;
+
+	if (!uuid_valid(m->uuid))
+		return err_set(e, EINVAL, "bad-uuid", "\"%.36s\" is not a UUID", m->uuid);
+	if (m->uid_slot >= p->cfg->guest_uid_count)
+		return err_set(e, ERANGE, "uids-exhausted", "guest %.63s: no uid left; guest_uid_count is %llu", m->name,
+			       (unsigned long long)p->cfg->guest_uid_count);
+	_cleanup_close_ int other = guest_find(p, m->uuid) ? -1 : guest_connect(p, m->uuid, &cred);
+
+	if (guest_find(p, m->uuid) || other >= 0)
+		return err_set(e, EEXIST, "guest-running", "guest %.63s already has a process", m->name);
+	if (guests_spawning(p) >= p->cfg->spawn_max * 4)
+		return err_set(e, EAGAIN, "busy", "more than %llu guests are being started at once",
+			       (unsigned long long)p->cfg->spawn_max * 4);
+	if (p->guests->guest_exe < 0)
+		return err_set(e, ENOENT, "no-guest-binary", "%s cannot be opened", p->cfg->guest_binary);
+	struct guest_proc *g = guest_new(p, m->uuid);
+
+	if (!g)
+		return err_set(e, ENOMEM, "no-memory", "guest %.63s: out of memory", m->name);
+	g->spawn_id = m->msg_id;
+	g->begun_ns = clock_mono_ns();
+	struct jail_spec s = { .exe_fd = p->guests->guest_exe, .layers = guest_layers(p), .root_dir = p->guests->root_dir,
+			       .uid = p->root ? (uid_t)(p->cfg->guest_uid_first + m->uid_slot) : getuid(),
+			       .listen = true, .nofile_max = 4096, .nproc_max = 256 + m->vcpus };
+	int listen_fd = guest_listen_socket(p, m->uuid, e);
+
+	ret = listen_fd < 0 ? listen_fd : 0;
+	if (!ret) {
+		g->log = guest_log_new(p, p->guests->dir_fd, m->uuid, &log_fd, e);
+		ret = g->log ? 0 : -e->num;
+	}
+	if (!ret) {
+		ncg = cgroup_make(p, m->uuid, &lim, s.cgroup_fds, e);
+		ret = ncg < 0 ? ncg : 0;
+		s.ncgroups = ncg > 0 ? (unsigned)ncg : 0;
+	}
+	_cleanup_close_ int kvm = m->want_kvm ? open("/dev/kvm", O_RDWR | O_CLOEXEC) : -1;
+
+	if (!ret) {
+		jail_layers_text(s.layers, layers, sizeof(layers));
+		snprintf(uid_text, sizeof(uid_text), "%u", (unsigned)getuid());
+		s.log_fd = log_fd;
+		s.fds[s.nfds++] = listen_fd;
+		if (kvm >= 0)
+			s.fds[s.nfds++] = kvm;
+		argv[n++] = (char *)"vmd-guest";
+		argv[n++] = (char *)"--listen";
+		argv[n++] = (char *)"3";
+		argv[n++] = (char *)"--peer-uid";
+		argv[n++] = uid_text;
+		argv[n++] = (char *)"--jail";
+		argv[n++] = layers;
+		if (kvm >= 0) {
+			argv[n++] = (char *)"--kvm";
+			argv[n++] = (char *)"4";
+		}
+		argv[n] = NULL;
+		s.argv = argv;
+		ret = guest_jail(g, &s, e);
+	}
+	for (unsigned i = 0; i < s.ncgroups; i++)
+		close(s.cgroup_fds[i]);
+	close_fd(&listen_fd);
+	close_fd(&log_fd);
+	if (ret < 0) {
+		guest_leftovers(p, m->uuid);
+		guest_free(g);
+	}
+	return ret;
+}
+
+int guests_image_spawn(struct priv *p, const struct msg_p_image_spawn *m, struct err *e)
+{
+	struct cgroup_limits lim = { .cpu_shares = 256 };
+	char *argv[] = { (char *)"vmd-image", NULL };
+	int sv[2], ret, ncg, log_fd = -1;
+
+	if (!uuid_valid(m->job) || guest_find(p, m->job))
+		return err_set(e, EINVAL, "bad-uuid", "\"%.36s\" is not the UUID of a new job", m->job);
+	if (p->guests->image_exe < 0)
+		return err_set(e, ENOENT, "no-image-binary", "%s cannot be opened", p->cfg->image_binary);
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sv) < 0)
+		return err_set(e, errno, "no-socket", "job %s: %s", m->job, strerror(errno));
+	struct guest_proc *g = guest_new(p, m->job);
+	struct jail_spec s = { .exe_fd = p->guests->image_exe, .layers = guest_layers(p), .root_dir = p->guests->root_dir,
+			       .argv = argv, .fds = { sv[1] }, .nfds = 1, .nofile_max = 1024, .nproc_max = 64,
+			       /* the last uid of the range: jobs share it, each alone in its namespaces */
+			       .uid = p->root ? (uid_t)(p->cfg->guest_uid_first + p->cfg->guest_uid_count - 1) : getuid() };
+
+	if (!g) {
+		close(sv[0]);
+		close(sv[1]);
+		return err_set(e, ENOMEM, "no-memory", "job %s: out of memory", m->job);
+	}
+	g->image = true;
+	g->spawn_id = m->msg_id;
+	g->begun_ns = clock_mono_ns();
+	g->sock = sv[0];
+	g->log = guest_log_new(p, p->guests->dir_fd, m->job, &log_fd, e);
+	ret = g->log ? 0 : -e->num;
+	if (!ret) {
+		ncg = cgroup_make(p, m->job, &lim, s.cgroup_fds, e);
+		ret = ncg < 0 ? ncg : 0;
+		s.ncgroups = ncg > 0 ? (unsigned)ncg : 0;
+		s.log_fd = log_fd;
+	}
+	if (!ret)
+		ret = guest_jail(g, &s, e);
+	for (unsigned i = 0; i < s.ncgroups; i++)
+		close(s.cgroup_fds[i]);
+	close_fd(&sv[1]);
+	close_fd(&log_fd);
+	if (ret < 0) {
+		guest_leftovers(p, m->job);
+		guest_free(g);
+	}
+	return ret;
+}
+
+int guests_kill(struct priv *p, const struct msg_p_guest_kill *m, struct err *e)
+{
+	struct guest_proc *g = guest_get(p, m->uuid, e);
+
+	if (!g)
+		return -ESRCH;
+	if (m->signo != SIGKILL && m->signo != SIGTERM)
+		return err_set(e, EINVAL, "bad-signal", "guest %s: signal %llu is not for guests", m->uuid, (unsigned long long)m->signo);
+	if (syscall(SYS_pidfd_send_signal, g->pidfd, (int)m->signo, NULL, 0) < 0)
+		return err_set(e, errno, "kill-failed", "guest %s: cannot be signalled: %s", m->uuid, strerror(errno));
+	priv_ok(p, m->msg_id);
+	return 0;
+}
+
+int guests_clean(struct priv *p, const struct msg_p_guest_clean *m, struct err *e)
+{
+	if (!uuid_valid(m->uuid))
+		return err_set(e, EINVAL, "bad-uuid", "\"%.36s\" is not a UUID", m->uuid);
+	if (guest_find(p, m->uuid))
+		return err_set(e, EBUSY, "guest-running", "guest %s still has a process", m->uuid);
+	guest_leftovers(p, m->uuid);
+	priv_ok(p, m->msg_id);
+	return 0;
+}
+
+/* guest_adopt_one() - a socket by that name: its listener, if it lives, is a guest again. */
+static struct guest_proc *guest_adopt_one(struct priv *p, const char *uuid)
+{
+	struct ucred cred;
+	int sock = guest_connect(p, uuid, &cred);
+
+	if (sock < 0) {
+		if (sock == -ECONNREFUSED || sock == -ENOENT)
+			guest_leftovers(p, uuid);
+		else
+			log_warn("guest %s: cannot be adopted: %s", uuid, strerror(-sock));
+		return NULL;
+	}
+	close(sock);
+	int pidfd = (int)syscall(SYS_pidfd_open, cred.pid, 0);
+	struct guest_proc *g = pidfd < 0 ? NULL : guest_new(p, uuid);
+
+	if (!g) {
+		if (pidfd >= 0)
+			close(pidfd);
+		return NULL;
+	}
+	/* the pid may have been reused between the two calls: only a listener that still answers by it counts */
+	g->pidfd = pidfd;
+	g->pid = cred.pid;
+	g->log = guest_log_new(p, p->guests->dir_fd, uuid, NULL, NULL);
+	loop_fd_add(p->loop, &g->pid_w, pidfd, EPOLLIN, guest_ended, g);
+	log_info("guest %s: adopted, pid %d", uuid, g->pid);
+	return g;
+}
+
+static void guests_scan(struct priv *p)
+{
+	int fd = openat(p->guests->dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	DIR *d = fd >= 0 ? fdopendir(fd) : NULL;
+
+	for (struct dirent *de; d && (de = readdir(d));) {
+		char uuid[37];
+
+		if (strlen(de->d_name) != 36 + 5 || strcmp(de->d_name + 36, ".sock"))
+			continue;
+		memcpy(uuid, de->d_name, 36);
+		uuid[36] = '\0';
+		if (uuid_valid(uuid) && !guest_find(p, uuid))
+			guest_adopt_one(p, uuid);
+	}
+	if (d)
+		closedir(d);
+}
+
+int guests_adopt(struct priv *p, uint32_t id, struct err *e)
+{
+	uint64_t count = 0;
+
+	guests_scan(p);
+	list_for_each_safe(n, &p->guests->procs) {
+		struct guest_proc *g = container_of(n, struct guest_proc, node);
+		struct msg_p_guest_found m = { .pid = (uint64_t)g->pid, .pidfd = g->pidfd };
+		struct ucred cred;
+
+		if (g->image || g->gone || g->status_w.fd >= 0)
+			continue;
+		m.sock = guest_connect(p, g->uuid, &cred);
+		if (m.sock < 0)
+			continue;
+		memcpy(m.uuid, g->uuid, sizeof(m.uuid));
+		if (msg_p_guest_found_send(p->core.conn, &m, id) == 0)
+			count++;
+		close(m.sock);
+	}
+	priv_result(p, id, count, -1, -1, NULL);
+	return 0;
+}
+
+static uint64_t guest_proc_kib(const char *text, const char *key)
+{
+	const char *at = strstr(text, key);
+
+	return at ? strtoull(at + strlen(key), NULL, 10) * 1024 : 0;
+}
+
+static void guest_proc_read(pid_t pid, const char *file, char *buf, size_t len)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/%d/%s", pid, file);
+	_cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t n = fd < 0 ? 0 : read(fd, buf, len - 1);
+
+	buf[n > 0 ? n : 0] = '\0';
+}
+
+int guests_usage(struct priv *p, const struct msg_p_guest_usage *m, struct err *e)
+{
+	struct guest_proc *g = guest_get(p, m->uuid, e);
+	unsigned long long utime = 0, stime = 0, threads = 0;
+	char buf[4096];
+
+	if (!g)
+		return -ESRCH;
+	struct msg_p_usage u = { 0 };
+
+	memcpy(u.uuid, g->uuid, sizeof(u.uuid));
+	guest_proc_read(g->pid, "stat", buf, sizeof(buf));
+	char *after = strrchr(buf, ')');
+
+	if (after && sscanf(after + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %llu %llu %*d %*d %*d %*d %llu", &utime, &stime,
+			    &threads) == 3)
+		u.cpu_ns = (utime + stime) * (NS_PER_S / (uint64_t)sysconf(_SC_CLK_TCK));
+	u.threads = threads;
+	guest_proc_read(g->pid, "smaps_rollup", buf, sizeof(buf));
+	u.rss_bytes = guest_proc_kib(buf, "Rss:");
+	u.pss_bytes = guest_proc_kib(buf, "Pss:");
+	u.private_bytes = guest_proc_kib(buf, "Private_Clean:") + guest_proc_kib(buf, "Private_Dirty:");
+	u.shared_bytes = guest_proc_kib(buf, "Shared_Clean:") + guest_proc_kib(buf, "Shared_Dirty:");
+	if (!u.rss_bytes) {
+		guest_proc_read(g->pid, "status", buf, sizeof(buf));
+		u.rss_bytes = guest_proc_kib(buf, "VmRSS:");
+	}
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/%d/fd", g->pid);
+	DIR *d = opendir(path);
+
+	for (struct dirent *de; d && (de = readdir(d));)
+		u.fds += de->d_name[0] != '.';
+	if (d)
+		closedir(d);
+	return msg_p_usage_send(p->core.conn, &u, m->msg_id);
+}
+
+int guests_limit(struct priv *p, const struct msg_p_guest_limit *m, struct err *e)
+{
+	struct cgroup_limits lim = { m->cpu_shares, m->cpu_limit_pct, m->memory_max_bytes, m->io_bps, m->io_iops };
+
+	if (!guest_get(p, m->uuid, e))
+		return -ESRCH;
+	int ret = cgroup_limit(p, m->uuid, &lim, e);
+
+	if (!ret)
+		priv_ok(p, m->msg_id);
+	return ret;
+}
+
+int guests_log_open(struct priv *p, const struct msg_p_log_open *m, struct err *e)
+{
+	if (!uuid_valid(m->uuid))
+		return err_set(e, EINVAL, "bad-uuid", "\"%.36s\" is not a UUID", m->uuid);
+	_cleanup_close_ int fd = guest_log_read_fd(p, m->uuid);
+
+	if (fd < 0)
+		return err_set(e, -fd, "no-log", "guest %s has no log: %s", m->uuid, strerror(-fd));
+	priv_result(p, m->msg_id, 0, fd, -1, NULL);
+	return 0;
+}
+
+int guests_init(struct priv *p, struct err *e)
+{
+	struct priv_guests *gs = calloc(1, sizeof(*gs));
+
+	if (!gs)
+		return err_set(e, ENOMEM, "no-memory", "out of memory");
+	p->guests = gs;
+	list_init(&gs->procs);
+	gs->guest_exe = gs->image_exe = -1;
+	snprintf(gs->dir, sizeof(gs->dir), "%.190s/guests", p->cfg->run_dir);
+	snprintf(gs->root_dir, sizeof(gs->root_dir), "%.190s/empty", p->cfg->run_dir);
+	gs->dir_fd = path_open_dir(gs->dir, true, 0700);
+	_cleanup_close_ int empty = path_open_dir(gs->root_dir, true, 0755);
+
+	if (gs->dir_fd < 0 || empty < 0)
+		return err_set(e, EIO, "no-run-dir", "cannot make directories in %s", p->cfg->run_dir);
+	gs->guest_exe = open(p->cfg->guest_binary, O_PATH | O_CLOEXEC);
+	gs->image_exe = open(p->cfg->image_binary, O_PATH | O_CLOEXEC);
+	if (gs->guest_exe < 0)
+		log_warn("%s: %s; no guest can be started", p->cfg->guest_binary, strerror(errno));
+	guests_scan(p);
+	return 0;
+}
+
+void guests_fini(struct priv *p)
+{
+	struct priv_guests *gs = p->guests;
+
+	if (!gs)
+		return;
+	list_for_each_safe(n, &gs->procs)
+		guest_free(container_of(n, struct guest_proc, node));
+	close_fd(&gs->dir_fd);
+	close_fd(&gs->guest_exe);
+	close_fd(&gs->image_exe);
+	free(gs);
+	p->guests = NULL;
+}
