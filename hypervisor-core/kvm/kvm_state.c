@@ -14,10 +14,10 @@
 #include "common/overflow.h"
 #include "hypervisor-core/kvm/kvm.h"
 
-struct kvm_msr_block {
-	struct kvm_msrs head;
-	struct kvm_msr_entry e[X86_MSRS_MAX];
-};
+static struct kvm_msrs *kvm_msrs_new(void)
+{
+	return calloc(1, sizeof(struct kvm_msrs) + X86_MSRS_MAX * sizeof(struct kvm_msr_entry));
+}
 
 static void kvm_seg_to(const struct x86_seg *s, struct kvm_segment *k)
 {
@@ -150,16 +150,16 @@ static int kvm_set_fpu(const struct kvm_vm *kv, int fd, const struct x86_state *
 /* kvm_get_msrs() - KVM stops at the first one that it cannot read: leave that out from now on. */
 static int kvm_get_msrs(struct kvm_vm *kv, int fd, struct x86_state *s)
 {
-	struct kvm_msr_block *b = calloc(1, sizeof(*b));
+	struct kvm_msrs *b = kvm_msrs_new();
 	unsigned skip = 0;
 
 	if (!b)
 		return -ENOMEM;
 	s->nmsrs = 0;
 	for (unsigned at = 0; at < kv->nmsrs;) {
-		b->head.nmsrs = kv->nmsrs - at;
+		b->nmsrs = kv->nmsrs - at;
 		for (unsigned i = at; i < kv->nmsrs; i++)
-			b->e[i - at] = (struct kvm_msr_entry){ .index = kv->msr[i] };
+			b->entries[i - at] = (struct kvm_msr_entry){ .index = kv->msr[i] };
 		int got = ioctl(fd, KVM_GET_MSRS, b);
 		if (got < 0) {
 			int ret = -errno;
@@ -168,7 +168,7 @@ static int kvm_get_msrs(struct kvm_vm *kv, int fd, struct x86_state *s)
 			return ret;
 		}
 		for (int i = 0; i < got; i++)
-			s->msr[s->nmsrs++] = (struct x86_msr){ b->e[i].index, b->e[i].data };
+			s->msr[s->nmsrs++] = (struct x86_msr){ b->entries[i].index, b->entries[i].data };
 		at += (unsigned)got + 1;
 		skip += at <= kv->nmsrs;
 	}
@@ -180,7 +180,7 @@ static int kvm_get_msrs(struct kvm_vm *kv, int fd, struct x86_state *s)
 
 static int kvm_set_msrs(struct kvm_vm *kv, int fd, const struct x86_state *s)
 {
-	struct kvm_msr_block *b = calloc(1, sizeof(*b));
+	struct kvm_msrs *b = kvm_msrs_new();
 	struct kvm_msr_entry want[X86_MSRS_MAX];
 	unsigned n = 0;
 
@@ -192,8 +192,8 @@ static int kvm_set_msrs(struct kvm_vm *kv, int fd, const struct x86_state *s)
 				want[n++] = (struct kvm_msr_entry){ .index = s->msr[i].index,
 								     .data = s->msr[i].value };
 	for (unsigned at = 0; at < n;) {
-		b->head.nmsrs = n - at;
-		memcpy(b->e, want + at, (n - at) * sizeof(want[0]));
+		b->nmsrs = n - at;
+		memcpy(b->entries, want + at, (n - at) * sizeof(want[0]));
 		int done = ioctl(fd, KVM_SET_MSRS, b);
 		if (done < 0) {
 			int ret = -errno;
