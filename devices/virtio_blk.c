@@ -84,9 +84,11 @@ struct blk_dev {
 	struct virtq_req *scratch; /* I/O thread; made at the first request */
 	struct list held;	   /* failed, waiting for the VM to run on */
 	struct loop_timer retry;
-	bool retry_armed, saw_pause;
-	unsigned inflight;
-	bool draining;
+	bool retry_armed;
+	unsigned inflight; /* in the block layer; held ones are not */
+	bool started, draining, resetting;
+	uint32_t *again; /* loaded: held requests of before, queue << 16 | head */
+	unsigned nagain;
 	pthread_mutex_t drain_lock;
 	pthread_cond_t drain_cond;
 	uint64_t capacity_sectors;
@@ -128,7 +130,6 @@ static void blk_finish(struct blk_io *io, uint8_t status)
 	mem_dirty_mark(d->vd.vm->mem, io->status_gpa, 1);
 	virtq_push_head(io->q, io->head, io->ndescs, written);
 	d->q[io->q->index].dirty = true;
-	d->inflight--;
 	free(io);
 }
 
@@ -137,7 +138,7 @@ static void blk_drained(struct blk_dev *d)
 	if (!d->draining || d->inflight)
 		return;
 	pthread_mutex_lock(&d->drain_lock);
-	d->draining = false;
+	d->draining = d->resetting = false;
 	pthread_cond_broadcast(&d->drain_cond);
 	pthread_mutex_unlock(&d->drain_lock);
 }
@@ -147,15 +148,18 @@ static void blk_done(struct blk_req *r, int result)
 	struct blk_io *io = container_of(r, struct blk_io, req);
 	struct blk_dev *d = io->dev;
 
-	if (result < 0 && d->on_error == IO_ERROR_PAUSE && !d->draining && (result == -ENOSPC || result == -EIO || result == -EDQUOT)) {
+	d->inflight--;
+	if (result < 0 && d->on_error == IO_ERROR_PAUSE && !d->resetting &&
+	    (result == -ENOSPC || result == -EIO || result == -EDQUOT)) {
 		list_add_tail(&d->held, &io->node);
 		if (!d->retry_armed) {
 			d->retry_armed = true;
-			d->saw_pause = false;
-			loop_timer_after(&d->retry, BLK_RETRY_NS);
+			/* the VM leaves RUNNING before this returns, so the timer cannot mistake it for a resumed one */
 			vm_event(d->vd.vm, VM_EVENT_IO_ERROR, "disk %s: %s failed: %s", d->vd.id,
 				 r->op == BLK_READ ? "read" : r->op == BLK_FLUSH ? "flush" : "write", strerror(-result));
+			loop_timer_after(&d->retry, BLK_RETRY_NS);
 		}
+		blk_drained(d);
 		return;
 	}
 	blk_finish(io, result < 0 ? S_IOERR : S_OK);
@@ -172,31 +176,19 @@ static void blk_retry(void *arg)
 	pthread_mutex_lock(&d->vd.vm->run_lock);
 	running = d->vd.vm->run_state == VM_RUNNING;
 	pthread_mutex_unlock(&d->vd.vm->run_lock);
-	if (!running)
-		d->saw_pause = true;
-	if (list_empty(&d->held)) {
-		d->retry_armed = false;
+	if (!running || d->draining) {
+		loop_timer_after(&d->retry, BLK_RETRY_NS);
 		return;
 	}
-	if (running && d->saw_pause) {
-		struct list again = LIST_INIT(again);
+	d->retry_armed = false;
+	/* completions come by the loop, never from inside submit: the list does not grow under us */
+	while (!list_empty(&d->held)) {
+		struct blk_io *io = list_first(&d->held, struct blk_io, node);
 
-		d->retry_armed = false;
-		while (!list_empty(&d->held)) {
-			struct list *n = d->held.next;
-
-			list_del(n);
-			list_add_tail(&again, n);
-		}
-		while (!list_empty(&again)) {
-			struct blk_io *io = list_first(&again, struct blk_io, node);
-
-			list_del(&io->node);
-			blk_submit(d->q[io->q->index].bq, &io->req);
-		}
-		return;
+		list_del(&io->node);
+		d->inflight++;
+		blk_submit(d->q[io->q->index].bq, &io->req);
 	}
-	loop_timer_after(&d->retry, BLK_RETRY_NS);
 }
 
 /* ---- requests ---- */
@@ -227,7 +219,10 @@ static unsigned blk_data_iov(const struct virtq_req *r, bool in, struct iovec *i
 
 static bool blk_range_ok(const struct blk_dev *d, uint64_t sector, uint64_t bytes)
 {
-	return bytes % BLK_SECTOR == 0 && range_within(sector, bytes / BLK_SECTOR, d->capacity_sectors);
+	uint32_t per_block = d->info.block_size / BLK_SECTOR;
+
+	return bytes % BLK_SECTOR == 0 && range_within(sector, bytes / BLK_SECTOR, d->capacity_sectors) &&
+	       sector % per_block == 0 && bytes / BLK_SECTOR % per_block == 0;
 }
 
 /* Fill io->req from the header. Return: 0 submit, else the status to answer with at once, plus one. */
@@ -267,6 +262,7 @@ static int blk_prepare(struct blk_dev *d, struct blk_io *io, const struct virtq_
 
 		memcpy(id, d->serial, strnlen(d->serial, sizeof(id)));
 		io->in_bytes = (uint32_t)virtq_copy_in(r, 0, id, MIN(sizeof(id), r->in_bytes - 1));
+		virtq_mark(r, io->in_bytes);
 		return 1 + S_OK;
 	}
 	case T_DISCARD:
@@ -316,7 +312,6 @@ static int blk_one(struct blk_dev *d, struct blk_q *bq, const struct virtq_req *
 	io->status_gpa = r->in_gpa[r->nin - 1] + last->iov_len - 1;
 	io->req.done = blk_done;
 	list_init(&io->node);
-	d->inflight++;
 	if (hdr.type == T_IN || hdr.type == T_OUT) {
 		gpa_t *gpa = (gpa_t *)(void *)&io->iov[slots];
 
@@ -326,10 +321,12 @@ static int blk_one(struct blk_dev *d, struct blk_q *bq, const struct virtq_req *
 		memmove(&io->iov[io->niov], gpa, io->nin_gpa * sizeof(*gpa));
 	}
 	ret = blk_prepare(d, io, r, hdr.type, hdr.sector);
-	if (ret)
+	if (ret) {
 		blk_finish(io, (uint8_t)(ret - 1));
-	else
+	} else {
+		d->inflight++;
 		blk_submit(bq->bq, &io->req);
+	}
 	return 0;
 }
 
@@ -338,7 +335,7 @@ static void blk_process(struct blk_dev *d, struct blk_q *bq)
 	struct virtq *q = &d->vd.vq[bq->index];
 	int r = 0;
 
-	if (!bq->active || d->draining)
+	if (!bq->active || !d->started || d->draining)
 		return;
 	if (!d->scratch && !(d->scratch = malloc(sizeof(*d->scratch)))) {
 		virtio_needs_reset(&d->vd, "out of memory");
@@ -392,7 +389,7 @@ static void blk_config_read(struct virtio_dev *vd, uint32_t off, void *buf, uint
 	struct blk_config c = {
 		.capacity = d->capacity_sectors,
 		.seg_max = 126, /* what drivers expect of a queue of 128 and more */
-		.blk_size = BLK_SECTOR,
+		.blk_size = d->info.block_size,
 		.physical_block_exp = 3, /* 4 KiB */
 		.opt_io_size = 1,
 		.num_queues = (uint16_t)vd->nqueues,
@@ -425,10 +422,7 @@ static void blk_queue_attach(void *arg)
 	c->result = bq->bq ? 0 : -ENOMEM;
 	if (!c->result && bq->w.fd < 0)
 		c->result = loop_fd_add(iothread_loop(bq->dev->io), &bq->w, c->fd, EPOLLIN, blk_kicked, bq);
-	if (!c->result) {
-		bq->active = true;
-		blk_process(bq->dev, bq); /* requests of before a restore */
-	}
+	bq->active = !c->result;
 }
 
 static void blk_queue_enable(struct virtio_dev *vd, unsigned q)
@@ -445,11 +439,95 @@ static void blk_queue_enable(struct virtio_dev *vd, unsigned q)
 		virtio_needs_reset(vd, "no memory for a queue");
 }
 
+/* DRIVER_OK: what was put on the rings before, and after a restore what was held at the save. */
+static void blk_start(void *arg)
+{
+	struct blk_dev *d = arg;
+	bool broken = false;
+
+	d->started = true;
+	if (d->nagain && !d->scratch)
+		d->scratch = malloc(sizeof(*d->scratch));
+	for (unsigned i = 0; i < d->nagain && d->scratch; i++) {
+		struct blk_q *bq = &d->q[d->again[i] >> 16];
+
+		broken |= virtq_take(&d->vd.vq[bq->index], (uint16_t)d->again[i], d->scratch) <= 0 ||
+			  blk_one(d, bq, d->scratch) < 0;
+	}
+	if (broken || (d->nagain && !d->scratch))
+		virtio_needs_reset(&d->vd, "requests of a saved state cannot be taken up again");
+	free(d->again);
+	d->again = NULL;
+	d->nagain = 0;
+	for (unsigned i = 0; i < d->vd.nqueues; i++)
+		blk_process(d, &d->q[i]);
+}
+
+static void blk_driver_ok(struct virtio_dev *vd)
+{
+	iothread_call(blk_of(vd)->io, blk_start, blk_of(vd));
+}
+
+static void blk_save(struct virtio_dev *vd, struct state_writer *w)
+{
+	struct blk_dev *d = blk_of(vd);
+	unsigned n = 0;
+
+	/* quiesced: the I/O thread touches nothing of this now but its retry timer, which waits for RUNNING */
+	list_for_each(p, &d->held)
+		n++;
+	if (!n && !d->nagain)
+		return;
+	uint32_t *heads = calloc(n + d->nagain, sizeof(*heads));
+
+	if (!heads) {
+		w->error = -ENOMEM;
+		return;
+	}
+	n = 0;
+	list_for_each(p, &d->held) {
+		const struct blk_io *io = container_of(p, struct blk_io, node);
+
+		heads[n++] = io->q->index << 16 | io->head;
+	}
+	for (unsigned i = 0; i < d->nagain; i++)
+		heads[n++] = d->again[i];
+	state_put_bytes(w, 1, heads, n * sizeof(*heads));
+	free(heads);
+}
+
+static int blk_load(struct virtio_dev *vd, const struct state_reader *r, struct err *e)
+{
+	struct blk_dev *d = blk_of(vd);
+	const void *p;
+	size_t len;
+
+	if (state_get_span(r, 1, &p, &len) < 0)
+		return 0;
+	if (len % sizeof(uint32_t) || len / sizeof(uint32_t) > vd->nqueues * (size_t)vd->queue_size_max)
+		return err_set(e, EBADMSG, "state-corrupt", "disk %s: its list of waiting requests makes no sense", vd->id);
+	free(d->again);
+	d->nagain = 0;
+	d->again = malloc(len ? len : 1);
+	if (!d->again)
+		return err_set(e, ENOMEM, "no-memory", "disk %s: out of memory", vd->id);
+	memcpy(d->again, p, len);
+	for (unsigned i = 0; i < len / sizeof(uint32_t); i++)
+		if (d->again[i] >> 16 >= vd->nqueues || !vd->vq[d->again[i] >> 16].ready)
+			return err_set(e, EBADMSG, "state-corrupt", "disk %s: a waiting request is of no queue", vd->id);
+	d->nagain = (unsigned)(len / sizeof(uint32_t));
+	return 0;
+}
+
 static void blk_detach(void *arg)
 {
 	struct blk_dev *d = arg;
 
-	d->draining = true;
+	d->draining = d->resetting = true;
+	d->started = false;
+	free(d->again);
+	d->again = NULL;
+	d->nagain = 0;
 	loop_timer_stop(&d->retry);
 	d->retry_armed = false;
 	for (unsigned i = 0; i < d->vd.nqueues; i++) {
@@ -461,7 +539,6 @@ static void blk_detach(void *arg)
 		struct blk_io *io = container_of(n, struct blk_io, node);
 
 		list_del(n);
-		d->inflight--;
 		free(io);
 	}
 	blk_drained(d);
@@ -485,8 +562,7 @@ static void blk_reset(struct virtio_dev *vd)
 		blk_stop(d);
 }
 
-/* quiesce: I/O in flight ends, new kicks wait. Held requests go back to the ring's state by a retry after resume, so a save
- * with held requests finishes them as errors is not an option: they are put back first. */
+/* quiesce: I/O in flight ends, new kicks wait. Held requests stay held: a save writes down their heads. */
 static void blk_quiesce_io(void *arg)
 {
 	struct blk_dev *d = arg;
@@ -550,6 +626,7 @@ static void blk_destroy(struct virtio_dev *vd)
 	pthread_mutex_destroy(&d->drain_lock);
 	pthread_cond_destroy(&d->drain_cond);
 	free(d->scratch);
+	free(d->again);
 	free(d);
 }
 
@@ -583,7 +660,10 @@ static const struct virtio_ops blk_ops = {
 	.config_read = blk_config_read,
 	.queue_enable = blk_queue_enable,
 	.kick = blk_kick,
+	.driver_ok = blk_driver_ok,
 	.reset = blk_reset,
+	.save = blk_save,
+	.load = blk_load,
 	.quiesce = blk_quiesce,
 	.unquiesce = blk_unquiesce,
 	.destroy = blk_destroy,

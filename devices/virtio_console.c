@@ -256,10 +256,22 @@ static size_t con_room(void *owner)
 	struct con *c = p->con;
 	unsigned qi = con_rx_queue(p->index);
 
-	if (!con_queue_ready(c, qi) || virtq_empty(&c->vd.vq[qi]))
+	struct virtq_req *r = con_scratch(c);
+	int ret = 0;
+
+	/* as much as the next buffer takes; chardev asks again after each. Buffers of no bytes go back at once. */
+	if (!r || !con_queue_ready(c, qi))
 		return 0;
-	/* each buffer takes at least a byte; a driver's buffer is a page, and more room is asked for after each */
-	return 256;
+	for (unsigned n = 0; n < CON_BATCH && (ret = virtq_pop(&c->vd.vq[qi], r)) > 0; n++) {
+		if (r->in_bytes) {
+			virtq_unpop(&c->vd.vq[qi], r);
+			return (size_t)MIN(r->in_bytes, 65536u);
+		}
+		virtq_push(&c->vd.vq[qi], r, 0);
+	}
+	if (ret < 0)
+		con_broken(c);
+	return 0;
 }
 
 static void con_receive(void *owner, const uint8_t *bytes, size_t len)

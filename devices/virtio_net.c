@@ -125,41 +125,30 @@ static void net_set_num_buffers(struct virtq_req *first, uint16_t n)
 static bool net_deliver(struct net_dev *d, struct virtq *q, size_t len)
 {
 	uint64_t head = MIN(len, d->req->in_bytes), left = len - head, off = 0;
-	uint16_t n = 1;
+	uint16_t n = 1; /* buffers used */
 
 	if (left && !d->mergeable)
 		return false;
-	/* the first buffer's use is published last, with the others, by one index update: push in order, count first */
-	if (left) {
-		uint16_t heads[64];
-		uint32_t lens[64];
-		unsigned taken = 0;
+	/* all of a frame's buffers become visible by one index update, with the count in the first */
+	while (left) {
+		uint64_t part;
 
-		while (left) {
-			uint64_t part;
-
-			if (taken == ARRAY_SIZE(heads) || virtq_pop(q, d->more) <= 0) {
-				while (taken--)
-					virtq_unpop(q, d->more);
-				return false;
-			}
-			part = virtq_copy_in(d->more, 0, d->bounce + off, left);
-			for (unsigned i = 0; i < d->more->nin; i++)
-				mem_dirty_mark(q->mem, d->more->in_gpa[i], d->more->iov[d->more->nout + i].iov_len);
-			heads[taken] = d->more->head;
-			lens[taken++] = (uint32_t)part;
-			off += part;
-			left -= part;
-			n++;
+		if (virtq_pop(q, d->more) <= 0) {
+			while (--n)
+				virtq_unpop(q, d->more);
+			return false;
 		}
-		net_set_num_buffers(d->req, n);
-		virtq_push(q, d->req, (uint32_t)head);
-		for (unsigned i = 0; i < taken; i++)
-			virtq_push_head(q, heads[i], 1, lens[i]);
-	} else {
-		net_set_num_buffers(d->req, 1);
-		virtq_push(q, d->req, (uint32_t)head);
+		part = virtq_copy_in(d->more, 0, d->bounce + off, left);
+		virtq_mark(d->more, part);
+		virtq_put(q, n, d->more->head, (uint32_t)part);
+		off += part;
+		left -= part;
+		n++;
 	}
+	net_set_num_buffers(d->req, n);
+	virtq_mark(d->req, head);
+	virtq_put(q, 0, d->req->head, (uint32_t)head);
+	virtq_publish(q, n);
 	return true;
 }
 
@@ -438,6 +427,24 @@ static void net_pairs_set(struct net_dev *d, unsigned n)
 	iothread_call(d->io, net_pairs_apply, &c);
 }
 
+/* One control request. Return: bytes of answer. */
+static uint32_t net_control(struct net_dev *d, const struct virtq_req *r)
+{
+	uint8_t hdr[2], ack = 1;
+	uint16_t pairs;
+
+	if (virtq_copy_out(r, 0, hdr, 2) == 2) {
+		if (hdr[0] == CTRL_RX) {
+			ack = 0; /* a tap behind a bridge gets what is for it; filters are not needed */
+		} else if (hdr[0] == CTRL_MQ && hdr[1] == CTRL_MQ_PAIRS_SET && virtq_copy_out(r, 2, &pairs, 2) == 2 &&
+			   pairs >= 1 && pairs <= d->npairs) {
+			net_pairs_set(d, pairs);
+			ack = 0;
+		}
+	}
+	return (uint32_t)virtq_copy_in(r, 0, &ack, 1);
+}
+
 /* The control queue, under the machine lock. */
 static void net_kick(struct virtio_dev *vd, unsigned qi)
 {
@@ -451,27 +458,18 @@ static void net_kick(struct virtio_dev *vd, unsigned qi)
 	r = malloc(sizeof(*r));
 	if (!r)
 		return;
-	for (unsigned n = 0; n < 64 && (ret = virtq_pop(q, r)) > 0; n++) {
-		uint8_t hdr[2], ack = 1;
-		uint16_t pairs;
-
-		if (virtq_copy_out(r, 0, hdr, 2) == 2) {
-			if (hdr[0] == CTRL_RX) {
-				ack = 0; /* a tap behind a bridge gets what is for it; filters are not needed */
-			} else if (hdr[0] == CTRL_MQ && hdr[1] == CTRL_MQ_PAIRS_SET && virtq_copy_out(r, 2, &pairs, 2) == 2 &&
-				   pairs >= 1 && pairs <= d->npairs) {
-				net_pairs_set(d, pairs);
-				ack = 0;
-			}
-		}
-		virtq_push(q, r, (uint32_t)virtq_copy_in(r, 0, &ack, 1));
+	/* bounded: a driver that keeps adding does not hold the machine lock for ever; its next kick goes on */
+	for (unsigned n = 0; n < NET_BATCH; n++) {
+		ret = virtq_pop(q, r);
+		if (ret > 0)
+			virtq_push(q, r, net_control(d, r));
+		else if (ret < 0 || !virtq_kicks_on(q))
+			break;
 	}
 	free(r);
 	virtq_interrupt(q);
 	if (ret < 0)
 		virtio_needs_reset(vd, "malformed control request");
-	else
-		virtq_kicks_on(q);
 }
 
 static void net_detach(void *arg)

@@ -106,6 +106,15 @@ bool virtq_empty(const struct virtq *q)
 	return !q->ready || q->broken || virtq_waiting(q) == 0;
 }
 
+/* Host address for the device to write to: RAM only. Not marked dirty: that comes with the push, when what was
+ * written is known. */
+static void *virtq_writable(const struct virtq *q, gpa_t gpa, uint64_t len)
+{
+	const struct mem_region *r = mem_region_find(q->mem, gpa);
+
+	return r && !(r->flags & MEM_ROM) ? mem_ptr(q->mem, gpa, len) : NULL;
+}
+
 /* Add one descriptor's memory to @r. */
 static int virtq_segment(struct virtq *q, struct virtq_req *r, const struct virtq_desc *d)
 {
@@ -117,8 +126,7 @@ static int virtq_segment(struct virtq *q, struct virtq_req *r, const struct virt
 			return 0;
 		if (n == VIRTQ_SEG_MAX)
 			return -EPROTO;
-		/* marked dirty when pushed: what is written is known then */
-		p = mem_ptr(q->mem, d->addr, d->len);
+		p = virtq_writable(q, d->addr, d->len);
 		if (!p)
 			return -EPROTO;
 		r->in_gpa[r->nin] = d->addr;
@@ -173,6 +181,22 @@ static int virtq_walk(struct virtq *q, struct virtq_req *r, const struct virtq_d
 	return -EPROTO; /* a loop */
 }
 
+int virtq_take(struct virtq *q, uint16_t head, struct virtq_req *req)
+{
+	if (!q->ready || q->broken)
+		return q->broken ? -EPROTO : 0;
+	req->q = q;
+	req->head = head;
+	req->ndescs = 1;
+	req->nout = req->nin = 0;
+	req->out_bytes = req->in_bytes = 0;
+	if (head >= q->size || virtq_walk(q, req, q->desc_p, q->size, head, false) < 0) {
+		q->broken = true;
+		return -EPROTO;
+	}
+	return 1;
+}
+
 int virtq_pop(struct virtq *q, struct virtq_req *req)
 {
 	const struct virtq_avail *a = q->avail_p;
@@ -186,18 +210,16 @@ int virtq_pop(struct virtq *q, struct virtq_req *req)
 		q->broken = n < 0;
 		return n;
 	}
-	head = load16(&a->ring[q->last_avail & (q->size - 1)]);
-	req->q = q;
-	req->head = head;
-	req->ndescs = 1;
-	req->nout = req->nin = 0;
-	req->out_bytes = req->in_bytes = 0;
-	if (head >= q->size || virtq_walk(q, req, q->desc_p, q->size, head, false) < 0) {
+	/* more taken than the ring has places: a head is offered again before it came back. It would be memory without
+	 * bound here. */
+	if ((uint16_t)(q->last_avail - q->used_idx) >= q->size) {
 		q->broken = true;
 		return -EPROTO;
 	}
-	q->last_avail++;
-	return 1;
+	head = load16(&a->ring[q->last_avail & (q->size - 1)]);
+	n = virtq_take(q, head, req);
+	q->last_avail += n > 0;
+	return n;
 }
 
 void virtq_unpop(struct virtq *q, const struct virtq_req *req)
@@ -205,31 +227,50 @@ void virtq_unpop(struct virtq *q, const struct virtq_req *req)
 	q->last_avail--;
 }
 
-void virtq_push_head(struct virtq *q, uint16_t head, uint16_t ndescs, uint32_t written)
+void virtq_put(struct virtq *q, uint16_t ahead, uint16_t head, uint32_t written)
 {
 	struct virtq_used *u = q->used_p;
-	uint16_t slot = q->used_idx & (q->size - 1);
+	uint16_t slot = (uint16_t)(q->used_idx + ahead) & (q->size - 1);
 
 	if (!q->ready)
 		return;
 	__atomic_store_n(&u->ring[slot].id, head, __ATOMIC_RELAXED);
 	__atomic_store_n(&u->ring[slot].len, written, __ATOMIC_RELAXED);
-	q->used_idx++;
-	__atomic_store_n(&u->idx, q->used_idx, __ATOMIC_RELEASE);
 	mem_dirty_mark(q->mem, q->used + offsetof(struct virtq_used, ring) + 8u * slot, 8);
+}
+
+void virtq_publish(struct virtq *q, uint16_t n)
+{
+	struct virtq_used *u = q->used_p;
+
+	if (!q->ready)
+		return;
+	q->used_idx += n;
+	__atomic_store_n(&u->idx, q->used_idx, __ATOMIC_RELEASE);
 	mem_dirty_mark(q->mem, q->used, 4);
 }
 
-void virtq_push(struct virtq *q, const struct virtq_req *req, uint32_t written)
+void virtq_push_head(struct virtq *q, uint16_t head, uint16_t ndescs, uint32_t written)
+{
+	virtq_put(q, 0, head, written);
+	virtq_publish(q, 1);
+}
+
+void virtq_mark(const struct virtq_req *req, uint64_t written)
 {
 	uint64_t left = written;
 
 	for (unsigned i = 0; i < req->nin && left; i++) {
 		uint64_t n = MIN(left, req->iov[req->nout + i].iov_len);
 
-		mem_dirty_mark(q->mem, req->in_gpa[i], n);
+		mem_dirty_mark(req->q->mem, req->in_gpa[i], n);
 		left -= n;
 	}
+}
+
+void virtq_push(struct virtq *q, const struct virtq_req *req, uint32_t written)
+{
+	virtq_mark(req, written);
 	virtq_push_head(q, req->head, req->ndescs, written);
 }
 

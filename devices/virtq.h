@@ -50,13 +50,21 @@ struct virtq_req {
 int virtq_enable(struct virtq *q, struct err *e); /* checks size, alignment, addresses; 0 or -EINVAL */
 void virtq_reset(struct virtq *q);
 
-/* virtq_pop() - take the next request. Return: 1 taken, 0 empty, -EPROTO malformed (queue broken). */
+/* virtq_pop() - take the next request. Return: 1 taken, 0 empty, -EPROTO malformed (queue broken): also where more
+ * are out than the ring has places, so that what a device holds for a queue is bounded by its size. */
 int virtq_pop(struct virtq *q, struct virtq_req *req);
+/* virtq_take() - the chain at @head, which an earlier pop took and nobody gave back (a request that outlived a save). */
+int virtq_take(struct virtq *q, uint16_t head, struct virtq_req *req);
 bool virtq_empty(const struct virtq *q);
 /* virtq_push() - give @req back, @written bytes put into writable segments (marked dirty). */
 void virtq_push(struct virtq *q, const struct virtq_req *req, uint32_t written);
 /* virtq_push_head() - same for a user that kept head/ndescs and marked dirty itself. */
 void virtq_push_head(struct virtq *q, uint16_t head, uint16_t ndescs, uint32_t written);
+/* virtq_put(), virtq_publish() - several at once: put the @ahead'th after those published, then make @n visible by one
+ * index update (5.1.6.4: all buffers of a merged frame). virtq_mark(): the first @written writable bytes are dirty. */
+void virtq_put(struct virtq *q, uint16_t ahead, uint16_t head, uint32_t written);
+void virtq_publish(struct virtq *q, uint16_t n);
+void virtq_mark(const struct virtq_req *req, uint64_t written);
 /* virtq_unpop() - put the last popped request back (no buffer now). */
 void virtq_unpop(struct virtq *q, const struct virtq_req *req);
 /* virtq_interrupt() - after a batch of pushes: notify unless the driver asked not to. */
