@@ -347,7 +347,7 @@ struct core {
 	json_t *facts; /* last host probe */
 	uint64_t started_real_ms, started_ns;
 	struct { uint64_t requests, errors, starts, stops, crashes, adopted, commits, refused; } n;
-	struct list jobs_waiting;
+	struct list jobs, jobs_waiting;
 	unsigned jobs_running;
 	struct list partials;
 	uint32_t replay_id;

@@ -1,0 +1,358 @@
+/* net.c - pools and networks: records here, directories, bridges, NAT and DHCP by priv. */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/log.h"
+#include "common/text.h"
+#include "common/units.h"
+#include "vmd/core/internal.h"
+
+void ip4_text(uint32_t ip, char out[16])
+{
+	snprintf(out, 16, "%u.%u.%u.%u", ip >> 24, ip >> 16 & 255, ip >> 8 & 255, ip & 255);
+}
+
+bool ip4_parse(const char *text, uint32_t *ip)
+{
+	struct in_addr a;
+
+	if (!text || inet_pton(AF_INET, text, &a) != 1)
+		return false;
+	*ip = ntohl(a.s_addr);
+	return true;
+}
+
+bool cidr4_parse(const char *text, uint32_t *addr, unsigned *prefix)
+{
+	char ip[16];
+	const char *slash = text ? strchr(text, '/') : NULL;
+	char *end;
+
+	if (!slash || (size_t)(slash - text) >= sizeof(ip))
+		return false;
+	snprintf(ip, sizeof(ip), "%.*s", (int)(slash - text), text);
+	*prefix = (unsigned)strtoul(slash + 1, &end, 10);
+	return ip4_parse(ip, addr) && *end == '\0' && end > slash + 1 && *prefix >= 8 && *prefix <= 30;
+}
+
+int net_ip_pick(struct core *c, struct obj *net, char ip[16], struct err *e)
+{
+	uint32_t first, last, at;
+	char key[128];
+
+	if (!ip4_parse(jstr(net->doc, "dhcp_first"), &first) || !ip4_parse(jstr(net->doc, "dhcp_last"), &last) || last < first)
+		return err_set(e, EINVAL, "no-range", "network \"%s\" has no DHCP range", net->name);
+	/* from where the last search ended: a create costs one look */
+	at = (uint32_t)(jint(net->rt, "next_ip", first));
+	for (uint64_t n = 0; n <= last - first; n++, at++) {
+		if (at < first || at > last)
+			at = first;
+		ip4_text(at, ip);
+		snprintf(key, sizeof(key), "%.63s/%.40s", net->name, ip);
+		if (!json_object_get(c->ips, key)) {
+			if (!net->rt)
+				net->rt = json_object();
+			json_object_set_new(net->rt, "next_ip", json_integer(at + 1));
+			return 0;
+		}
+	}
+	err_set(e, EADDRINUSE, "no-address-left", "network \"%s\": every address of its DHCP range is given out", net->name);
+	return -EADDRINUSE;
+}
+
+/* ---- pools ---- */
+
+void pool_ensure_default(struct core *c)
+{
+	char id[UUID_TEXT_LEN];
+	struct obj *o;
+
+	if (obj_by_name(c, K_POOL, "default"))
+		return;
+	uuid_make(id);
+	o = obj_new(c, K_POOL, id, "default", json_pack("{s:s, s:s, s:o}", "name", "default", "state", "ready", "created", jnow()));
+	if (o)
+		obj_put(c, o, PUT_FACT);
+}
+
+struct pool_arg {
+	struct core *c;
+	struct req *r;
+	struct obj *o;
+};
+
+static void pool_opened(void *arg, enum call_event ev, struct wire_buf *b, const struct err *e)
+{
+	struct pool_arg *a = arg;
+	struct msg_result m;
+
+	if (ev == CALL_ITEM)
+		return;
+	obj_before(a->c, a->o);
+	json_object_set_new(a->o->doc, "state", json_string(e ? "error" : "ready"));
+	if (!e && msg_result_decode(&m, b) == 0) {
+		json_object_set_new(a->o->doc, "free", json_integer((json_int_t)m.value));
+		msg_result_close(&m);
+	}
+	if (a->r && e) {
+		obj_del(a->c, a->o, PUT_FACT);
+		req_fail(a->r, e, "path", NULL);
+	} else {
+		if (e)
+			log_error("pool %s: %s", a->o->name, e->detail);
+		obj_put(a->c, a->o, PUT_FACT);
+		if (a->r)
+			req_obj(a->r, a->r->route == ROUTE_POOL_CREATE ? 201 : 200, a->o);
+	}
+	free(a);
+}
+
+static void pool_open(struct core *c, struct obj *o, struct req *r, bool create)
+{
+	struct pool_arg *a = calloc(1, sizeof(*a));
+	struct msg_p_pool_open m = { .create = create };
+
+	if (!a)
+		return;
+	*a = (struct pool_arg){ c, r, o };
+	snprintf(m.pool, sizeof(m.pool), "%.63s", o->name);
+	snprintf(m.path, sizeof(m.path), "%.1023s", jstr_or(o->doc, "path", ""));
+	peer_call(c->priv, MSG_p_pool_open, &m, 0, 15000, pool_opened, a);
+}
+
+int route_pool_create(struct core *c, struct req *r, struct err *e)
+{
+	const char *name = jstr_or(r->body, "name", "");
+	char id[UUID_TEXT_LEN];
+	struct obj *o;
+	json_t *doc;
+
+	if (!name_valid(name))
+		return err_set(e, EINVAL, "bad-name", "\"%s\" is not a name for a pool", name);
+	if (obj_by_name(c, K_POOL, name))
+		return err_set(e, EEXIST, "pool-exists", "a pool named \"%s\" exists already", name);
+	uuid_make(id);
+	doc = json_deep_copy(r->body);
+	json_object_set_new(doc, "state", json_string("missing"));
+	json_object_set_new(doc, "created", jnow());
+	o = obj_new(c, K_POOL, id, name, doc);
+	if (!o)
+		return err_set(e, ENOMEM, "no-memory", "no memory");
+	obj_put(c, o, PUT_ASKED);
+	pool_open(c, o, r, true);
+	return 0;
+}
+
+int route_pool_get(struct core *c, struct req *r, struct err *e)
+{
+	return route_obj_get(c, r, e);
+}
+
+int route_pool_delete(struct core *c, struct req *r, struct err *e)
+{
+	struct obj *o = obj_find(c, K_POOL, r->name, e);
+
+	if (!o)
+		return -ENOENT;
+	for (int k = K_DISK; k <= K_IMAGE; k++)
+		list_for_each(p, &c->kinds[k].all) {
+			struct obj *d = container_of(p, struct obj, node);
+
+			if (!strcmp(jstr_or(d->doc, "pool", "default"), o->name))
+				return err_set(e, EBUSY, "pool-in-use", "pool \"%s\" holds %s \"%s\"", o->name, kind_name(d->kind), d->name);
+		}
+	if (!strcmp(o->name, "default"))
+		return err_set(e, EBUSY, "pool-is-default", "the default pool stays");
+	obj_del(c, o, PUT_ASKED);
+	req_reply(r, 204, NULL, 0, NULL);
+	return 0;
+}
+
+/* ---- networks ---- */
+
+static void net_opened(void *arg, enum call_event ev, struct wire_buf *b, const struct err *e)
+{
+	struct pool_arg *a = arg;
+
+	if (ev == CALL_ITEM)
+		return;
+	obj_before(a->c, a->o);
+	json_object_set_new(a->o->doc, "state", json_string(e ? "error" : "up"));
+	if (a->r && e) {
+		obj_del(a->c, a->o, PUT_FACT);
+		req_fail(a->r, e, NULL, NULL);
+	} else {
+		if (e)
+			log_error("network %s: %s", a->o->name, e->detail);
+		obj_put(a->c, a->o, PUT_FACT);
+		if (a->r)
+			req_obj(a->r, 201, a->o);
+	}
+	free(a);
+}
+
+static void net_up(struct core *c, struct obj *o, struct req *r)
+{
+	struct pool_arg *a = calloc(1, sizeof(*a));
+	struct msg_p_net_up m = { 0 };
+
+	if (!a)
+		return;
+	*a = (struct pool_arg){ c, r, o };
+	snprintf(m.net, sizeof(m.net), "%.63s", o->name);
+	snprintf(m.bridge, sizeof(m.bridge), "%.15s", jstr_or(o->doc, "bridge", ""));
+	m.make_bridge = jbool(o->rt, "made_bridge", false);
+	snprintf(m.cidr4, sizeof(m.cidr4), "%.18s", jstr_or(o->doc, "cidr", ""));
+	m.nat = jbool(o->doc, "nat", false);
+	m.dhcp = jbool(o->doc, "dhcp", false);
+	snprintf(m.dhcp_first, sizeof(m.dhcp_first), "%.15s", jstr_or(o->doc, "dhcp_first", ""));
+	snprintf(m.dhcp_last, sizeof(m.dhcp_last), "%.15s", jstr_or(o->doc, "dhcp_last", ""));
+	snprintf(m.domain, sizeof(m.domain), "%.63s", jstr_or(o->doc, "domain", ""));
+	m.mtu = (uint64_t)jint(o->doc, "mtu", 0);
+	m.isolated = jbool(o->doc, "isolated", false);
+	peer_call(c->priv, MSG_p_net_up, &m, 0, 30000, net_opened, a);
+}
+
+void net_up_all(struct core *c)
+{
+	list_for_each(p, &c->kinds[K_POOL].all)
+		pool_open(c, container_of(p, struct obj, node), NULL, false);
+	list_for_each(p, &c->kinds[K_NETWORK].all)
+		net_up(c, container_of(p, struct obj, node), NULL);
+}
+
+int route_net_create(struct core *c, struct req *r, struct err *e)
+{
+	const char *name = jstr_or(r->body, "name", "");
+	char id[UUID_TEXT_LEN], text[16];
+	uint32_t addr;
+	unsigned prefix;
+	struct obj *o;
+	json_t *doc;
+
+	if (!name_valid(name))
+		return err_set(e, EINVAL, "bad-name", "\"%s\" is not a name for a network", name);
+	if (obj_by_name(c, K_NETWORK, name))
+		return err_set(e, EEXIST, "network-exists", "a network named \"%s\" exists already", name);
+	doc = json_deep_copy(r->body);
+	if (jstr(doc, "cidr")) {
+		uint32_t mask;
+
+		if (!cidr4_parse(jstr(doc, "cidr"), &addr, &prefix)) {
+			json_decref(doc);
+			snprintf(c->bad_field, sizeof(c->bad_field), "cidr");
+			return err_set(e, EINVAL, "bad-cidr", "network \"%s\": \"%s\" is not an address with a prefix from 8 to 30", name, jstr(r->body, "cidr"));
+		}
+		mask = ~0u << (32 - prefix);
+		if (!json_object_get(doc, "nat"))
+			json_object_set_new(doc, "nat", json_true());
+		if (!json_object_get(doc, "dhcp"))
+			json_object_set_new(doc, "dhcp", json_true());
+		if (!jstr(doc, "dhcp_first")) {
+			ip4_text((addr & mask) + ((addr & ~mask) <= 1 ? 2 : 1), text);
+			json_object_set_new(doc, "dhcp_first", json_string(text));
+		}
+		if (!jstr(doc, "dhcp_last")) {
+			ip4_text((addr | ~mask) - 1, text);
+			json_object_set_new(doc, "dhcp_last", json_string(text));
+		}
+	}
+	if (r->dry_run) {
+		req_reply(r, 200, doc, 0, NULL);
+		return 0;
+	}
+	uuid_make(id);
+	json_object_set_new(doc, "state", json_string("down"));
+	json_object_set_new(doc, "created", jnow());
+	o = obj_new(c, K_NETWORK, id, name, doc);
+	if (!o)
+		return err_set(e, ENOMEM, "no-memory", "no memory");
+	o->rt = json_pack("{s:b}", "made_bridge", jstr(doc, "bridge") == NULL);
+	if (!jstr(doc, "bridge")) {
+		snprintf(text, sizeof(text), strlen(name) <= 10 ? "vmbr-%.10s" : "vb-%.11s", strlen(name) <= 10 ? name : id + 24);
+		json_object_set_new(doc, "bridge", json_string(text));
+	}
+	obj_put(c, o, PUT_ASKED);
+	net_up(c, o, r);
+	return 0;
+}
+
+static void net_downed(void *arg, enum call_event ev, struct wire_buf *b, const struct err *e)
+{
+	if (e)
+		log_warn("a network could not be taken down: %s", e->detail);
+}
+
+int route_net_delete(struct core *c, struct req *r, struct err *e)
+{
+	struct obj *o = obj_find(c, K_NETWORK, r->name, e);
+	struct msg_p_net_down m = { 0 };
+	size_t i;
+	json_t *n;
+
+	if (!o)
+		return -ENOENT;
+	list_for_each(p, &c->kinds[K_GUEST].all) {
+		struct obj *g = container_of(p, struct obj, node);
+
+		json_array_foreach(json_object_get(g->doc, "nics"), i, n)
+			if (!strcmp(jstr_or(n, "network", ""), o->name))
+				return err_set(e, EBUSY, "network-in-use", "network \"%s\" is used by guest \"%s\"", o->name, jstr_or(g->doc, "name", "?"));
+	}
+	snprintf(m.net, sizeof(m.net), "%.63s", o->name);
+	snprintf(m.bridge, sizeof(m.bridge), "%.15s", jstr_or(o->doc, "bridge", ""));
+	m.made_bridge = jbool(o->rt, "made_bridge", false);
+	peer_call(c->priv, MSG_p_net_down, &m, 0, 30000, net_downed, NULL);
+	obj_del(c, o, PUT_ASKED);
+	req_reply(r, 204, NULL, 0, NULL);
+	return 0;
+}
+
+static void leases_done(void *arg, enum call_event ev, struct wire_buf *b, const struct err *e)
+{
+	struct req *r = arg;
+	struct msg_result m;
+	json_t *items;
+	char buf[65536], *save = NULL;
+	ssize_t n = 0;
+
+	if (ev == CALL_ITEM)
+		return;
+	if (e) {
+		req_fail(r, e, NULL, NULL);
+		return;
+	}
+	items = json_array();
+	if (msg_result_decode(&m, b) == 0) {
+		n = m.fd >= 0 ? pread(m.fd, buf, sizeof(buf) - 1, 0) : 0;
+		msg_result_close(&m);
+	}
+	buf[n > 0 ? n : 0] = '\0';
+	/* dnsmasq: expiry mac ip name client-id */
+	for (char *line = strtok_r(buf, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
+		char mac[32], ip[32], name[80], when[32];
+		long long expiry;
+
+		if (sscanf(line, "%lld %31s %31s %79s", &expiry, mac, ip, name) != 4 || !utf8_valid(name, strlen(name)))
+			continue;
+		time_text((uint64_t)expiry * 1000, when);
+		json_array_append_new(items, json_pack("{s:s, s:s, s:s, s:s}", "mac", mac, "ip", ip, "name", name, "expires", when));
+	}
+	req_reply(r, 200, json_pack("{s:o}", "items", items), 0, NULL);
+}
+
+int route_net_leases(struct core *c, struct req *r, struct err *e)
+{
+	struct obj *o = obj_find(c, K_NETWORK, r->name, e);
+	struct msg_p_dhcp_leases m = { 0 };
+
+	if (!o)
+		return -ENOENT;
+	snprintf(m.net, sizeof(m.net), "%.63s", o->name);
+	peer_call(c->priv, MSG_p_dhcp_leases, &m, 0, 10000, leases_done, r);
+	return 0;
+}
