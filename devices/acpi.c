@@ -156,10 +156,14 @@ static void acpi_pvpanic(struct aml *a)
 
 static void acpi_vmgenid(struct aml *a, const struct acpi_config *c)
 {
-	size_t dev = aml_device_begin(a, "VGEN"), addr;
+	size_t dev = aml_device_begin(a, "VGEN"), addr, cid;
 
-	aml_name_string(a, "_HID", "VMDVGID");
-	aml_name_string(a, "_CID", "VM_Gen_Counter");
+	aml_name_string(a, "_HID", "VMDV0001");
+	aml_name(a, "_CID"); /* Microsoft's name, and Linux's for buses with short ids */
+	cid = aml_package_begin(a, 2);
+	aml_string(a, "VM_Gen_Counter");
+	aml_string(a, "VMGENCTR");
+	aml_end(a, cid);
 	aml_name_string(a, "_DDN", "VM_Gen_Counter");
 	aml_name(a, "ADDR");
 	addr = aml_package_begin(a, 2);
