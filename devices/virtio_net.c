@@ -75,7 +75,7 @@ struct net_dev {
 	uint16_t mtu;
 	unsigned npairs;
 	bool offloads; /* the taps are taps: TUNSETOFFLOAD works */
-	bool mergeable, quiet;
+	bool mergeable, quiet, started; /* started: DRIVER_OK */
 	struct net_pair pair[NET_PAIRS_MAX];
 	struct virtq_req *req, *more; /* I/O thread, made at first use */
 	uint8_t *bounce;
@@ -159,7 +159,7 @@ static void net_receive(struct net_pair *p)
 	struct iovec iov[VIRTQ_SEG_MAX + 1];
 	int ret = 1;
 
-	if (!p->rx_on || !net_buffers(d))
+	if (!p->rx_on || d->quiet || !net_buffers(d))
 		return;
 	virtq_kicks_off(q);
 	for (unsigned n = 0; n < NET_BATCH; n++) {
@@ -219,7 +219,7 @@ static void net_transmit(struct net_pair *p)
 	struct virtq *q = &d->vd.vq[2 * p->index + 1];
 	int ret = 0;
 
-	if (!p->tx_on || p->tx_blocked || !net_buffers(d))
+	if (!p->tx_on || !d->started || d->quiet || p->tx_blocked || !net_buffers(d))
 		return;
 	do {
 		unsigned n = 0;
@@ -289,7 +289,7 @@ static void net_rx_kicked(void *arg, int fd, uint32_t events)
 
 	if (read(fd, &n, sizeof(n)) != (ssize_t)sizeof(n) || p->rx_on)
 		return;
-	p->rx_on = p->enabled && p->dev->vd.vq[2 * p->index].ready;
+	p->rx_on = p->enabled && p->dev->started && p->dev->vd.vq[2 * p->index].ready;
 	net_tap_events(p);
 	net_receive(p);
 }
@@ -356,6 +356,25 @@ static void net_config_read(struct virtio_dev *vd, uint32_t off, void *buf, uint
 		memcpy(buf, (const uint8_t *)&c + off, len);
 }
 
+static void net_start(void *arg)
+{
+	struct net_dev *d = arg;
+
+	d->started = true;
+	for (unsigned i = 0; i < d->npairs; i++) {
+		struct net_pair *p = &d->pair[i];
+
+		p->rx_on = p->enabled && d->vd.vq[2 * i].ready;
+		net_tap_events(p);
+		net_transmit(p);
+	}
+}
+
+static void net_driver_ok(struct virtio_dev *vd)
+{
+	iothread_call(net_of(vd)->io, net_start, net_of(vd));
+}
+
 struct net_call {
 	struct net_dev *d;
 	unsigned q;
@@ -374,12 +393,10 @@ static void net_queue_attach(void *arg)
 	if (!c->result && c->q % 2 == 0) {
 		if (p->rx_w.fd < 0)
 			c->result = loop_fd_add(l, &p->rx_w, c->fd, EPOLLIN, net_rx_kicked, p);
-		p->rx_on = p->enabled;
 	} else if (!c->result) {
 		if (p->tx_w.fd < 0)
 			c->result = loop_fd_add(l, &p->tx_w, c->fd, EPOLLIN, net_tx_kicked, p);
 		p->tx_on = true;
-		net_transmit(p);
 	}
 	net_tap_events(p);
 }
@@ -415,7 +432,7 @@ static void net_pairs_apply(void *arg)
 		if (d->npairs > 1 && d->offloads && ioctl(p->tap, TUNSETQUEUE, &ifr) < 0)
 			log_debug("%s: queue %u: %s", d->vd.id, i, strerror(errno));
 		p->enabled = on;
-		p->rx_on = on && d->vd.vq[2 * i].ready && d->vd.driver_ok;
+		p->rx_on = on && d->started && d->vd.vq[2 * i].ready;
 		net_tap_events(p);
 	}
 }
@@ -476,6 +493,7 @@ static void net_detach(void *arg)
 {
 	struct net_dev *d = arg;
 
+	d->started = d->quiet = false;
 	for (unsigned i = 0; i < d->npairs; i++) {
 		struct net_pair *p = &d->pair[i];
 
@@ -529,6 +547,7 @@ static void net_unquiesce_io(void *arg)
 		net_tap_events(&d->pair[i]);
 		loop_fd_mod(&d->pair[i].rx_w, EPOLLIN);
 		loop_fd_mod(&d->pair[i].tx_w, EPOLLIN);
+		net_transmit(&d->pair[i]);
 	}
 }
 
@@ -595,6 +614,7 @@ static const struct virtio_ops net_ops = {
 	.config_read = net_config_read,
 	.queue_enable = net_queue_enable,
 	.kick = net_kick,
+	.driver_ok = net_driver_ok,
 	.reset = net_reset,
 	.save = net_save,
 	.load = net_load,
@@ -624,7 +644,7 @@ int virtio_net_new(struct vm *vm, struct pci_bus *bus, const struct mc_nic *nic,
 	d->vd.nqueues = 2 * d->npairs + 1;
 	d->vd.queue_size_max = 256;
 	for (unsigned i = 0; i < NET_PAIRS_MAX; i++) {
-		d->pair[i] = (struct net_pair){ .dev = d, .index = i, .tap = i < d->npairs ? nic->tap_fds[i] : -1, .enabled = i == 0 };
+		d->pair[i] = (struct net_pair){ .dev = d, .index = i, .tap = i < d->npairs ? nic->tap_fds[i] : -1, .enabled = i < d->npairs }; /* as the kernel has them */
 		d->pair[i].tap_w.fd = d->pair[i].rx_w.fd = d->pair[i].tx_w.fd = -1;
 	}
 	for (unsigned i = 0; i < d->npairs; i++)
@@ -641,5 +661,6 @@ int virtio_net_new(struct vm *vm, struct pci_bus *bus, const struct mc_nic *nic,
 		free(d); /* the taps stay the caller's */
 		return r;
 	}
+	net_pairs_set(d, 1); /* frames for queues that no driver serves would be lost */
 	return 0;
 }

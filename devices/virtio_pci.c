@@ -80,7 +80,7 @@ struct virtio_pci {
 	uint64_t offered, driver_features;
 	uint32_t device_feature_sel, driver_feature_sel;
 	uint16_t queue_sel, config_vector;
-	uint16_t *queue_vector;
+	_Atomic uint16_t *queue_vector; /* read by I/O threads */
 	int *doorbell;	/* eventfd a queue, -1 none */
 	bool *doorbell_on;
 	uint64_t notify_base; /* where doorbells are registered; 0 nowhere */
@@ -88,6 +88,7 @@ struct virtio_pci {
 	uint8_t generation;
 	uint8_t pci_cap; /* offset of the PCI configuration access capability */
 	_Atomic bool intx_posted;
+	bool dead; /* destroyed with a post on its way, which frees it */
 };
 
 static const char *const virtio_names[] = { [VIRTIO_ID_NET] = "virtio-net",
@@ -101,6 +102,10 @@ static void vp_intx_update(void *arg)
 {
 	struct virtio_pci *vp = arg;
 
+	if (vp->dead) {
+		free(vp);
+		return;
+	}
 	atomic_store(&vp->intx_posted, false);
 	vm_lock(vp->dev.vm);
 	pci_intx_set(&vp->pci, atomic_load(&vp->isr) != 0 && !pci_msix_enabled(&vp->pci));
@@ -674,7 +679,9 @@ static void vp_free(struct virtio_pci *vp)
 	free(vd->vq);
 	vd->vq = NULL;
 	vd->transport = NULL;
-	free(vp);
+	vp->dead = true;
+	if (!atomic_load(&vp->intx_posted)) /* nobody raises interrupts any more */
+		free(vp);
 }
 
 static void vp_dev_destroy(struct device *d)
