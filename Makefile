@@ -11,7 +11,8 @@ WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -W
         -Wimplicit-fallthrough -Wno-unused-parameter -Werror
 # clang only: a flexible array in a wrapper is how KVM's variable-length structs are built on the stack, and SQL is written as adjacent strings
 ifneq ($(findstring clang,$(CC)),)
-WARN += -Wno-gnu-variable-sized-type-not-at-end -Wno-string-concatenation
+WARN += -Wno-gnu-variable-sized-type-not-at-end -Wno-string-concatenation -Wno-atomic-alignment
+LIBS_CC := -latomic
 endif
 HARDEN := -fPIE -fstack-protector-strong -fcf-protection
 ifeq ($(SAN),)
@@ -58,8 +59,9 @@ LIBS_ALL_A := $(foreach l,api vmd guest image vmctl devices core storage proto c
 # system libraries by program (Debian packages; reasons in ARCHITECTURE.md)
 LIBS_STORAGE := -lz -lzstd
 LIBS_VMD := -lmicrohttpd -ljansson -lsqlite3 -lwslay -lnl-3 -lnl-route-3 -lnftables -lcap-ng
+CFLAGS_vmd := -isystem /usr/include/libnl3
 LIBS_VMCTL := -ljansson -lwslay
-LIBS_TEST := -lcmocka $(LIBS_STORAGE) $(LIBS_VMD) -lm
+LIBS_TEST = -lcmocka $(LIBS_STORAGE) $(LIBS_VMD) -lm $(LIBS_CC)
 
 all: bins
 bins: $(BUILD)/vmd $(BUILD)/vmd-guest $(BUILD)/vmd-image $(BUILD)/vmctl
@@ -105,7 +107,7 @@ A_VMCTL := $(foreach l,vmctl common,$(call lib,$(l)))
 $(BUILD)/vmd: $(BUILD)/obj/vmd/main.o $(A_VMD)
 	$(LINK) $< $(call group,$(A_VMD),$(LIBS_VMD))
 $(BUILD)/vmd-guest: $(BUILD)/obj/vmd/guest/main.o $(A_GUEST)
-	$(LINK) $(LDFLAGS_GUEST) $< $(call group,$(A_GUEST),$(LIBS_STORAGE) -lm)
+	$(LINK) $(LDFLAGS_GUEST) $< $(call group,$(A_GUEST),$(LIBS_STORAGE) -lm $(LIBS_CC))
 $(BUILD)/vmd-image: $(BUILD)/obj/vmd/image/main.o $(A_IMAGE)
 	$(LINK) $(LDFLAGS_GUEST) $< $(call group,$(A_IMAGE),$(LIBS_STORAGE))
 $(BUILD)/vmctl: $(BUILD)/obj/vmctl/main.o $(A_VMCTL)

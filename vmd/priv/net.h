@@ -1,0 +1,40 @@
+/* net.h - what net.c, nft.c and dhcp.c share of a network that is up. */
+#ifndef VMD_PRIV_NET_H
+#define VMD_PRIV_NET_H
+
+#include <net/if.h>
+
+#include "vmd/priv/priv.h"
+
+struct net_forward {
+	char proto[4], host_ip[46], guest_ip[16];
+	uint16_t host_port, guest_port;
+};
+
+struct net_host {
+	char mac[18], ip[16], name[64];
+};
+
+struct priv_net {
+	struct priv_net *next;
+	char name[64], bridge[IFNAMSIZ], cidr4[20], domain[64], dhcp_first[16], dhcp_last[16];
+	bool made_bridge, nat, dhcp, isolated;
+	uint64_t mtu;
+	pid_t dnsmasq;
+	unsigned nforwards, nhosts;
+	struct net_forward *forwards;
+	struct net_host *hosts;
+};
+
+/* nft_apply() - the whole table anew from @p->nets, in one transaction. nft_remove() - the table goes. */
+int nft_apply(struct priv *p, struct err *e);
+void nft_remove(struct priv *p);
+
+int dhcp_start(struct priv *p, struct priv_net *n, struct err *e);
+void dhcp_stop(struct priv *p, struct priv_net *n);
+int dhcp_hosts_write(struct priv *p, struct priv_net *n, struct err *e); /* and tell dnsmasq */
+int dhcp_dir(struct priv *p, const char *net); /* <state>/dhcp/NET */
+
+bool net_ip4_ok(const char *text);
+
+#endif
