@@ -19,6 +19,7 @@
 #include "storage/qcow2.h"
 
 #define Q2_CACHE_DEFAULT (32 * MIB)
+#define Q2_TABLE_SMALL 8192u
 
 static uint32_t q2_be32(const uint8_t *p)
 {
@@ -312,15 +313,21 @@ int q2_read_header(struct qcow2 *q, const struct blk_spec *spec, struct err *e)
 /* q2_table_new() - a zeroed table whose untouched pages cost nothing, whatever malloc thinks. */
 void *q2_table_new(size_t bytes)
 {
-	void *p = mmap(NULL, MAX(bytes, (size_t)1), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	void *p;
+
+	if (bytes <= Q2_TABLE_SMALL)
+		return calloc(1, MAX(bytes, (size_t)1));
+	p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	return p == MAP_FAILED ? NULL : p;
 }
 
 void q2_table_free(void *p, size_t bytes)
 {
-	if (p)
-		munmap(p, MAX(bytes, (size_t)1));
+	if (bytes <= Q2_TABLE_SMALL)
+		free(p);
+	else if (p)
+		munmap(p, bytes);
 }
 
 int q2_dir_new(struct q2_dir *d, uint32_t n)
@@ -406,6 +413,7 @@ static void q2_free(struct qcow2 *q)
 		q->limbo = f->next;
 		free(f);
 	}
+	q2_commit_fini(q);
 	free(q->free_ext);
 	free(q->meta);
 	free(q->comp_buf);

@@ -140,6 +140,7 @@ struct qcow2 {
 	_Atomic uint64_t flush_want;
 	uint64_t flush_done;
 	int flush_result;
+	unsigned long aio_ctx; /* kernel AIO for commits, under flush_lock; 0 none yet */
 
 	pthread_mutex_t range_lock;
 	pthread_cond_t range_cond;
@@ -259,6 +260,7 @@ void q2_compress_free(void *ctx);
 /* qcow2_commit.c */
 int q2_flush(struct blockdev *bd);
 int q2_commit(struct qcow2 *q);
+void q2_commit_fini(struct qcow2 *q);
 
 /* qcow2_resize.c */
 int q2_resize(struct blockdev *bd, uint64_t size, struct err *e);

@@ -34,6 +34,7 @@ struct blk_queue {
 	struct loop_fd wake;
 	int efd;
 	unsigned inflight, plugged;
+	bool *freed; /* inside callbacks: told when the queue goes */
 	pthread_mutex_t lock;
 	struct list done;
 	/* kernel AIO: made with the first request that can use it */
@@ -218,6 +219,7 @@ static void queue_complete(void *arg, int fd, uint32_t events)
 {
 	struct blk_queue *q = arg;
 	struct list batch;
+	bool freed = false;
 	uint64_t n;
 
 	if (read(fd, &n, sizeof(n)) < 0 && errno != EAGAIN)
@@ -233,19 +235,17 @@ static void queue_complete(void *arg, int fd, uint32_t events)
 	pthread_mutex_unlock(&q->lock);
 	aio_reap(q, &batch);
 	blk_queue_plug(q);
+	q->freed = &freed;
 	while (!list_empty(&batch)) {
 		struct blk_req *r = list_first(&batch, struct blk_req, node);
-		bool last = --q->inflight == 0;
 
 		list_del(&r->node);
-		if (last && list_empty(&batch)) {
-			/* nothing is in flight: the callback may free the queue, so unplug first */
-			blk_queue_unplug(q);
-			r->done(r, r->result);
+		q->inflight--;
+		r->done(r, r->result); /* the last one may free the queue */
+		if (freed)
 			return;
-		}
-		r->done(r, r->result);
 	}
+	q->freed = NULL;
 	blk_queue_unplug(q);
 }
 
@@ -288,6 +288,8 @@ void blk_queue_free(struct blk_queue *q)
 {
 	if (!q)
 		return;
+	if (q->freed)
+		*q->freed = true;
 	/* a worker that has just finished the last request may still hold the lock */
 	pthread_mutex_lock(&q->lock);
 	pthread_mutex_unlock(&q->lock);

