@@ -127,7 +127,7 @@ TESTS_storage         := storage common
 TESTS_devices         := devices core storage common
 TESTS_vmd             := vmd guest image devices core storage proto common
 TESTS_api             := api proto common
-TESTS_vmctl           := vmctl common
+TESTS_vmctl           := vmctl api proto common
 define test_rules
 TH_$(1) := $(call objs,$(shell find tests/$(2) -name '*.c' ! -name '*_test.c' 2>/dev/null))
 TA_$(1) := $(foreach l,$(3),$(call lib,$(l)))
