@@ -193,7 +193,7 @@ void guest_policy_restart(struct guest *g, bool failed)
 void guest_gone(struct guest *g, const char *how, bool crashed)
 {
 	struct core *c = g->c;
-	bool asked = g->quit_sent || g->killed;
+	bool asked = g->quit_sent || g->killed || g->state == G_STOPPING;
 	bool own = asked && !g->power_off && !g->failed; /* we wanted it to end, it did not */
 	char why[256];
 

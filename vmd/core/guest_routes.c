@@ -467,7 +467,7 @@ int route_guest_patch(struct core *c, struct req *r, struct err *e)
 			return err_set(e, EINVAL, "not-changeable", "guest \"%s\": %s cannot be changed this way", o->name, key);
 		res = gstate_check(o->name, g->state, f->flags & SF_LIVE ? GV_SET_LIVE : GV_SET, e);
 		if (res < 0) {
-			err_prefix(e, "%s: ", key);
+			err_prefix(e, "%s", key);
 			return res;
 		}
 	}

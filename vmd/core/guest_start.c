@@ -127,7 +127,7 @@ static void need_done(void *arg, enum call_event ev, struct wire_buf *b, const s
 	if (e) {
 		struct err named = *e;
 
-		err_prefix(&named, "guest \"%s\", %s: ", s->g->o->name, n->label);
+		err_prefix(&named, "guest \"%s\", %s", s->g->o->name, n->label);
 		start_fail(s, &named);
 		return;
 	}
@@ -382,7 +382,7 @@ static void start_conf_done(void *arg, enum call_event ev, struct wire_buf *b, c
 	if (e && e->num && !s->failed) {
 		s->failed = true;
 		s->why = *e;
-		err_prefix(&s->why, "guest \"%s\": ", s->g->o->name);
+		err_prefix(&s->why, "guest \"%s\"", s->g->o->name);
 	}
 }
 
@@ -551,7 +551,7 @@ static void start_built(void *arg, enum call_event ev, struct wire_buf *b, const
 	if (e || s->failed) {
 		if (!s->failed) {
 			s->why = *e;
-			err_prefix(&s->why, "guest \"%s\": ", g->o->name);
+			err_prefix(&s->why, "guest \"%s\"", g->o->name);
 		}
 		bad = s->why;
 		start_fail(s, &bad);

@@ -79,6 +79,8 @@ void req_reply(struct req *r, unsigned status, json_t *body, int64_t revision, c
 	char *text = body ? jtext(body) : NULL;
 
 	snprintf(m.location, sizeof(m.location), "%s", location ? location : "");
+	if (r->op && r->op->o)
+		snprintf(m.op, sizeof(m.op), "%.36s", r->op->o->id);
 	json_decref(body);
 	req_answer(r, &m, text);
 	free(text);
