@@ -62,15 +62,16 @@ static int start_prepare(struct op *op, struct err *e)
 static void start_done(struct guest *g, const struct err *e)
 {
 	struct op *op = g->op;
+	bool cancelled = op && op->cancelled;
 
 	if (!e) {
 		guest_set_state(g, G_RUNNING, NULL);
 	} else if (gstate_has_process(g->state)) {
-		guest_set_state(g, op && op->cancelled ? G_STOPPED : G_FAILED, e->detail);
+		guest_set_state(g, cancelled ? G_STOPPED : G_FAILED, e->detail);
 	}
 	if (op)
-		op_finish(op, e);
-	if (e && !(op && op->cancelled))
+		op_finish(op, e); /* frees it */
+	if (e && !cancelled)
 		guest_policy_restart(g, true);
 }
 
