@@ -41,7 +41,9 @@ struct console {
 	struct loop_fd w;
 	uint32_t events;
 	wslay_event_context_ptr ws;
-	bool read_only, ending;
+	bool read_only, ending, close_queued;
+	uint16_t end_code;
+	const char *end_reason;
 	struct text to_guest; /* what the port does not take yet */
 	size_t to_guest_off;
 	uint64_t ping_ns, heard_ns;
@@ -189,9 +191,9 @@ static void console_end(struct console *k, uint16_t code, const char *reason)
 	if (k->ending)
 		return;
 	k->ending = true;
+	k->end_code = code;
+	k->end_reason = reason;
 	loop_fd_del(&k->w);
-	wslay_event_queue_close(k->ws, code, (const uint8_t *)reason, strlen(reason));
-	wslay_event_shutdown_read(k->ws);
 	k->c->deadline_ns = k->c->api->now_ns + 5 * NS_PER_S;
 }
 
@@ -243,7 +245,17 @@ static void console_settle(struct console *k)
 		conn_close(c);
 		return;
 	}
-	if (!wslay_event_want_write(k->ws) && (k->ending || !wslay_event_want_read(k->ws))) {
+	/* control frames overtake data in wslay: the guest's last words first */
+	if (k->ending && !k->close_queued && !wslay_event_get_queued_msg_count(k->ws)) {
+		k->close_queued = true;
+		wslay_event_queue_close(k->ws, k->end_code, (const uint8_t *)k->end_reason, strlen(k->end_reason));
+		wslay_event_shutdown_read(k->ws);
+		if (wslay_event_send(k->ws) != 0) {
+			conn_close(c);
+			return;
+		}
+	}
+	if (!wslay_event_want_write(k->ws) && (k->close_queued || !wslay_event_want_read(k->ws))) {
 		c->state = CONN_CLOSING; /* the close frame is out */
 		c->deadline_ns = c->api->now_ns + 2 * NS_PER_S;
 		shutdown(c->fd, SHUT_WR);

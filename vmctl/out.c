@@ -164,14 +164,18 @@ static void out_table(struct vmctl *v, const struct schema_object *o, const json
 
 	for (unsigned c = 0; c < n; c++) {
 		col[c].width = (int)strlen(col[c].name);
-		col[c].right = json_array_size(items) > 0;
+		bool number = false;
+
+		col[c].right = true;
 		for (size_t i = 0; i < json_array_size(items); i++) {
 			const json_t *j = json_object_get(json_array_get(items, i), col[c].name);
 			int w = out_width(out_cell(col[c].f, j, cell, sizeof(cell)));
 
 			col[c].width = w > col[c].width ? w : col[c].width;
+			number = number || json_is_number(j);
 			col[c].right = col[c].right && (json_is_number(j) || !j || json_is_null(j));
 		}
+		col[c].right = col[c].right && number;
 	}
 	printf("%s", v->color ? "\033[1m" : "");
 	for (unsigned c = 0; c < n; c++) {
