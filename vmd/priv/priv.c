@@ -3,7 +3,7 @@
  * Start: socketpairs priv-core, priv-api, core-api; each role is this same program executed again (main.c), so that it
  * shares no memory with us. api's death: a new api and a new link for core. core's death: both anew; guests are
  * not touched and core finds them again by p_guest_adopt. Deaths in a row are answered ever later, up to 30 s.
- * systemd: READY=1 once both roles have said hello, WATCHDOG=1 at half the interval, STOPPING=1 (sd_notify(3), by hand).
+ * systemd: READY=1 once core has opened its data base, WATCHDOG=1 at half the interval, STOPPING=1 (sd_notify(3), by hand).
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -166,24 +166,28 @@ static void priv_core_request(struct priv *p, struct wire_buf *b)
 static void priv_hello(struct priv_role *r, struct wire_buf *b)
 {
 	struct msg_hello in, out = { .version = PROTO_VERSION, .pid = (uint64_t)getpid() };
-	struct priv *p = r->p;
 
 	if (msg_hello_decode(&in, b) < 0)
 		return;
-	r->up = true;
 	snprintf(out.role, sizeof(out.role), "priv");
 	msg_hello_send(r->conn, &out, in.msg_id);
-	if (p->core.up && p->api.up && !p->ready_told) {
-		p->ready_told = true;
-		log_info("ready: %s", p->cfg->socket);
-		priv_notify("READY=1");
-	}
+}
+
+/* core asks for the guests once its data base is open: from then on a request is answered. api's socket listens all along. */
+static void priv_ready(struct priv *p)
+{
+	if (p->ready_told)
+		return;
+	p->ready_told = true;
+	log_info("ready: %s", p->cfg->socket);
+	priv_notify("READY=1");
 }
 
 static void priv_message(void *arg, struct wire_conn *c, struct wire_buf *b)
 {
 	struct priv_role *r = arg;
-	int ret = proto_permit(b, r->proto, PROTO_PRIV, r->up ? PROTO_UP : PROTO_NEW);
+	/* we made both ends of this link ourselves: it is up from the start, hello or not */
+	int ret = proto_permit(b, r->proto, PROTO_PRIV, PROTO_UP);
 
 	if (ret < 0) {
 		/* our own role asks for what it may not: it is no longer our own */
@@ -195,6 +199,8 @@ static void priv_message(void *arg, struct wire_conn *c, struct wire_buf *b)
 		priv_hello(r, b);
 	else if (r == &r->p->core && b->type != MSG_result)
 		priv_core_request(r->p, b);
+	if (r == &r->p->core && b->type == MSG_p_guest_adopt)
+		priv_ready(r->p);
 }
 
 static void priv_closed(void *arg, struct wire_conn *c, int why)
@@ -279,6 +285,7 @@ static int priv_role_start(struct priv *p, struct priv_role *r, int dir, int pee
 	if (!r->conn || r->pidfd < 0 || loop_fd_add(p->loop, &r->pid_w, r->pidfd, EPOLLIN, priv_role_ended, r) < 0)
 		return -ENOMEM;
 	wire_conn_set_limit(r->conn, 16 << 20);
+	r->up = true;
 	if (r == &p->core)
 		m.db_dir = dir;
 	config_text(p->cfg, m.settings, sizeof(m.settings));

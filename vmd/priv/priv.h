@@ -39,7 +39,7 @@ struct priv_role {
 	int pidfd;
 	struct loop_fd pid_w;
 	struct wire_conn *conn;
-	bool up; /* said hello */
+	bool up; /* has a link */
 	uid_t uid;
 	gid_t gid;
 	struct loop_timer restart;
