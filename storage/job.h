@@ -23,7 +23,7 @@ struct blkjob {
 	blkjob_progress_fn *progress; /* NULL: none */
 	void *arg;
 	const _Atomic bool *cancel;   /* NULL: never */
-	unsigned threads;	      /* 0 = one a CPU, at most 16 */
+	unsigned threads;	      /* 0 = two a CPU, at most 16 */
 	uint64_t max_output_bytes;    /* 0 = no quota; above it: -EDQUOT */
 };
 

@@ -185,7 +185,8 @@ static int copy_run(struct copy *c)
 {
 	const struct blkjob *j = c->run.job;
 	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
-	unsigned want = j && j->threads ? j->threads : cpus > 0 ? (unsigned)cpus : 1, n = 0;
+	/* twice the CPUs: while some wait for the disk, others compress */
+	unsigned want = j && j->threads ? j->threads : cpus > 0 ? 2 * (unsigned)cpus : 2, n = 0;
 	pthread_t t[COPY_THREADS_MAX];
 
 	want = MIN(want, (unsigned)COPY_THREADS_MAX);

@@ -19,6 +19,7 @@
 #include "common/overflow.h"
 #include "common/units.h"
 #include "storage/blockdev.h"
+#include "storage/job.h"
 
 #define DISK (2 * GIB)
 #define STRIDE 1327181824ULL
@@ -143,7 +144,7 @@ static double ours_rate(struct blockdev *bd, enum blk_op op, uint64_t count, uns
 	struct run run = { .loop = loop_new(), .op = op, .count = count, .flush_every = flush_every,
 			   .stride = STRIDE, .depth = flush_every ? MIN(depth, flush_every) : depth };
 	uint64_t t0;
-	void *mem;
+	void *mem = NULL;
 
 	run.q = blk_queue_new(bd, run.loop, &e);
 	run.slots = calloc(run.depth, sizeof(*run.slots));
@@ -475,7 +476,7 @@ static double idle_once(unsigned n)
 	char buf[4096];
 	double kib;
 	int p[2], st;
-	pid_t pid;
+	pid_t pid = -1;
 
 	if (pipe(p) < 0 || (pid = fork()) < 0)
 		die("fork");
@@ -523,6 +524,45 @@ static void fig_idle(void)
 	figure("storage.idle.memory", "KiB", ours, NULL, NULL, runs, false, "Private_Dirty a disk, written once; QEMU measured 1200; target 64");
 }
 
+/* zstd convert of a file system's worth of ordinary files: this machine's /usr, 512 MiB of it */
+static void fig_convert(void)
+{
+	double ours[RUNS_MAX], peer[RUNS_MAX], size[RUNS_MAX], peer_size[RUNS_MAX];
+	struct stat st;
+
+	if (!wanted("storage.convert"))
+		return;
+	sh("{ tar cf - -C / usr/lib usr/share usr/bin 2>/dev/null || true; } | head -c 512M >'%s' && truncate -s 1G '%s'",
+	   path("fs.raw"), path("fs.raw"));
+	for (unsigned i = 0; i < MIN(runs, 3u); i++) {
+		struct err e = { 0 };
+		struct blk_spec src = { .driver = "file", .label = "fs", .read_only = true, .cache = BLK_CACHE_WRITEBACK };
+		struct blkjob_target t = { .driver = "qcow2", .compress = true, .create = { .zstd = true } };
+		uint64_t t0 = clock_mono_ns();
+
+		src.fd = open_file("fs.raw", O_RDONLY);
+		t.fd = open_file("o.q", O_RDWR | O_CREAT | O_TRUNC);
+		if (blkjob_convert(NULL, &src, &t, &e) < 0) {
+			fprintf(stderr, "storage_bench: %s\n", e.detail);
+			exit(1);
+		}
+		ours[i] = (clock_mono_ns() - t0) / 1e9;
+		if (stat(path("o.q"), &st) < 0)
+			die("stat");
+		size[i] = st.st_blocks * 512.0 / MIB;
+		sh("qemu-img compare -q -f raw -F qcow2 '%s' '%s'", path("fs.raw"), path("o.q"));
+		t0 = clock_mono_ns();
+		sh("qemu-img convert -c -W -m 8 -o compression_type=zstd -f raw -O qcow2 '%s' '%s' && sync -d '%s'", path("fs.raw"),
+		   path("p.q"), path("p.q"));
+		peer[i] = (clock_mono_ns() - t0) / 1e9;
+		if (stat(path("p.q"), &st) < 0)
+			die("stat");
+		peer_size[i] = st.st_blocks * 512.0 / MIB;
+	}
+	figure("storage.convert.zstd", "s", ours, peer, "qemu-img convert -m 8", MIN(runs, 3u), false, "512 MiB of files; target ratio 0.58");
+	figure("storage.convert.zstd.size", "MiB", size, peer_size, "qemu-img convert -m 8", MIN(runs, 3u), false, "");
+}
+
 int main(int argc, char **argv)
 {
 	const char *base = getenv("TMPDIR"), *n = getenv("BENCH_RUNS");
@@ -540,6 +580,7 @@ int main(int argc, char **argv)
 	fig_chain();
 	fig_clones();
 	fig_idle();
+	fig_convert();
 	sh("rm -rf '%s'", dir);
 	return 0;
 }
