@@ -88,6 +88,12 @@ static int chardev_pty(struct priv *p, const struct msg_p_chardev_open *m, struc
 static int chardev_file(struct priv *p, const struct msg_p_chardev_open *m, bool tty, struct err *e)
 {
 	char leaf[128];
+	struct msg_p_chardev_open named = *m;
+
+	/* "log" needs no name: it is the guest's own */
+	if (!*m->path && !strcmp(m->kind, "log") && uuid_valid(m->uuid))
+		snprintf(named.path, sizeof(named.path), "%s.log", m->uuid);
+	m = &named;
 	_cleanup_close_ int dir = chardev_dir(p, m, leaf, e);
 	struct stat st;
 
