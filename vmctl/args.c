@@ -256,6 +256,10 @@ int args_parse(struct vmctl *v, const struct schema_route *r, int argc, char **a
 	for (int i = 0; i < argc && n >= 0; i++) {
 		if (flags && !strcmp(argv[i], "--"))
 			flags = false;
+		else if (flags && !strcmp(argv[i], "-q"))
+			v->quiet = true;
+		else if (flags && !strcmp(argv[i], "-o") && i + 1 < argc)
+			n = out_format(v, argv[++i], e);
 		else if (flags && argv[i][0] == '-' && argv[i][1] == '-')
 			n = args_one_flag(v, a, argc, argv, &i, need, e);
 		else if (flags && argv[i][0] == '-' && argv[i][1])

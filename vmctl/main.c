@@ -71,21 +71,6 @@ static const char *main_socket(void)
 	return access(path, F_OK) == 0 ? path : "/run/vmd/api.sock";
 }
 
-static int main_format(struct vmctl *v, const char *s, struct err *e)
-{
-	static const char *const names[] = { "table", "wide", "json", "yaml", "csv", NULL };
-
-	for (unsigned i = 0; names[i]; i++)
-		if (!strcmp(names[i], s)) {
-			v->out = (enum output)i;
-			return 0;
-		}
-	err_set(e, EINVAL, "usage", "-o: \"%s\" is not one of table, wide, json, yaml, csv", s);
-	if (suggest(s, names))
-		err_hint(e, "did you mean %s?", suggest(s, names));
-	return -EINVAL;
-}
-
 /* options before the verb. Return: index of the verb; -EINVAL */
 static int main_options(struct vmctl *v, int argc, char **argv, const char **context, struct err *e)
 {
@@ -125,7 +110,7 @@ static int main_options(struct vmctl *v, int argc, char **argv, const char **con
 			continue;
 		if (!value)
 			return err_set(e, EINVAL, "usage", "%s wants a value", argv[i]);
-		if (format && main_format(v, value, e) < 0)
+		if (format && out_format(v, value, e) < 0)
 			return -EINVAL;
 		if (into)
 			*into = value;

@@ -4,6 +4,7 @@
 #include "vmctl/vmctl.h"
 
 #include <ctype.h>
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -437,4 +438,20 @@ void out_progress_end(struct vmctl *v)
 {
 	if (!v->quiet && isatty(2))
 		fprintf(stderr, "\r\033[K");
+}
+
+/* -o FORMAT */
+int out_format(struct vmctl *v, const char *s, struct err *e)
+{
+	static const char *const names[] = { "table", "wide", "json", "yaml", "csv", NULL };
+
+	for (unsigned i = 0; names[i]; i++)
+		if (!strcmp(names[i], s)) {
+			v->out = (enum output)i;
+			return 0;
+		}
+	err_set(e, EINVAL, "usage", "-o: \"%s\" is not one of table, wide, json, yaml, csv", s);
+	if (suggest(s, names))
+		err_hint(e, "did you mean %s?", suggest(s, names));
+	return -EINVAL;
 }

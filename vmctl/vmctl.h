@@ -71,6 +71,8 @@ const char *out_cell(const struct schema_field *f, const json_t *j, char *buf, s
 void out_progress(struct vmctl *v, const char *what, uint64_t done, uint64_t total, bool bytes);
 void out_progress_end(struct vmctl *v);
 
+int out_format(struct vmctl *v, const char *s, struct err *e);
+
 /* ---- args.c ---- */
 struct args {
 	const struct schema_route *route;

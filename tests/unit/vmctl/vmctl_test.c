@@ -121,7 +121,7 @@ static void ls_shows_a_table_json_csv_yaml_and_names(void **state)
 	assert_has(run.text, "web,,running,,2,1073741824");
 	assert_int_equal(vmctl(f, "-o yaml ls"), 0);
 	assert_has(run.text, "- name: \"db\"");
-	assert_int_equal(vmctl(f, "-q ls --label tier=front"), 0);
+	assert_int_equal(vmctl(f, "ls -q --label tier=front"), 0);
 	assert_string_equal(run.text, "web\n");
 }
 
