@@ -186,6 +186,10 @@ fail:
 
 void core_begin(struct core *c)
 {
+	struct msg_hello h = { .version = PROTO_VERSION, .role = "core", .pid = (uint64_t)getpid() };
+
+	/* priv takes nothing else before it */
+	peer_send(c->priv, MSG_hello, &h);
 	net_up_all(c);
 	guest_adopt_all(c);
 	loop_timer_after(&c->sweep, SWEEP_NS);
