@@ -117,7 +117,7 @@ $(BUILD)/vmctl: $(BUILD)/obj/vmctl/main.o $(A_VMCTL)
 # A test links against every archive; the linker takes what it needs.
 TEST_PROGS := $(patsubst %.c,$(BUILD)/%,$(shell find tests/unit tests/native tests/soft -name '*_test.c' 2>/dev/null))
 FUZZ_NAMES := $(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
-TOOL_PROGS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/tools/*.c tests/bench/*.c tests/jail/*.c))
+TOOL_PROGS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/tools/*.c tests/bench/*.c))
 
 # Unit tests of a folder link what that folder may see; helpers that several tests of a folder share lie beside them
 # without the _test suffix.
@@ -144,7 +144,11 @@ $(TOOL_PROGS): $(BUILD)/%: $(BUILD)/obj/%.o $(LIBS_ALL_A)
 $(BUILD)/tests/fuzz/fuzz_%: $(BUILD)/obj/tests/fuzz/fuzz_%.o $(BUILD)/obj/tests/fuzz/replay_main.o $(LIBS_ALL_A)
 	@mkdir -p $(@D)
 	$(LINK) $(filter %.o,$^) $(call group,$(LIBS_ALL_A),$(LIBS_TEST))
-tests: $(TEST_PROGS) $(TOOL_PROGS) $(patsubst %,$(BUILD)/tests/fuzz/%,$(FUZZ_NAMES))
+# jails itself, so it is linked as the jailed programs are
+$(BUILD)/tests/jail/jail_battery: $(BUILD)/obj/tests/jail/jail_battery.o $(foreach l,vmd guest devices core storage proto common,$(call lib,$(l)))
+	@mkdir -p $(@D)
+	$(LINK) $(LDFLAGS_GUEST) $< $(call group,$(filter %.a,$^),$(LIBS_STORAGE) -lm)
+tests: $(if $(SAN),,$(BUILD)/tests/jail/jail_battery) $(TEST_PROGS) $(TOOL_PROGS) $(patsubst %,$(BUILD)/tests/fuzz/%,$(FUZZ_NAMES))
 
 deps:
 	@tests/deps
@@ -153,6 +157,10 @@ deps:
 ready:
 	@tests/deps
 	@$(MAKE) --no-print-directory -j$(JOBS) bins tests
+
+ready-bins:
+	@tests/deps
+	@$(MAKE) --no-print-directory -j$(JOBS) bins
 
 JOBS ?= 2
 check: ready
@@ -187,9 +195,9 @@ bench: ready
 	@tests/bench/run $(BUILD) $(ONLY)
 bench-table:
 	@$(MAKE) --no-print-directory -s bench ONLY=$(ONLY) | tests/bench/table
-demo: ready
+demo: ready-bins
 	@tests/demo/demo $(BUILD)
-demo-daemon: ready
+demo-daemon: ready-bins
 	@tests/demo/demo $(BUILD) --daemon
 demo-stop:
 	@tests/demo/demo $(BUILD) --stop
@@ -233,7 +241,7 @@ help:
 clean:
 	rm -rf build build-asan build-tsan build-fuzz build-cover
 
-.PHONY: all bins tests deps ready check asan tsan fuzz fuzz-explorers lint lab lab-shell bench bench-table demo \
+.PHONY: all bins tests deps ready ready-bins check asan tsan fuzz fuzz-explorers lint lab lab-shell bench bench-table demo \
 	demo-daemon demo-stop cover install help clean
 .SECONDARY:
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)
