@@ -58,6 +58,15 @@ static long act_child(void)
 	return pid;
 }
 
+static long act_clone_newpid(void)
+{
+	long pid = syscall(SYS_clone, CLONE_NEWPID | SIGCHLD, 0, 0, 0, 0);
+
+	if (pid == 0)
+		syscall(SYS_exit_group, 0);
+	return pid;
+}
+
 static long act_unix_bind(void)
 {
 	struct sockaddr_un sa = { .sun_family = AF_UNIX, .sun_path = "/x" };
@@ -151,7 +160,6 @@ ACT(fsopen_, syscall(430, "tmpfs", 0))
 ACT(unshare_user, unshare(CLONE_NEWUSER))
 ACT(unshare_net, unshare(CLONE_NEWNET))
 ACT(setns_, syscall(SYS_setns, FD_DIR, 0))
-ACT(clone_newpid, syscall(SYS_clone, CLONE_NEWPID | SIGCHLD, 0, 0, 0, 0))
 ACT(setuid_root, setuid(0))
 ACT(setuid_other, syscall(SYS_setresuid, 12345, 12345, 12345))
 ACT(setgid_other, syscall(SYS_setresgid, 12345, 12345, 12345))
@@ -372,7 +380,7 @@ static void battery_time(const char *dir)
 		if (jail_spawn(&s, &proc, &e) < 0 || jail_result(proc.status_fd, "timing", &e) < 0)
 			return;
 		clock_gettime(CLOCK_MONOTONIC, &b);
-		us[i] = (uint64_t)(b.tv_sec - a.tv_sec) * 1000000 + (uint64_t)(b.tv_nsec - a.tv_nsec) / 1000;
+		us[i] = (uint64_t)(((int64_t)b.tv_sec - a.tv_sec) * 1000000 + (b.tv_nsec - a.tv_nsec) / 1000);
 		waitpid(proc.pid, NULL, 0);
 		close(proc.pidfd);
 		close(s.exe_fd);
