@@ -196,7 +196,7 @@ int insn_decode(const u8 *p, unsigned avail, unsigned mode, struct insn *in)
 		in->imm = get_s(&k, z);
 		break;
 	case 'j':
-		in->imm = get_s(&k, mode == MODE_64 ? 4 : z);
+		in->imm = get_s(&k, z);
 		break;
 	case 'v':
 		in->imm = get_s(&k, in->osz);

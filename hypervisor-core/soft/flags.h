@@ -228,12 +228,17 @@ static inline struct jce *jc_at(struct cpu *c, u64 rip)
 	return &c->jc[((t >> 6) & 0xfc0) | (t & 0x3f)];
 }
 
-/* soft_goto() - RIP is set: the block there if the jump cache knows it, else back to the run loop. */
+/* must_leave() - somebody wants attention, or the instruction budget (icount) is used up */
+static inline bool must_leave(struct cpu *c)
+{
+	return atomic_load_explicit(&c->attn, memory_order_relaxed) || c->icount >= c->icount_limit;
+}
+
+/* GOTO_RIP - RIP is set: the block there if the jump cache knows it, else back to the run loop. */
 #define GOTO_RIP                                                                        \
 	do {                                                                            \
 		struct jce *j_ = jc_at(c, RIP);                                         \
-		if (likely(j_->rip == RIP && j_->ctx == c->jctx &&                      \
-			   !atomic_load_explicit(&c->attn, memory_order_relaxed)))      \
+		if (likely(j_->rip == RIP && j_->ctx == c->jctx && !must_leave(c)))     \
 			DISPATCH(j_->ops);                                              \
 		return NULL;                                                            \
 	} while (0)

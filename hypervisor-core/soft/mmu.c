@@ -378,7 +378,7 @@ static struct tlbe *tlb_fill(struct cpu *c, const struct op *o, u64 va, unsigned
 		if (acc & ACC_X)
 			soft_raise_err(c, o, EXC_GP, 0);
 		bool ss = o && (o->base == SLOT(X86_RSP) || o->base == SLOT(X86_RBP)) &&
-			  o->index == SLOT(S_ZERO);
+			  o->index != SLOT(S_SEG + X86_FS) && o->index != SLOT(S_SEG + X86_GS);
 		soft_raise_err(c, o, ss ? EXC_SS : EXC_GP, 0);
 	}
 	if (!mmu_walk(c, va, acc, idx, true, &w))

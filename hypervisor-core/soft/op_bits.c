@@ -183,7 +183,7 @@ static inline void flags_cf_only(struct cpu *c, bool cf)
 #define BIT_btr(v, m) ((v) & ~(m))
 #define BIT_btc(v, m) ((v) ^ (m))
 #define BITOFF(n) s64 bit = o->x ? (s64)(o->imm & (n - 1)) : RD_##n(o->r1);                   \
-	u64 ea = EA(o) + (o->x ? 0 : (u64)((bit >> __builtin_ctz(n)) * (n / 8)));             \
+	u64 ea = EA(o) + (o->x || o->y ? 0 : (u64)((bit >> __builtin_ctz(n)) * (n / 8)));             \
 	T_##n mask = (T_##n)((T_##n)1 << (bit & (n - 1)));
 #define BT(op, n)                                                                             \
 	H(op##_r_##n, T_##n v = (T_##n)RDU_##n(o->r0);                                        \
@@ -211,6 +211,15 @@ BTR(64)
 op_fn *const bt_r[4][4] = { S3(bt_r), S3(bts_r), S3(btr_r), S3(btc_r) };
 op_fn *const bt_m[2][4][4] = { { S3(bt_m), S3(bts_m), S3(btr_m), S3(btc_m) },
 	{ { NULL, NULL, NULL, NULL }, S3(bts_l), S3(btr_l), S3(btc_l) } };
+
+/* r0 = bit register, len = address bytes << 4 | operand bytes, x = segment (0xff: 64-bit mode, base in slot r1) */
+H(ea_bit_do, unsigned n = o->len & 15; unsigned bits = n * 8;
+  s64 bit = n == 2 ? RD_16(o->r0) : n == 4 ? RD_32(o->r0) : RD_64(o->r0);
+  u64 a = EA(o) + (o->x == 0xff ? o->imm : 0) + (u64)((bit >> __builtin_ctz(bits)) * (s64)n);
+  if (o->len >> 4 == 4) a = (u32)a; else if (o->len >> 4 == 2) a = (u16)a;
+  c->r[S_TMP] = o->x == 0xff ? a + R64(o->r1) : soft_seg_ea(c, o, o->x, a, n, o->y & 0x100);
+  NEXT;)
+op_fn *const ea_bit = ea_bit_do;
 
 #define CTZ(v) ((u64)__builtin_ctzll(v))
 #define CLZ(v) ((u64)(63 - __builtin_clzll(v)))

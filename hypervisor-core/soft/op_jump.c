@@ -16,7 +16,7 @@ COLD static const struct op *jump_link(struct cpu *c, const struct op *o)
 	u64 inval = c->n_inval;
 	const struct op *t;
 
-	if (atomic_load_explicit(&c->attn, memory_order_relaxed))
+	if (must_leave(c))
 		return NULL;
 	t = soft_code_find(c);
 	/* not where the arena was dropped meanwhile, nor to the scratch operation */
@@ -32,7 +32,7 @@ COLD static const struct op *jump_link(struct cpu *c, const struct op *o)
 		RIP += (u64)(s64)o->disp;                                                \
 		if (o->x) {                                                              \
 			const struct op *t_ = o->tgt;                                    \
-			if (likely(t_ && !atomic_load_explicit(&c->attn, memory_order_relaxed))) \
+			if (likely(t_ && !must_leave(c))) \
 				DISPATCH(t_);                                            \
 			t_ = jump_link(c, o);                                            \
 			if (!t_)                                                         \
@@ -73,26 +73,64 @@ H(exit_do, c->icount += o->ord; RIP += (u64)(s64)o->disp; return NULL;)
 op_fn *const exit_op = exit_do;
 
 #define RSP c->r[X86_RSP]
+/* GOTO_CHECKED() - to an address that a register or memory gave: a non-canonical one (never in the jump cache)
+ * faults here, before @commit. */
+#define GOTO_CHECKED(v, commit)                                                          \
+	do {                                                                             \
+		struct jce *j_ = jc_at(c, v);                                            \
+		if (unlikely(j_->rip != (v) || j_->ctx != c->jctx || must_leave(c))) {   \
+			if ((s64)((v) << 16) >> 16 != (s64)(v))                          \
+				soft_raise_err(c, o, EXC_GP, 0);                         \
+			commit;                                                          \
+			c->icount += o->ord + 1u;                                        \
+			RIP = (v);                                                       \
+			return NULL;                                                     \
+		}                                                                        \
+		commit;                                                                  \
+		c->icount += o->ord + 1u;                                                \
+		RIP = (v);                                                               \
+		DISPATCH(j_->ops);                                                       \
+	} while (0)
+
 HM(call_do, u64 ret = RIP + NEXT_OFF(o); ST(m64, RSP - 8, ret); RSP -= 8; TAIL(soft_jump_take);)
 op_fn *const call_op = call_do;
-HM(ret_do, u64 v; LD(m64, v, RSP); RSP += 8 + o->imm; c->icount += o->ord + 1u; RIP = v; GOTO_RIP;)
+HM(ret_do, u64 v; LD(m64, v, RSP); GOTO_CHECKED(v, RSP += 8 + o->imm);)
 op_fn *const ret_op = ret_do;
-H(jmp_r64, c->icount += o->ord + 1u; RIP = R64(o->r0); GOTO_RIP;)
+H(jmp_r64, u64 v = R64(o->r0); GOTO_CHECKED(v, ;);)
 op_fn *const jmp_r = jmp_r64;
-HM(jmp_m64, u64 v; LD(m64, v, EA(o)); c->icount += o->ord + 1u; RIP = v; GOTO_RIP;)
+HM(jmp_m64, u64 v; LD(m64, v, EA(o)); GOTO_CHECKED(v, ;);)
 op_fn *const jmp_m = jmp_m64;
-HM(call_r64, u64 v = R64(o->r0); ST(m64, RSP - 8, RIP + NEXT_OFF(o)); RSP -= 8;
+static inline bool jump_far_off(u64 v)
+{
+	return (s64)(v << 16) >> 16 != (s64)v;
+}
+
+static inline void jump_canonical(struct cpu *c, const struct op *o, u64 v)
+{
+	if (unlikely(jump_far_off(RSP - 8)))
+		soft_raise_err(c, o, EXC_SS, 0);
+	if (unlikely(jump_far_off(v))) {
+		soft_probe_w(c, o, RSP - 8, 8); /* the push is checked first */
+		soft_raise_err(c, o, EXC_GP, 0);
+	}
+}
+HM(call_r64, u64 v = R64(o->r0); jump_canonical(c, o, v); ST(m64, RSP - 8, RIP + NEXT_OFF(o)); RSP -= 8;
    c->icount += o->ord + 1u; RIP = v; GOTO_RIP;)
 op_fn *const call_r = call_r64;
-HM(call_m64, u64 v; LD(m64, v, EA(o)); ST(m64, RSP - 8, RIP + NEXT_OFF(o)); RSP -= 8;
+HM(call_m64, u64 v; LD(m64, v, EA(o)); jump_canonical(c, o, v); ST(m64, RSP - 8, RIP + NEXT_OFF(o)); RSP -= 8;
    c->icount += o->ord + 1u; RIP = v; GOTO_RIP;)
 op_fn *const call_m = call_m64;
 
 /* ---- legacy modes, and odd operand sizes in 64-bit mode. o->y: operand size in bytes. */
 static u64 leg_ip(struct cpu *c, const struct op *o, u64 ip)
 {
-	if (c->mode == MODE_64)
+	if (c->mode == MODE_64) {
+		if (o->y == 2) /* AMD: a 66 prefix makes near branches 16 bits wide */
+			ip = (u16)ip;
+		if ((s64)(ip << 16) >> 16 != (s64)ip)
+			soft_raise_err(c, o, EXC_GP, 0);
 		return ip;
+	}
 	ip = o->y == 2 ? (u16)ip : (u32)ip;
 	if (ip > c->seg[X86_CS].limit)
 		soft_raise_err(c, o, EXC_GP, 0);

@@ -187,11 +187,9 @@ static const struct op *mmx_misc(struct cpu *c, const struct op *o)
 	case 0xf7: { /* maskmovq */
 		u64 ea = EA(o), mask;
 
-		mask = c->fx.st[(o->r1 + 8 - (c->fx.fsw >> 11 & 7)) & 7].man;
-		for (unsigned i = 0; i < 8; i++)
-			if (mask >> (8 * i + 7) & 1)
-				soft_probe_w(c, o, ea + i, 1);
 		mmx_enter(c, o);
+		mask = c->fx.st[o->r1 & 7].man;
+		soft_probe_w(c, o, ea, 8); /* all of it, whatever the mask */
 		v = c->fx.st[o->r0 & 7].man;
 		for (unsigned i = 0; i < 8; i++)
 			if (mask >> (8 * i + 7) & 1)
@@ -205,15 +203,6 @@ static const struct op *mmx_misc(struct cpu *c, const struct op *o)
 }
 
 /* conversions between MMX and SSE registers */
-static u32 cvt_flags(struct cpu *c)
-{
-	u32 v;
-
-	asm volatile("stmxcsr %0" : "=m"(v));
-	(void)c;
-	return v & 0x3f;
-}
-
 static const struct op *mmx_cvt(struct cpu *c, const struct op *o)
 {
 	bool pd = o->y & 0x200;
@@ -223,7 +212,7 @@ static const struct op *mmx_cvt(struct cpu *c, const struct op *o)
 	if (o->x == 0x2a) { /* cvtpi2ps, cvtpi2pd: xmm from mm/m64 */
 		u64 s = o->y & 0x100 ? 0 : mmx_src(c, o);
 
-		if (o->y & 0x100 || !pd)
+		if (o->y & 0x100) /* a memory operand leaves the x87 state alone */
 			mmx_enter(c, o);
 		if (o->y & 0x100)
 			s = mmx_src(c, o);
@@ -232,6 +221,8 @@ static const struct op *mmx_cvt(struct cpu *c, const struct op *o)
 			asm volatile("movdqa %0, %%xmm0\n\tcvtpi2pd %1, %%xmm0\n\tmovdqa %%xmm0, %0\n\temms" : "+m"(d) : "m"(s) : "xmm0");
 		else
 			asm volatile("movdqa %0, %%xmm0\n\tcvtpi2ps %1, %%xmm0\n\tmovdqa %%xmm0, %0\n\temms" : "+m"(d) : "m"(s) : "xmm0");
+		if (unlikely(c->mxcsr_unmasked))
+			soft_fp_check(c, o);
 		memcpy(c->fx.xmm[o->r0], d, 16);
 		NEXT;
 	}
@@ -241,8 +232,6 @@ static const struct op *mmx_cvt(struct cpu *c, const struct op *o)
 		soft_raise_err(c, o, EXC_GP, 0);
 	else
 		soft_ld_buf(c, o, EA(o), src, o->y & 0xff);
-	if (unlikely(c->mxcsr_unmasked) && cvt_flags(c))
-		soft_mxcsr_load(c, soft_mxcsr_read(c));
 	mmx_enter(c, o);
 #define CVT(mn) asm volatile(#mn " %1, %%mm0\n\tmovq %%mm0, %0\n\temms" : "=m"(r) : "m"(src) : "mm0")
 	if (pd && o->x == 0x2c)
@@ -253,14 +242,8 @@ static const struct op *mmx_cvt(struct cpu *c, const struct op *o)
 		CVT(cvttps2pi);
 	else
 		CVT(cvtps2pi);
-	if (unlikely(c->mxcsr_unmasked)) {
-		u32 f = cvt_flags(c), m = c->fx.mxcsr >> 7;
-
-		if (f & ~m) {
-			soft_mxcsr_load(c, soft_mxcsr_read(c));
-			soft_raise(c, o, c->cr4 & (1 << 10) ? EXC_XM : EXC_UD);
-		}
-	}
+	if (unlikely(c->mxcsr_unmasked))
+		soft_fp_check(c, o);
 	mmx_set(c, o->r0, r);
 	NEXT;
 }

@@ -85,9 +85,9 @@ HM(pop_r64, u64 v; LD(m64, v, RSP); RSP += 8; R64(o->r0) = v; NEXT;)
 HM(pop_r16, u16 v; LD(m16, v, RSP); RSP += 2; R16(o->r0) = v; NEXT;)
 HM(leave64, u64 v; u64 bp = c->r[X86_RBP]; LD(m64, v, bp); RSP = bp + 8; c->r[X86_RBP] = v; NEXT;)
 
-/* pop to memory: the address is made with the stack pointer after the pop */
-HM(pop_m64, u64 v; LD(m64, v, RSP); u64 sp = RSP; RSP = sp + 8; u64 ea = EA(o); RSP = sp;
-   ST(m64, ea, v); RSP = sp + 8; NEXT;)
+/* pop to memory: the translator added the size to a displacement from the stack pointer */
+HM(pop_m64, u64 v; if (SLOW && (s64)(RSP << 16) >> 16 != (s64)RSP) soft_raise_err(c, o, EXC_SS, 0);
+   LD(m64, v, RSP); ST(m64, EA(o), v); RSP += 8; NEXT;)
 op_fn *const push_r = push_r64;
 op_fn *const push_i = push_i64;
 op_fn *const push_m = push_m64;
@@ -143,10 +143,7 @@ static void reg_set(struct cpu *c, u8 slot, unsigned size, u64 v)
 H(push_any, u64 v = o->x == 0 ? R64(o->r0) : o->x == 1 ? o->imm : soft_ld(c, o, EA(o), o->y);
   stack_push(c, o, o->y, v); NEXT;)
 H(pop_any, u64 v = stack_peek(c, o, o->y, 0); stack_add(c, o->y); reg_set(c, o->r0, o->y, v); NEXT;)
-/* legacy modes: the address was made before; it is right unless it names the stack pointer */
-H(pop_any_m, u64 v = stack_peek(c, o, o->y, 0); u64 ea;
-  if (c->mode == MODE_64) { u64 sp = RSP; RSP += o->y; ea = EA(o); RSP = sp; } else { ea = EA(o); }
-  soft_st(c, o, ea, o->y, v); stack_add(c, o->y); NEXT;)
+H(pop_any_m, u64 v = stack_peek(c, o, o->y, 0); soft_st(c, o, EA(o), o->y, v); stack_add(c, o->y); NEXT;)
 op_fn *const push_leg = push_any;
 op_fn *const pop_leg = pop_any;
 op_fn *const popm_leg = pop_any_m;
@@ -286,7 +283,11 @@ H(lahf_do, R8(1) = (u8)(soft_eflags(c) & 0xd7); NEXT;)
 H(sahf_do, u32 f = soft_eflags(c) & EFL_OF; flags_set_all(c, f | (R8(1) & 0xd5)); NEXT;)
 op_fn *const lahf_op = lahf_do;
 op_fn *const sahf_op = sahf_do;
-HM(xlat_do, u8 v; LD(m8, v, EA(o) + R8(0)); R8(0) = v; NEXT;)
+/* x = segment, y = address bytes, r1 = slot of its base in 64-bit mode */
+H(xlat_do, u64 a = c->r[X86_RBX] + R8(0);
+  a = o->y == 8 ? a : o->y == 4 ? (u32)a : (u16)a;
+  a = c->mode == MODE_64 ? a + R64(o->r1) : soft_seg_ea(c, o, o->x, a, 1, false);
+  R8(0) = (u8)soft_ld(c, o, a, 1); NEXT;)
 op_fn *const xlat_op = xlat_do;
 H(nop_do, NEXT;)
 op_fn *const nop_op = nop_do;

@@ -38,7 +38,7 @@ u32 soft_mxcsr_read(struct cpu *c)
 	return c->fx.mxcsr;
 }
 
-COLD static void fp_check(struct cpu *c, const struct op *o)
+COLD void soft_fp_check(struct cpu *c, const struct op *o)
 {
 	u32 h = mxcsr_host(), f = h & 0x3f;
 
@@ -56,7 +56,7 @@ COLD static void fp_check(struct cpu *c, const struct op *o)
 #define FPCHECK                               \
 	do {                                  \
 		if (unlikely(c->mxcsr_unmasked)) \
-			fp_check(c, o);       \
+			soft_fp_check(c, o);  \
 	} while (0)
 
 /* a memory source of n bytes into a zero-extended vector; ALIGN: 16-byte operands must be aligned */
@@ -249,8 +249,7 @@ H(pinsrw_r, ((m16 *)&XMM(o->r0))[o->imm & 7] = R16(o->r1); NEXT;)
 HM(pinsrw_m, u16 v; LD(m16, v, EA(o)); ((m16 *)&XMM(o->r0))[o->imm & 7] = v; NEXT;)
 H(pextrw_r, R64(o->r0) = ((m16 *)&XMM(o->r1))[o->imm & 7]; NEXT;)
 H(maskmovdqu_r, u64 a = EA(o);
-  for (unsigned i = 0; i < 16; i++)
-	if (c->fx.xmm[o->r1][i] & 0x80) soft_probe_w(c, o, a + i, 1);
+  soft_probe_w(c, o, a, 16); /* all of it, whatever the mask */
   for (unsigned i = 0; i < 16; i++)
 	if (c->fx.xmm[o->r1][i] & 0x80) soft_st(c, o, a + i, 1, c->fx.xmm[o->r0][i]);
   NEXT;)

@@ -65,8 +65,9 @@ static bool str_one(struct cpu *c, const struct op *o, unsigned kind, unsigned s
 		soft_st(c, o, str_dst(c, o, size, true), size, v);
 		break;
 	case STR_CMPS:
-		v = soft_ld(c, o, str_src(c, o, size), size);
+		/* the order shows where both fault */
 		w = soft_ld(c, o, str_dst(c, o, size, false), size);
+		v = soft_ld(c, o, str_src(c, o, size), size);
 		str_cmp_flags(c, v, w, size);
 		break;
 	case STR_STOS:

@@ -28,6 +28,12 @@ asm(".section .text\n"
     "nop\n"
     ".set i, i + 1\n"
     ".endr\n"
+    ".set i, 0\n" /* and with a 66 prefix: 16-bit environments */
+    ".rept 64\n"
+    ".byte 0xf3, 0x0f, 0x1e, 0xfa, 0x66, 0xd8 + i / 8, (i % 8) * 8\n"
+    "ret\n"
+    ".set i, i + 1\n"
+    ".endr\n"
     ".previous\n");
 extern const u8 x87_stub_reg[] __asm__("x87_stub_reg"), x87_stub_mem[] __asm__("x87_stub_mem");
 
@@ -109,30 +115,18 @@ static const struct op *x87_mem_do(struct cpu *c, const struct op *o)
 	if (!(o->x & 1))
 		x87_pending(c, o);
 	if (o->x & 2) {
-		u16 sw = c->fx.fsw;
-
 		soft_probe_w(c, o, ea, n);
-		memset(buf, 0xa5, n);
-		struct fximg keep;
-
-		memcpy(&keep, &c->fx, 160);
+		/* an unmasked exception may store nothing: then what was there goes back */
+		soft_ld_buf(c, o, ea, buf, n);
 		x87_exec(c, x87_stub_mem + key * 8, buf, 2);
-		/* an unmasked exception stores nothing */
-		if (!(o->x & 4) && (c->fx.fsw & 0x80) && !(sw & 0x80)) {
-			c->fx.fip = RIP + o->off;
-			NEXT;
-		}
-		if (key == 0x16 - 8 + 0 || n == 28 || n == 108 || n == 14 || n == 94) {
-			/* environment: the last instruction's address is the guest's */
+		if (n == 28 || n == 108) { /* environment: the last instruction's address is the guest's */
 			u32 fip = (u32)c->fx.fip, fop = c->fx.fop, fdp = (u32)c->fx.fdp;
 
-			if (n == 28 || n == 108) {
-				memcpy(buf + 12, &fip, 4);
-				fop = (fop & 0x7ff) << 16 | 0;
-				memcpy(buf + 16, &fop, 4);
-				memcpy(buf + 20, &fdp, 4);
-				memset(buf + 24, 0, 2);
-			}
+			memcpy(buf + 12, &fip, 4);
+			fop = (fop & 0x7ff) << 16;
+			memcpy(buf + 16, &fop, 4);
+			memcpy(buf + 20, &fdp, 4);
+			memset(buf + 24, 0, 2);
 		}
 		soft_st_buf(c, o, ea, buf, n);
 	} else {

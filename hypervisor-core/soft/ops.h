@@ -30,6 +30,7 @@ extern op_fn *const mov_tmp_rm[4], *const salc_op, *const movnti_op[4], *const p
 extern op_fn *const shift_ri[8][4], *const shift_rc[8][4], *const shift_mi[8][4], *const shift_mc[8][4];
 extern op_fn *const shld_r[2][4], *const shld_m[2][4]; /* [shld, shrd]; count r CL where x = 1 else imm */
 extern op_fn *const bt_r[4][4], *const bt_m[2][4][4];  /* [bt bts btr btc]; [lock]; x = 1: imm */
+extern op_fn *const ea_bit; /* address of bt and so on outside the common form */
 extern op_fn *const bsf_r[2][4], *const bsf_m[2][4];
 extern op_fn *const mul_r[4][4], *const mul_m[4][4];   /* mul imul div idiv */
 extern op_fn *const imul_rr[4], *const imul_rm[4], *const imul_rri[4], *const imul_rmi[4];

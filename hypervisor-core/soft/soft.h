@@ -414,6 +414,7 @@ void soft_cpuid(struct cpu *c, u32 leaf, u32 sub, u32 out[4]);
 void soft_cpuid_supported(struct cpuid_table *t);
 void soft_mxcsr_load(struct cpu *c, u32 val);
 u32 soft_mxcsr_read(struct cpu *c);
+void soft_fp_check(struct cpu *c, const struct op *o); /* after an operation, where the guest unmasked */
 
 /* ---- run.c */
 void soft_attn(struct cpu *c, u32 bits);

@@ -156,16 +156,22 @@ static void unary(struct trans *t, unsigned size, op_fn *r, op_fn *const m[2][4]
 	}
 }
 
+/* near branches of 64 bits; AMD's 66 prefix makes them 16 bits wide, which the legacy forms do */
+static bool near64(const struct trans *t)
+{
+	return t->mode == MODE_64 && t->in.osz != 2;
+}
+
 /* a relative jump or call: @fn has the linked form, @leg the legacy one */
 static struct op *jump(struct trans *t, op_fn *fn, op_fn *leg)
 {
 	s64 target = (s64)t->off + t->in.len + (s64)t->in.imm;
 	s64 page = (s64)t->page_off + target;
-	struct op *o = trans_op(t, t->mode == MODE_64 ? fn : leg);
+	struct op *o = trans_op(t, near64(t) ? fn : leg);
 
 	o->disp = (s32)target; /* see trans_far_target() */
-	o->x = t->mode == MODE_64 && page >= 0 && page < (s64)MEM_PAGE;
-	o->y = t->in.osz;
+	o->x = near64(t) && page >= 0 && page < (s64)MEM_PAGE;
+	o->y = near64(t) ? 8 : t->in.osz;
 	return o;
 }
 
@@ -175,7 +181,7 @@ static bool far_target(struct trans *t, op_fn *by_reg)
 	s64 target = (s64)t->off + t->in.len + (s64)t->in.imm;
 	struct op *o;
 
-	if (target == (s32)target || t->mode != MODE_64)
+	if (target == (s32)target || !near64(t))
 		return false;
 	o = trans_op(t, ea_big);
 	o->base = SLOT(S_RIP);
@@ -213,7 +219,7 @@ void trans_jcc(struct trans *t, unsigned cc)
 {
 	unsigned si;
 
-	if (t->mode == MODE_64) {
+	if (near64(t)) {
 		s64 target = (s64)t->off + t->in.len + (s64)t->in.imm;
 
 		if (target != (s32)target) {
@@ -324,11 +330,15 @@ static void group5(struct trans *t, unsigned sub, unsigned size, unsigned si)
 		return;
 	case 2:
 	case 4:
-		if (t->mode == MODE_64) {
+		if (near64(t)) {
 			if (m)
 				trans_mem(t, sub == 2 ? call_m : jmp_m, 8, false);
 			else
-				trans_op(t, sub == 2 ? call_r : jmp_r)->r0 = SLOT(in->rm);
+				{
+				o = trans_op(t, sub == 2 ? call_r : jmp_r);
+				o->r0 = SLOT(in->rm);
+				o->base = SLOT(X86_RSP);
+			}
 		} else {
 			o = m ? trans_mem(t, sub == 2 ? calli_leg : jmpi_leg, in->osz, false) :
 				trans_op(t, sub == 2 ? calli_leg : jmpi_leg);
@@ -447,8 +457,12 @@ static void x87(struct trans *t)
 	bool control = (row == 1 && sub >= 4) || (row == 5 && (sub == 4 || sub >= 6));
 	bool nowait = (row == 1 && (sub == 6 || sub == 7)) || (row == 5 && (sub == 6 || sub == 7));
 
+	bool env16 = (row == 1 || row == 5) && (sub == 4 || sub == 6) && in->osz == 2;
+
+	if (env16)
+		n = row == 1 ? 14 : 94;
 	o = trans_mem(t, x87_mem, n, st);
-	o->imm = row * 8 + sub;
+	o->imm = row * 8 + sub + (env16 ? 64 : 0);
 	o->r1 = (u8)n;
 	o->x = (u8)((nowait ? 1 : 0) | (st ? 2 : 0) | (control ? 4 : 0));
 	o->y = (u16)(row << 8 | in->modrm);
@@ -663,6 +677,8 @@ static void trans_one(struct trans *t)
 		} else if (in->mod == 3) {
 			pop_reg(t, in->rm);
 		} else {
+			if (in->base == X86_RSP)
+				t->in.disp += size;
 			o = trans_mem(t, popm_leg, size, true);
 			if (lm && size == 8 && o->base != SLOT(S_TMP))
 				o->fn = pop_m;
@@ -766,7 +782,7 @@ static void trans_one(struct trans *t)
 		shift_group(t, size, si);
 		return;
 	case 0xc2: case 0xc3:
-		o = trans_op(t, lm ? ret_op : ret_leg);
+		o = trans_op(t, near64(t) ? ret_op : ret_leg);
 		o->imm = b == 0xc2 ? in->imm : 0;
 		o->y = in->osz;
 		o->base = SLOT(X86_RSP);
@@ -794,6 +810,7 @@ static void trans_one(struct trans *t)
 		o->imm = in->imm;
 		o->x = (u8)in->imm2;
 		o->y = (u16)stack_size(t);
+		o->base = SLOT(X86_RSP);
 		return;
 	case 0xc9:
 		size = stack_size(t);
@@ -837,8 +854,10 @@ static void trans_one(struct trans *t)
 			trans_op(t, salc_op);
 		return;
 	case 0xd7:
-		t->in.base = X86_RBX;
-		trans_mem(t, xlat_op, 1, false);
+		o = trans_op(t, xlat_op);
+		o->x = in->seg == 0xff ? X86_DS : in->seg;
+		o->y = in->asz;
+		o->r1 = lm && (in->seg == X86_FS || in->seg == X86_GS) ? SLOT(S_SEG + in->seg) : SLOT(S_ZERO);
 		return;
 	case 0xd8 ... 0xdf:
 		x87(t);

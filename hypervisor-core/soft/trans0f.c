@@ -47,6 +47,23 @@ static bool sse_gpr_src(u8 b)
 	return b == 0x2a || b == 0x6e || b == 0xc4;
 }
 
+/* maskmov_ea() - the implied operand DS:rDI; a micro-op goes in front of @o where the address is not plain. */
+static void maskmov_ea(struct trans *t, struct op *o)
+{
+	struct op keep = *o;
+
+	t->n--;
+	t->in.base = X86_RDI;
+	t->in.index = 0xff;
+	t->in.disp = 0;
+	o = trans_mem(t, keep.fn, 16, true);
+	keep.base = o->base;
+	keep.index = o->index;
+	keep.scale = o->scale;
+	keep.disp = o->disp;
+	*o = keep;
+}
+
 static void sse(struct trans *t)
 {
 	const struct insn *in = &t->in;
@@ -64,8 +81,8 @@ static void sse(struct trans *t)
 		mmx = true;
 	if (prefix == 0x66 && (b == 0x2a || b == 0x2c || b == 0x2d))
 		mmx = true;
-	if (b == 0xd6 && (prefix == 0xf3 || prefix == 0xf2))
-		mmx = true;
+	if (b == 0xd6)
+		mmx = prefix == 0xf3 || prefix == 0xf2;
 	if (mmx) {
 		fn = soft_mmx_find(b, reg, in->modrm);
 		if (!fn) {
@@ -73,7 +90,7 @@ static void sse(struct trans *t)
 			return;
 		}
 		unsigned size = b == 0x6e || b == 0x7e ? (in->osz == 8 ? 8 : 4) : b == 0xc4 ? 2 :
-				b == 0x2c || b == 0x2d ? (prefix ? 16 : 8) : 8;
+				b == 0x2c || b == 0x2d ? (prefix ? 16 : 8) : b >= 0x60 && b <= 0x62 ? 4 : 8;
 		o = reg ? trans_op(t, fn) : trans_mem(t, fn, size, b == 0x7e || b == 0x7f || b == 0xe7);
 		o->r0 = in->reg;
 		o->r1 = in->rm;
@@ -83,18 +100,15 @@ static void sse(struct trans *t)
 		o->imm = (u8)in->imm;
 		if (b >= 0x71 && b <= 0x73)
 			o->r0 = in->modrm >> 3 & 7;
-		if (b == 0xf7) {
-			o->base = SLOT(X86_RDI);
-			if (in->seg == X86_FS || in->seg == X86_GS)
-				o->index = SLOT(S_SEG + in->seg);
-		}
+		if (b == 0xf7)
+			maskmov_ea(t, o);
 		return;
 	}
 	if (!(t->c->cr4 & 0x200)) { /* OSFXSR */
 		ud(t);
 		return;
 	}
-	if (b == 0x6e && !reg && in->osz == 8)
+	if (b == 0x6e && prefix == 0x66 && !reg && in->osz == 8)
 		fn = soft_sse_find(0x7e, 0xf3, false, in->modrm);
 	else if (b == 0x7e && prefix == 0x66 && !reg && in->osz == 8)
 		fn = soft_sse_find(0xd6, 0x66, false, in->modrm);
@@ -109,11 +123,8 @@ static void sse(struct trans *t)
 	o->r1 = sse_gpr_src(b) || (b == 0x7e && prefix == 0x66) ? SLOT(in->rm) : in->rm;
 	o->y = in->osz;
 	o->imm = (u8)in->imm;
-	if (b == 0xf7) {
-		o->base = SLOT(X86_RDI);
-		if (in->seg == X86_FS || in->seg == X86_GS)
-			o->index = SLOT(S_SEG + in->seg);
-	}
+	if (b == 0xf7)
+		maskmov_ea(t, o);
 }
 
 static void group6(struct trans *t)
@@ -282,7 +293,21 @@ static void bit_test(struct trans *t, unsigned kind, bool imm, unsigned osi)
 
 		if (in->lock && l)
 			t->lock_ok = true;
-		o = trans_mem(t, in->lock && l ? l : bt_m[0][kind][osi], in->osz, kind != 0);
+		op_fn *fn = in->lock && l ? l : bt_m[0][kind][osi];
+
+		if (!imm && !(t->mode == MODE_64 && in->asz == 8)) {
+			/* the bit's offset is part of what wraps and is checked */
+			o = trans_mem(t, NULL, in->osz, kind != 0);
+			o[-1].r0 = SLOT(in->reg);
+			o[-1].len = (u8)(in->asz << 4 | in->osz);
+			if (t->mode == MODE_64)
+				o[-1].x = 0xff;
+			o[-1].fn = ea_bit;
+			o->fn = fn;
+			o->y = 1;
+		} else {
+			o = trans_mem(t, fn, in->osz, kind != 0);
+		}
 	}
 	o->r1 = SLOT(in->reg);
 	o->x = imm;
