@@ -211,7 +211,7 @@ static void make_opened(void *arg, enum call_event ev, struct wire_buf *b, const
 	if (parent)
 		snprintf(args + strlen(args), sizeof(args) - strlen(args), "backing=%.190s\nbacking_format=%s\n", parent->name,
 			 jstr_or(parent->doc, "format", "raw"));
-	image_job_run(k->c, &(struct job_layer){ 0, 0, "file", o->name, m.fd, false }, 1, "create", args, NULL, make_job_done, k);
+	image_job_run(k->c, &(struct job_layer){ 0, 0, "qcow2", o->name, m.fd, false }, 1, "create", args, NULL, make_job_done, k);
 	msg_result_close(&m);
 }
 
