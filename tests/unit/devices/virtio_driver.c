@@ -31,6 +31,9 @@ void vd_machine_init(struct vd_machine *m)
 void vd_machine_fini(struct vd_machine *m)
 {
 	vm_free(m->vm);
+	/* posts on their way at the end free what they belong to */
+	while (loop_run_once(m->loop, 0) > 0)
+		;
 	loop_free(m->loop);
 }
 
