@@ -178,6 +178,9 @@ static void fuzz_run(const uint8_t *data, size_t size, int (*make)(struct fuzz_v
 	vm_free(f.vm);
 	if (f.peer >= 0)
 		close(f.peer);
+	/* posts on their way at the end free what they belong to */
+	while (loop_run_once(f.loop, 0) > 0)
+		;
 	loop_free(f.loop);
 }
 
