@@ -138,6 +138,35 @@ static inline void flags_logic(struct cpu *c, s64 r)
 	c->fl_r = r;
 }
 
+/* ---- atomics on guest memory. The host's instructions take any alignment, which C types cannot say. */
+#ifdef __clang__
+#define ANY_ALIGN __attribute__((no_sanitize("alignment")))
+#else
+#define ANY_ALIGN __attribute__((no_sanitize_undefined))
+#endif
+#define ATOMICS(n, T)                                                                          \
+	typedef T __attribute__((may_alias)) a##n;                                             \
+	ANY_ALIGN static inline bool cas_##n(void *p, void *old, T v)                          \
+	{                                                                                      \
+		a##n o_ = *(m##n *)old;                                                        \
+		bool ok = __atomic_compare_exchange_n((a##n *)p, &o_, v, false, __ATOMIC_SEQ_CST, \
+						      __ATOMIC_SEQ_CST);                       \
+		*(m##n *)old = o_;                                                             \
+		return ok;                                                                     \
+	}                                                                                      \
+	ANY_ALIGN static inline T xchg_##n(void *p, T v)                                       \
+	{                                                                                      \
+		return __atomic_exchange_n((a##n *)p, v, __ATOMIC_SEQ_CST);                    \
+	}                                                                                      \
+	ANY_ALIGN static inline T xadd_##n(void *p, T v)                                       \
+	{                                                                                      \
+		return __atomic_fetch_add((a##n *)p, v, __ATOMIC_SEQ_CST);                     \
+	}
+ATOMICS(8, u8)
+ATOMICS(16, u16)
+ATOMICS(32, u32)
+ATOMICS(64, u64)
+
 /* ---- guest memory, fast */
 #define EA(o) (R64((o)->base) + (R64((o)->index) << (o)->scale) + (u64)(s64)(o)->disp)
 

@@ -607,11 +607,21 @@ void soft_ld_buf(struct cpu *c, const struct op *o, u64 va, void *buf, unsigned 
 	}
 }
 
+/* soft_probe_w() - after this a store of @size bytes at @va neither faults nor unwinds (into its own code page). */
 void soft_probe_w(struct cpu *c, const struct op *o, u64 va, unsigned size)
 {
-	soft_tlb_get(c, o, va, ACC_W, c->idx);
-	if ((va & PAGE_OFF) + size > MEM_PAGE)
-		soft_tlb_get(c, o, (va + size - 1) & ~PAGE_OFF, ACC_W, c->idx);
+	u64 first = MEM_PAGE - (va & PAGE_OFF);
+	struct tlbe *e;
+
+	c->fault_op = o;
+	e = soft_tlb_get(c, o, va, ACC_W, c->idx);
+	if (size <= first) {
+		st_prepare(c, o, e, va, size, c->idx);
+		return;
+	}
+	st_prepare(c, o, e, va, (unsigned)first, c->idx);
+	e = soft_tlb_get(c, o, va + first, ACC_W, c->idx);
+	st_prepare(c, o, e, va + first, size - (unsigned)first, c->idx);
 }
 
 void soft_st_buf(struct cpu *c, const struct op *o, u64 va, const void *buf, unsigned size)

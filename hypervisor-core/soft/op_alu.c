@@ -32,8 +32,7 @@
 	(void)cf;                                                                             \
 	do {                                                                                  \
 		new_ = (T_##n)(VAL_##op((u64)old, (u64)b, cf));                               \
-	} while (!__atomic_compare_exchange_n(p, &old, new_, false, __ATOMIC_SEQ_CST,         \
-					      __ATOMIC_SEQ_CST));                             \
+	} while (!cas_##n(p, &old, new_));                             \
 	RMW_END;                                                                              \
 	a = (S_##n)old;                                                                       \
 	DO_##op(n) NEXT;
@@ -231,8 +230,7 @@ static inline void flags_incdec(struct cpu *c, s64 r, bool of, bool af)
 	   FLG_##op(n) *p = (T_##n)r; RMW_END; NEXT;)                                         \
 	HM(op##_l_##n, RMW(T_##n, p, EA(o)); T_##n old = *(volatile T_##n *)p, new_;          \
 	   do { new_ = (T_##n)UN_##op((u64)old);                                              \
-	   } while (!__atomic_compare_exchange_n(p, &old, new_, false, __ATOMIC_SEQ_CST,      \
-						 __ATOMIC_SEQ_CST));                          \
+	   } while (!cas_##n(p, &old, new_));                          \
 	   RMW_END; s64 a = (S_##n)old, r = (S_##n)new_; (void)a; (void)r; FLG_##op(n) NEXT;)
 #define UNARY4(op)                                                                            \
 	UNARY(op, 8) UNARY(op, 16) UNARY(op, 32) UNARY(op, 64)                                \

@@ -192,8 +192,7 @@ static inline void flags_cf_only(struct cpu *c, bool cf)
 	HM(op##_m_##n, BITOFF(n) RMW(T_##n, p, ea); T_##n v = *p; flags_cf_only(c, v & mask); \
 	   *p = (T_##n)BIT_##op(v, mask); RMW_END; NEXT;)                                     \
 	HM(op##_l_##n, BITOFF(n) RMW(T_##n, p, ea); T_##n v = *(volatile T_##n *)p;           \
-	   while (!__atomic_compare_exchange_n(p, &v, (T_##n)BIT_##op(v, mask), false,        \
-					       __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) ;         \
+	   while (!cas_##n(p, &v, (T_##n)BIT_##op(v, mask))) ;         \
 	   RMW_END; flags_cf_only(c, v & mask); NEXT;)
 #define BT3(op) BT(op, 16) BT(op, 32) BT(op, 64)
 BT3(bts)
@@ -331,12 +330,12 @@ op_fn *const imul_rmi[4] = S3(imul_rmi);
 	H(xadd_rr_##n, s64 a = RD_##n(o->r0), b = RD_##n(o->r1), r = (S_##n)((u64)a + (u64)b); \
 	  flags_set(c, FL_ADD, a, b, r); WR_##n(o->r1, a); WR_##n(o->r0, r); NEXT;)           \
 	HM(xadd_mr_##n, s64 b = RD_##n(o->r1); RMW(T_##n, p, EA(o));                          \
-	   s64 a = (S_##n)__atomic_fetch_add(p, (T_##n)b, __ATOMIC_SEQ_CST); RMW_END;         \
+	   s64 a = (S_##n)xadd_##n(p, (T_##n)b); RMW_END;         \
 	   s64 r = (S_##n)((u64)a + (u64)b); flags_set(c, FL_ADD, a, b, r); WR_##n(o->r1, a); NEXT;) \
 	H(cmpxchg_rr_##n, s64 a = RD_##n(AX), b = RD_##n(o->r0), r = (S_##n)((u64)a - (u64)b); \
 	  flags_set(c, FL_SUB, a, b, r); if (!r) WR_##n(o->r0, RDU_##n(o->r1)); else WR_##n(AX, b); NEXT;) \
 	HM(cmpxchg_mr_##n, T_##n want = (T_##n)RDU_##n(AX), old = want; RMW(T_##n, p, EA(o)); \
-	   __atomic_compare_exchange_n(p, &old, (T_##n)RDU_##n(o->r1), false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST); \
+	   cas_##n(p, &old, (T_##n)RDU_##n(o->r1)); \
 	   RMW_END; s64 a = (S_##n)want, b = (S_##n)old, r = (S_##n)((u64)a - (u64)b);        \
 	   flags_set(c, FL_SUB, a, b, r); if (r) WR_##n(AX, old); NEXT;)
 FOR4(XADD)
@@ -352,7 +351,7 @@ static void flag_zf_only(struct cpu *c, bool zf)
 
 HM(cmpxchg8b_do, u64 want = (u64)R32(DX) << 32 | R32(AX);
    u64 nv = (u64)R32(SLOT(X86_RCX)) << 32 | R32(SLOT(X86_RBX)), old = want; RMW(m64, p, EA(o));
-   bool ok = __atomic_compare_exchange_n(p, &old, nv, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+   bool ok = cas_64(p, &old, nv);
    RMW_END; flag_zf_only(c, ok); if (!ok) { R64(AX) = (u32)old; R64(DX) = old >> 32; } NEXT;)
 op_fn *const cmpxchg8b_op = cmpxchg8b_do;
 

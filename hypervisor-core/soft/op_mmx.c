@@ -6,6 +6,11 @@
 #include "flags.h"
 #include "ops.h"
 
+/* Handlers here have locals whose address is taken, so gcc makes no tail call of their NEXT, and the stack would grow
+ * with every instruction: they go back to run_ops() instead. */
+#undef NEXT
+#define NEXT return o + 1
+
 /* mmx_enter() - first MMX instruction after x87 ones: top of stack 0, all registers valid. */
 static void mmx_enter(struct cpu *c, const struct op *o)
 {

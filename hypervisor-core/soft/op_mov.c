@@ -13,7 +13,7 @@
 	H(xchg_rr_##n, u64 a = RDU_##n(o->r0), b = RDU_##n(o->r1); WR_##n(o->r0, b);          \
 	  WR_##n(o->r1, a); NEXT;)                                                            \
 	HM(xchg_mr_##n, RMW(T_##n, p, EA(o));                                                 \
-	   T_##n v = __atomic_exchange_n(p, (T_##n)RDU_##n(o->r1), __ATOMIC_SEQ_CST);         \
+	   T_##n v = xchg_##n(p, (T_##n)RDU_##n(o->r1));         \
 	   RMW_END; WR_##n(o->r1, v); NEXT;)
 FOR4(MOV)
 op_fn *const mov_rr[4] = SIZES(mov_rr);
@@ -79,7 +79,9 @@ op_fn *const setcc_m[16] = { FOR16(SROWM) };
 #define RSP c->r[X86_RSP]
 HM(push_r64, u64 v = R64(o->r0); ST(m64, RSP - 8, v); RSP -= 8; NEXT;)
 HM(push_i64, ST(m64, RSP - 8, o->imm); RSP -= 8; NEXT;)
-HM(push_m64, u64 v; LD(m64, v, EA(o)); ST(m64, RSP - 8, v); RSP -= 8; NEXT;)
+HM(push_m64, u64 v; LD(m64, v, EA(o));
+   if (SLOW && (s64)((RSP - 8) << 16) >> 16 != (s64)(RSP - 8)) soft_raise_err(c, o, EXC_SS, 0);
+   ST(m64, RSP - 8, v); RSP -= 8; NEXT;)
 HM(push_r16, ST(m16, RSP - 2, R16(o->r0)); RSP -= 2; NEXT;)
 HM(pop_r64, u64 v; LD(m64, v, RSP); RSP += 8; R64(o->r0) = v; NEXT;)
 HM(pop_r16, u16 v; LD(m16, v, RSP); RSP += 2; R16(o->r0) = v; NEXT;)

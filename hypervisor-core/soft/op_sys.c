@@ -2,6 +2,11 @@
  * (the translator puts exit_op behind it). */
 #include "flags.h"
 #include "ops.h"
+
+/* Handlers here have locals whose address is taken, so gcc makes no tail call of their NEXT, and the stack would grow
+ * with every instruction: they go back to run_ops() instead. */
+#undef NEXT
+#define NEXT return o + 1
 #include "sizes.h"
 
 #define NEED_CPL0                                       \

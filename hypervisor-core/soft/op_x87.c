@@ -9,6 +9,11 @@
 #include "flags.h"
 #include "ops.h"
 
+/* Handlers here have locals whose address is taken, so gcc makes no tail call of their NEXT, and the stack would grow
+ * with every instruction: they go back to run_ops() instead. */
+#undef NEXT
+#define NEXT return o + 1
+
 /* 512 register forms (D8-DF, C0-FF), 8 bytes each; then 64 memory forms on (%rax). */
 asm(".section .text\n"
     ".p2align 4\n"

@@ -186,6 +186,7 @@ bool soft_run_some(struct cpu *c, bool may_sleep)
 		soft_fix_rip(c);
 		if (why == JMP_EXC) {
 			restart_single = false;
+			c->icount++; /* so that a loop of faults uses up its budget too */
 			soft_deliver_exception(c); /* may come back to the line above */
 		} else if (why == JMP_RESTART_SINGLE) {
 			restart_single = true;

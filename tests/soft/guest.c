@@ -123,7 +123,7 @@ int guest_run(struct guest *g, const struct x86_state *s, u64 *rip, u64 *rsp, u6
 	accel_soft.vcpu_set_state(g->v, s, &e);
 	__asm__ volatile("stmxcsr %0" : "=m"(host));
 	soft_mxcsr_load(c, c->fx.mxcsr);
-	c->icount_limit = c->icount + 100000;
+	c->icount_limit = c->icount + (g->limit ? g->limit : 100000);
 	soft_run_some(c, false);
 	c->fx.mxcsr = soft_mxcsr_read(c);
 	__asm__ volatile("ldmxcsr %0" : : "m"(host));

@@ -19,6 +19,7 @@ struct guest {
 	u8 *ram; /* host address of guest physical 0 */
 	u8 *code, *data, *stack;
 	struct x86_state base;
+	u64 limit; /* instructions a run; 0 = 100,000 */
 };
 
 struct guest *guest_new(void);

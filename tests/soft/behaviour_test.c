@@ -1,0 +1,162 @@
+/* behaviour_test.c - what the software CPU must do beyond single instructions: long runs on a bounded stack,
+ * self-modifying code, code that a device writes, faults in the middle of string operations, garbage. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "guest.h"
+
+static int run_code(struct guest *g, const u8 *code, unsigned n, struct x86_state *s)
+{
+	u64 rip, rsp, fl;
+
+	memset(g->code, 0xcc, 0x1000);
+	memcpy(g->code, code, n);
+	*s = g->base;
+	s->rip = CODE_VA;
+	s->gpr[X86_RSP] = STACK_VA + 0x800;
+	s->gpr[X86_RDI] = DATA_VA;
+	s->gpr[X86_RSI] = DATA_VA + 0x1000;
+	s->xsave_len = 0;
+	return guest_run(g, s, &rip, &rsp, &fl);
+}
+
+/* A handler that does not return and is not left by a tail call would end the host thread's stack. */
+static void soft_long_runs_do_not_grow_the_stack(void **state)
+{
+	static const u8 code[] = {
+		0x41, 0xb8, 0x40, 0x42, 0x0f, 0x00,	/* mov r8d, 1000000 */
+		0x0f, 0xfc, 0xc1,			/* paddb mm0, mm1 */
+		0x0f, 0x77,				/* emms */
+		0xd9, 0xe8, 0xdd, 0xd8,			/* fld1; fstp st0 */
+		0x0f, 0x31,				/* rdtsc */
+		0x66, 0x0f, 0x58, 0xc1,			/* addpd xmm0, xmm1 */
+		0xf0, 0x48, 0x0f, 0xc1, 0x07,		/* lock xadd [rdi], rax */
+		0x50, 0x58,				/* push, pop */
+		0x9c, 0x9d,				/* pushf, popf */
+		0x41, 0xff, 0xc8,			/* dec r8d */
+		0x75, 0xe3,				/* jnz: back to the paddb */
+		0xcc };
+	struct guest *g = guest_new();
+	struct x86_state s;
+
+	g->limit = 20000000;
+	assert_int_equal(code[sizeof(code) - 2], (u8)-(int)(sizeof(code) - 1 - 6));
+	assert_int_equal(run_code(g, code, sizeof(code), &s), EXC_BP);
+	assert_int_equal(g->c->r[8], 0);
+	guest_free(g);
+}
+
+static void soft_sees_code_that_it_writes_itself(void **state)
+{
+	/* the immediate of the mov right behind is overwritten first, in the same block */
+	static const u8 code[] = {
+		0xc6, 0x05, 0x01, 0x00, 0x00, 0x00, 0x2a, /* mov byte [rip + 1], 42 */
+		0xb8, 0x01, 0x00, 0x00, 0x00,		  /* mov eax, 1 */
+		0xcc };
+	struct guest *g = guest_new();
+	struct x86_state s;
+
+	assert_int_equal(run_code(g, code, sizeof(code), &s), EXC_BP);
+	assert_int_equal(g->c->r[0], 42);
+	guest_free(g);
+}
+
+static void soft_sees_code_that_a_device_writes(void **state)
+{
+	static const u8 code[] = { 0xb8, 0x01, 0x00, 0x00, 0x00, 0xcc };
+	struct guest *g = guest_new();
+	struct x86_state s;
+	u32 two = 2;
+
+	assert_int_equal(run_code(g, code, sizeof(code), &s), EXC_BP);
+	assert_int_equal(g->c->r[0], 1);
+	assert_int_equal(mem_write(g->vm->mem, (u64)(g->code - g->ram) + 1, &two, 4), 0);
+	/* the same vCPU goes on without a state load, which would forget all code */
+	assert_true(atomic_load(&g->c->attn) & ATTN_CODE);
+	guest_free(g);
+}
+
+static void soft_rep_movs_stops_at_the_fault_with_exact_registers(void **state)
+{
+	static const u8 code[] = { 0xb9, 0x00, 0x30, 0x00, 0x00, 0xf3, 0xa4, 0xcc }; /* 0x3000 bytes, 0x1000 are there */
+	struct guest *g = guest_new();
+	struct x86_state s;
+
+	assert_int_equal(run_code(g, code, sizeof(code), &s), EXC_PF);
+	assert_int_equal(g->c->r[X86_RCX], 0x2000);
+	assert_int_equal(g->c->r[X86_RSI], DATA_VA + 0x2000);
+	assert_int_equal(g->c->r[X86_RDI], DATA_VA + 0x1000);
+	assert_int_equal(g->c->cr2, DATA_VA + 0x2000);
+	guest_free(g);
+}
+
+static void soft_shuts_down_without_a_usable_idt(void **state)
+{
+	static const u8 code[] = { 0x0f, 0x0b };
+	struct guest *g = guest_new();
+	struct x86_state s;
+	struct err e = { 0 };
+
+	memcpy(g->code, code, sizeof(code));
+	s = g->base;
+	s.rip = CODE_VA;
+	s.idt_limit = 0;
+	accel_soft.vcpu_set_state(g->v, &s, &e);
+	g->c->icount_limit = ~0ULL;
+	assert_false(soft_run_some(g->c, false));
+	assert_true(g->c->shutdown);
+	g->c->shutdown = false;
+	guest_free(g);
+}
+
+static void soft_state_survives_get_and_set(void **state)
+{
+	struct guest *g = guest_new();
+	struct x86_state a = g->base, b, d;
+	struct err e = { 0 };
+
+	for (int i = 0; i < 16; i++)
+		a.gpr[i] = 0x1111111111111111ULL * (unsigned)i;
+	a.rip = CODE_VA;
+	a.rflags = 0x8d7 | 2;
+	a.dr[0] = 0x1234;
+	a.xsave_len = 576;
+	for (int i = 0; i < 256; i++)
+		a.xsave[160 + i] = (u8)i;
+	a.xsave[0] = 0x7f;
+	a.xsave[1] = 3;
+	a.xsave[24] = 0x80;
+	a.xsave[25] = 0x1f;
+	a.xsave[512] = 3;
+	assert_int_equal(accel_soft.vcpu_set_state(g->v, &a, &e), 0);
+	assert_int_equal(accel_soft.vcpu_get_state(g->v, &b, &e), 0);
+	assert_int_equal(accel_soft.vcpu_set_state(g->v, &b, &e), 0);
+	assert_int_equal(accel_soft.vcpu_get_state(g->v, &d, &e), 0);
+	assert_memory_equal(b.gpr, a.gpr, sizeof(a.gpr));
+	assert_int_equal(b.rflags, a.rflags);
+	assert_memory_equal(b.seg, a.seg, sizeof(a.seg));
+	assert_memory_equal(b.xsave + 160, a.xsave + 160, 256);
+	assert_int_equal(b.cr4, a.cr4);
+	assert_int_equal(d.nmsrs, b.nmsrs);
+	assert_memory_equal(d.gpr, b.gpr, sizeof(a.gpr));
+	assert_memory_equal(d.xsave, b.xsave, 576);
+	guest_free(g);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(soft_long_runs_do_not_grow_the_stack),
+		cmocka_unit_test(soft_sees_code_that_it_writes_itself),
+		cmocka_unit_test(soft_sees_code_that_a_device_writes),
+		cmocka_unit_test(soft_rep_movs_stops_at_the_fault_with_exact_registers),
+		cmocka_unit_test(soft_shuts_down_without_a_usable_idt),
+		cmocka_unit_test(soft_state_survives_get_and_set),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
