@@ -100,9 +100,16 @@ op_fn *const pop_m = pop_m64;
 op_fn *const leave_64 = leave64;
 
 /* ---- stack of any mode and operand size (o->y: bytes) */
+static void stack_check(struct cpu *c, const struct op *o, u64 sp)
+{
+	if ((s64)(sp << 16) >> 16 != (s64)sp)
+		soft_raise_err(c, o, EXC_SS, 0);
+}
+
 static void stack_push(struct cpu *c, const struct op *o, unsigned size, u64 v)
 {
 	if (c->mode == MODE_64) {
+		stack_check(c, o, RSP - size);
 		soft_st(c, o, RSP - size, size, v);
 		RSP -= size;
 	} else {
@@ -115,8 +122,10 @@ static void stack_push(struct cpu *c, const struct op *o, unsigned size, u64 v)
 
 static u64 stack_peek(struct cpu *c, const struct op *o, unsigned size, u64 at)
 {
-	if (c->mode == MODE_64)
+	if (c->mode == MODE_64) {
+		stack_check(c, o, RSP + at);
 		return soft_ld(c, o, RSP + at, size);
+	}
 	return soft_ld(c, o, soft_seg_ea(c, o, X86_SS, (RSP + at) & (c->stack32 ? 0xffffffff : 0xffff),
 					 size, false), size);
 }

@@ -183,7 +183,7 @@ static const struct op *str_do(struct cpu *c, const struct op *o)
 		budget -= budget ? 1 : 0;
 		if (n != done && (!budget || atomic_load_explicit(&c->attn, memory_order_relaxed))) {
 			/* interruptible: come back to this same instruction */
-			c->icount += o->ord;
+			c->icount += o->ord + 1u; /* a piece counts: virtual time must go on */
 			RIP += o->off;
 			return NULL;
 		}

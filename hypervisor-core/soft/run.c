@@ -195,6 +195,8 @@ bool soft_run_some(struct cpu *c, bool may_sleep)
 	for (;;) {
 		if (unlikely(c->shutdown))
 			return false;
+		if (unlikely(c->icount >= c->icount_limit) && !restart_single && !c->inhibit)
+			return true;
 		if (unlikely(restart_single)) {
 			/* the instruction writes into its own page: alone, it is right */
 			restart_single = false;
@@ -232,8 +234,6 @@ bool soft_run_some(struct cpu *c, bool may_sleep)
 			run_single(c);
 			continue;
 		}
-		if (unlikely(c->sv->icount) && c->icount >= c->icount_limit)
-			return true;
 		run_ops(c, soft_code_find(c));
 	}
 }
