@@ -24,6 +24,18 @@ op_fn *const mov_mi[4] = SIZES(mov_mi);
 op_fn *const mov_tmp_rm[4] = SIZES(mov_tmp_rm);
 op_fn *const xchg_rr[4] = SIZES(xchg_rr);
 op_fn *const xchg_mr[4] = SIZES(xchg_mr);
+/* base + displacement, no index: the commonest addresses */
+#define EAB(o) (R64((o)->base) + (u64)(s64)(o)->disp)
+#define MOVB(n)                                                                               \
+	HM(movb_rm_##n, T_##n v; LD(T_##n, v, EAB(o)); WR_##n(o->r0, v); NEXT;)               \
+	HM(movb_mr_##n, ST(T_##n, EAB(o), RDU_##n(o->r1)); NEXT;)
+MOVB(32)
+MOVB(64)
+op_fn *soft_mov_no_index(op_fn *fn)
+{
+	return fn == mov_rm_32 ? movb_rm_32 : fn == mov_rm_64 ? movb_rm_64 : fn == mov_mr_32 ? movb_mr_32 :
+	       fn == mov_mr_64 ? movb_mr_64 : fn;
+}
 op_fn *const movnti_op[4] = { NULL, NULL, mov_mr_32, mov_mr_64 };
 
 /* movzx, movsx: source size f, destination size n */

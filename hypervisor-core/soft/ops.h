@@ -26,6 +26,8 @@ extern op_fn *const cbw_op[4], *const cwd_op[4], *const bswap_op[4], *const lahf
 	*const xlat_op, *const nop_op, *const cld_op, *const std_op, *const clc_op, *const stc_op, *const cmc_op;
 extern op_fn *const mov_tmp_rm[4], *const salc_op, *const movnti_op[4], *const popm_leg;
 
+op_fn *soft_mov_no_index(op_fn *fn); /* the same move for an address without index */
+
 /* op_bits.c */
 extern op_fn *const shift_ri[8][4], *const shift_rc[8][4], *const shift_mi[8][4], *const shift_mc[8][4];
 extern op_fn *const shld_r[2][4], *const shld_m[2][4]; /* [shld, shrd]; count r CL where x = 1 else imm */

@@ -63,6 +63,8 @@ struct op *trans_mem(struct trans *t, op_fn *fn, unsigned size, bool write)
 				o->index = index;
 				o->scale = scale;
 				o->disp = (s32)disp;
+				if (index == SLOT(S_ZERO))
+					o->fn = soft_mov_no_index(o->fn);
 				return o;
 			}
 		}

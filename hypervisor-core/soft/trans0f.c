@@ -353,8 +353,7 @@ void trans_0f(struct trans *t)
 		trans_op(t, invd_op);
 		return;
 	case 0x0d: /* prefetch */
-	case 0x18 ... 0x1f:
-		trans_op(t, nop_op);
+	case 0x18 ... 0x1f: /* nothing to do is no operation */
 		return;
 	case 0x20:
 	case 0x22:

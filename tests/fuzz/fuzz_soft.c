@@ -101,7 +101,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	}
 	s->mp_state = X86_MP_RUNNABLE;
 	accel_soft.vcpu_set_state(vm->vcpus[0], s, &e);
-	c->icount_limit = c->icount + 2000;
+	c->icount_limit = c->icount + 300;
 	c->shutdown = false;
 	soft_run_some(c, false);
 	c->shutdown = false;
