@@ -105,7 +105,7 @@ static const struct sandbox_rule lockdown_main[] = {
 /* A vCPU thread, on top: KVM's own calls, the devices' short work (an eventfd, a timer, a byte to a console). */
 static const struct sandbox_rule lockdown_vcpu_only[] = {
 	SB_ARG_IN(ioctl, 1, lockdown_vcpu_ioctls, ARRAY_SIZE(lockdown_vcpu_ioctls)),
-	SB_ALLOW(fstat),
+	SB_ALLOW(fstat), SB_ALLOW(eventfd2), /* doorbells and interrupt vectors are made when the driver asks for them */
 	SB_END,
 };
 
