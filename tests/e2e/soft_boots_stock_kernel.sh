@@ -1,6 +1,6 @@
 #!/bin/bash
 # The software CPU boots Debian's stock cloud kernel to init on 1, 2 and 4 vCPUs, and twice the same under icount.
-set -u
+set -u -o pipefail
 top=${VMD_TOP:-$(cd "$(dirname "$0")/../.." && pwd)}
 build=${VMD_BUILD:-$top/build}
 boot=$build/tests/tools/bootguest
@@ -28,7 +28,7 @@ run() { # OUT ARG...
 	local out=$1
 	shift
 	timeout 50 "$boot" --accel soft --kernel "$kernel" --initrd "$dir/initrd" --mem 512 --timeout 45 --stats \
-		--cmdline "console=ttyS0 cryptomgr.notests=1" "$@" </dev/null >"$out" 2>&1
+		--cmdline "console=ttyS0 cryptomgr.notests=1" "$@" </dev/null 2>&1 | cat >"$out"
 }
 for n in 1 2 4; do
 	run "$dir/out" --cpus $n || { tail -30 "$dir/out"; echo "$n vCPUs: did not boot"; exit 1; }
