@@ -28,4 +28,21 @@ void trans_exit(struct trans *t);
 void trans_sreg(struct trans *t, op_fn *fn, unsigned seg);
 void trans_0f(struct trans *t);
 
+/* trans_group.c */
+void trans_alu_rm_reg(struct trans *t, unsigned size, op_fn *rr, op_fn *mr, op_fn *mr_lock, bool write);
+void trans_alu_reg_rm(struct trans *t, unsigned size, op_fn *rr, op_fn *rm);
+void trans_alu_rm_imm(struct trans *t, unsigned size, op_fn *ri, op_fn *mi, op_fn *mi_lock, u64 imm, bool write);
+struct op *trans_jump(struct trans *t, op_fn *fn, op_fn *leg);
+bool trans_near64(const struct trans *t);
+bool trans_far_target(struct trans *t, op_fn *by_reg);
+void trans_string_op(struct trans *t, unsigned kind);
+unsigned trans_stack_size(const struct trans *t);
+void trans_push_reg(struct trans *t, unsigned n);
+void trans_pop_reg(struct trans *t, unsigned n);
+void trans_group5(struct trans *t, unsigned sub, unsigned size, unsigned si);
+void trans_group3(struct trans *t, unsigned size, unsigned si);
+void trans_shift_group(struct trans *t, unsigned size, unsigned si);
+void trans_x87(struct trans *t);
+void trans_io(struct trans *t, bool dx);
+
 #endif
