@@ -650,6 +650,13 @@ int virtio_net_new(struct vm *vm, struct pci_bus *bus, const struct mc_nic *nic,
 	for (unsigned i = 0; i < d->npairs; i++)
 		fd_set_nonblock(d->pair[i].tap);
 	d->offloads = net_tap_offload(d, 0) == 0;
+	for (unsigned i = 0; d->offloads && i < d->npairs; i++) {
+		int len = NET_HDR;
+
+		/* a tap's header has 10 bytes until told otherwise; ours has num_buffers behind them */
+		if (ioctl(d->pair[i].tap, TUNSETVNETHDRSZ, &len) < 0)
+			log_warn("%s: the tap refused a header of %u bytes: %s", nic->name, NET_HDR, strerror(errno));
+	}
 	d->io = iothread_get(vm, e);
 	if (!d->io) {
 		free(d);
