@@ -163,7 +163,11 @@ ready-bins:
 	@$(MAKE) --no-print-directory -j$(JOBS) bins
 
 JOBS ?= 2
-check: ready
+# stock kernels for the tests that boot them; without them those tests are skipped and say so
+kernels: deps
+	@tests/lab/kernels .lab/kernels cloud generic || true
+
+check: ready kernels
 	@tests/run $(BUILD) $(KIND)
 
 SAN_FLAGS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
@@ -241,7 +245,7 @@ help:
 clean:
 	rm -rf build build-asan build-tsan build-fuzz build-cover
 
-.PHONY: all bins tests deps ready ready-bins check asan tsan fuzz fuzz-explorers lint lab lab-shell bench bench-table demo \
+.PHONY: all bins tests deps kernels ready ready-bins check asan tsan fuzz fuzz-explorers lint lab lab-shell bench bench-table demo \
 	demo-daemon demo-stop cover install help clean
 .SECONDARY:
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)

@@ -8,6 +8,7 @@
  */
 #include "hypervisor-core/kvm/kvm.h"
 
+#include <cpuid.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -31,8 +32,27 @@ int kvm_check(int kvm_fd, int cap)
 	return n < 0 ? 0 : n;
 }
 
+/* A host that is itself emulated by QEMU's TCG (the lab) does not intercept XSETBV, although it says so: KVM never learns
+ * of the guest's XCR0 and runs it with the wrong state. Such a host's guests get no XSAVE. */
+static bool kvm_host_misses_xsetbv(void)
+{
+	char name[13] = "";
+	unsigned eax, ebx, ecx, edx;
+
+	__cpuid(1, eax, ebx, ecx, edx);
+	if (!(ecx >> 31))
+		return false; /* bare metal: the leaf below means nothing */
+	__cpuid(0x40000000, eax, ebx, ecx, edx);
+	memcpy(name, &ebx, 4);
+	memcpy(name + 4, &ecx, 4);
+	memcpy(name + 8, &edx, 4);
+	return !strcmp(name, "TCGTCGTCGTCG");
+}
+
 int kvm_read_supported(int kvm_fd, struct cpuid_table *out)
 {
+	const bool no_xsave = kvm_host_misses_xsetbv();
+
 	struct kvm_cpuid2 *c = calloc(1, sizeof(*c) + KVM_CPUID_ASK * sizeof(c->entries[0]));
 	int ret = 0;
 
@@ -57,6 +77,8 @@ int kvm_read_supported(int kvm_fd, struct cpuid_table *out)
 			out->e[i].ecx |= 1u << 31; /* a hypervisor is there */
 			if (kvm_check(kvm_fd, KVM_CAP_TSC_DEADLINE_TIMER))
 				out->e[i].ecx |= 1u << 24;
+			if (no_xsave)
+				out->e[i].ecx &= ~(1u << 26);
 		}
 	free(c);
 	return ret;
