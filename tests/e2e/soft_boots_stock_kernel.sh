@@ -38,8 +38,10 @@ for n in 1 2 4; do
 done
 for n in 1 2; do
 	run "$dir/ic$n" --icount || { tail -30 "$dir/ic$n"; echo "icount: did not boot"; exit 1; }
-	# all but what the harness says of its own wall clock
-	grep -av -e 'built in' -e ' s: event' -e 'exits' "$dir/ic$n" >"$dir/icf$n"
+	# every counter of the CPU: one instruction, interrupt or TLB miss more or less shows. (The console is not compared: what a
+	# slow reader does not take within the port's ring is dropped, as on a real line.)
+	grep -aE '^bootguest: [a-z_]+ [0-9]+$' "$dir/ic$n" >"$dir/icf$n"
 done
+[ "$(wc -l <"$dir/icf1")" -ge 8 ] || { tail -30 "$dir/ic1"; echo "icount: no counters"; exit 1; }
 cmp "$dir/icf1" "$dir/icf2" || { diff -a "$dir/icf1" "$dir/icf2" | head; echo "icount: two boots differ"; exit 1; }
 grep -a "instructions" "$dir/icf1"
