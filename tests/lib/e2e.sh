@@ -87,3 +87,20 @@ cleanup() {
 }
 trap cleanup EXIT
 trap 'exit 143' TERM INT
+# idle_kernel FILE - the smallest guest there is: a 64-bit ELF that prints "idle" on the first serial port and halts for ever
+idle_kernel() {
+	requires gcc
+	cat >"$T/idle.S" <<'S'
+	.globl _start
+_start:	mov $0x3f8, %dx
+	lea text(%rip), %rsi
+	mov $6, %ecx
+	rep outsb
+1:	cli
+	hlt
+	jmp 1b
+text:	.ascii "idle\r\n"
+S
+	gcc -nostdlib -static -no-pie -Wl,-Ttext=0x1000000 -Wl,--build-id=none -o "$1" "$T/idle.S" || fail "no idle kernel could be made"
+}
+state_of() { $VMCTL -o json info "$1" | jq -r .state; }
