@@ -10,6 +10,7 @@ set -u
 TOP=${VMD_TOP:-$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)}
 BUILD=${VMD_BUILD:-$TOP/build}
 T=$(mktemp -d "${TMPDIR:-/tmp}/vmd-test.XXXXXX")
+chmod 711 "$T" # roles and dnsmasq have uids of their own
 STATE=$T/state RUN=$T/run SOCK=$T/run/api.sock VMD_PID=
 VMCTL="$BUILD/vmctl --socket $SOCK"
 export NO_COLOR=1

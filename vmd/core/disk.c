@@ -208,9 +208,14 @@ static void make_opened(void *arg, enum call_event ev, struct wire_buf *b, const
 	snprintf(args, sizeof(args), "format=qcow2\nsize=%lld\n", (long long)size);
 	if (jint(o->doc, "cluster_size", 0))
 		snprintf(args + strlen(args), sizeof(args) - strlen(args), "cluster_size=%lld\n", (long long)jint(o->doc, "cluster_size", 0));
-	if (parent)
-		snprintf(args + strlen(args), sizeof(args) - strlen(args), "backing=%.190s\nbacking_format=%s\n", parent->name,
+	if (parent) {
+		char pool[64], file[128];
+
+		/* the name in the header is for other tools (qemu-img finds the file beside this one); we go by the record */
+		volume_file(parent, pool, file);
+		snprintf(args + strlen(args), sizeof(args) - strlen(args), "backing=%s\nbacking_format=%s\n", file,
 			 jstr_or(parent->doc, "format", "raw"));
+	}
 	image_job_run(k->c, &(struct job_layer){ 0, 0, "qcow2", o->name, m.fd, false }, 1, "create", args, NULL, make_job_done, k);
 	msg_result_close(&m);
 }
