@@ -423,6 +423,9 @@ void out_progress(struct vmctl *v, const char *what, uint64_t done, uint64_t tot
 
 	if (v->quiet || pct == last)
 		return;
+	/* a program that reads along wants to know that it goes on, not each percent */
+	if (!isatty(2) && pct != 100 && last <= 100 && pct / 10 == last / 10 && pct > last)
+		return;
 	last = pct;
 	if (!isatty(2)) {
 		fprintf(stderr, "{\"progress\":%u,\"what\":\"%s\"}\n", pct, what);

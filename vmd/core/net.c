@@ -174,38 +174,70 @@ int route_pool_delete(struct core *c, struct req *r, struct err *e)
 
 /* ---- networks ---- */
 
+/* An object may be deleted while priv works: it is kept by id. */
+struct net_arg {
+	struct core *c;
+	struct req *r;
+	char id[40];
+};
+
+static struct net_arg *net_arg_new(struct core *c, struct req *r, const struct obj *o)
+{
+	struct net_arg *a = calloc(1, sizeof(*a));
+
+	if (a) {
+		a->c = c;
+		a->r = r;
+		snprintf(a->id, sizeof(a->id), "%s", o->id);
+	}
+	return a;
+}
+
 static void net_opened(void *arg, enum call_event ev, struct wire_buf *b, const struct err *e)
 {
-	struct pool_arg *a = arg;
+	struct net_arg *a = arg;
+	struct obj *o = obj_by_id(a->c, K_NETWORK, a->id);
+	struct msg_result m = { 0 };
+	struct err gone = { 0 };
 
 	if (ev == CALL_ITEM)
 		return;
-	obj_before(a->c, a->o);
-	json_object_set_new(a->o->doc, "state", json_string(e ? "error" : "up"));
+	if (!e && msg_result_decode(&m, b) == 0)
+		msg_result_close(&m);
+	if (!o) {
+		err_set(&gone, ENOENT, "network-not-found", "the network was removed while it was made");
+		if (a->r)
+			req_fail(a->r, e ? e : &gone, NULL, NULL);
+		free(a);
+		return;
+	}
+	obj_before(a->c, o);
+	json_object_set_new(o->doc, "state", json_string(e ? "error" : "up"));
+	if (!e && !json_object_get(o->rt, "made_bridge"))
+		json_object_set_new(o->rt, "made_bridge", json_boolean(m.value == 1));
 	if (a->r && e) {
-		obj_del(a->c, a->o, PUT_FACT);
+		obj_del(a->c, o, PUT_FACT);
 		req_fail(a->r, e, NULL, NULL);
 	} else {
 		if (e)
-			log_error("network %s: %s", a->o->name, e->detail);
-		obj_put(a->c, a->o, PUT_FACT);
+			log_error("network %s: %s", o->name, e->detail);
+		obj_put(a->c, o, PUT_FACT);
 		if (a->r)
-			req_obj(a->r, 201, a->o);
+			req_obj(a->r, 201, o);
 	}
 	free(a);
 }
 
 static void net_up(struct core *c, struct obj *o, struct req *r)
 {
-	struct pool_arg *a = calloc(1, sizeof(*a));
+	struct net_arg *a = net_arg_new(c, r, o);
 	struct msg_p_net_up m = { 0 };
 
 	if (!a)
 		return;
-	*a = (struct pool_arg){ c, r, o };
 	snprintf(m.net, sizeof(m.net), "%.63s", o->name);
 	snprintf(m.bridge, sizeof(m.bridge), "%.15s", jstr_or(o->doc, "bridge", ""));
-	m.make_bridge = jbool(o->rt, "made_bridge", false);
+	m.make_bridge = json_object_get(o->rt, "made_bridge") ? (uint64_t)jbool(o->rt, "made_bridge", false) : 2;
 	snprintf(m.cidr4, sizeof(m.cidr4), "%.18s", jstr_or(o->doc, "cidr", ""));
 	m.nat = jbool(o->doc, "nat", false);
 	m.dhcp = jbool(o->doc, "dhcp", false);
@@ -271,7 +303,8 @@ int route_net_create(struct core *c, struct req *r, struct err *e)
 	o = obj_new(c, K_NETWORK, id, name, doc);
 	if (!o)
 		return err_set(e, ENOMEM, "no-memory", "no memory");
-	o->rt = json_pack("{s:b}", "made_bridge", jstr(doc, "bridge") == NULL);
+	/* whether a named bridge is ours is known once priv has looked for it */
+	o->rt = jstr(doc, "bridge") ? json_object() : json_pack("{s:b}", "made_bridge", 1);
 	if (!jstr(doc, "bridge")) {
 		snprintf(text, sizeof(text), strlen(name) <= 10 ? "vmbr-%.10s" : "vb-%.11s", strlen(name) <= 10 ? name : id + 24);
 		json_object_set_new(doc, "bridge", json_string(text));
@@ -283,8 +316,13 @@ int route_net_create(struct core *c, struct req *r, struct err *e)
 
 static void net_downed(void *arg, enum call_event ev, struct wire_buf *b, const struct err *e)
 {
+	struct req *r = arg;
+
+	if (ev == CALL_ITEM)
+		return;
 	if (e)
 		log_warn("a network could not be taken down: %s", e->detail);
+	req_reply(r, 204, NULL, 0, NULL);
 }
 
 int route_net_delete(struct core *c, struct req *r, struct err *e)
@@ -306,9 +344,9 @@ int route_net_delete(struct core *c, struct req *r, struct err *e)
 	snprintf(m.net, sizeof(m.net), "%.63s", o->name);
 	snprintf(m.bridge, sizeof(m.bridge), "%.15s", jstr_or(o->doc, "bridge", ""));
 	m.made_bridge = jbool(o->rt, "made_bridge", false);
-	peer_call(c->priv, MSG_p_net_down, &m, 0, 30000, net_downed, NULL);
+	/* off the record first: whatever happens to priv, no guest gets onto it any more; answered when it is down */
 	obj_del(c, o, PUT_ASKED);
-	req_reply(r, 204, NULL, 0, NULL);
+	peer_call(c->priv, MSG_p_net_down, &m, 0, 30000, net_downed, r);
 	return 0;
 }
 

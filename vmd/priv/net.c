@@ -231,7 +231,7 @@ static int net_up_bridge(struct nl_sock *sk, const struct priv_net *n, struct er
 
 	if (!ret && !net_is_kind(sk, n->bridge, "bridge")) {
 		ret = err_set(e, ENODEV, "no-bridge", "network %s: there is no bridge %s", n->name, n->bridge);
-		err_hint(e, "let vmd make one: vmctl net create without --bridge");
+		err_hint(e, "another kind of interface has that name; choose another: vmctl net create --bridge NAME");
 	}
 	/* an administrator's bridge keeps its own address and state */
 	if (!ret && n->made_bridge) {
@@ -281,6 +281,9 @@ int net_up(struct priv *p, const struct msg_p_net_up *m, struct err *e)
 		p->nets = n;
 	}
 	net_fill(n, m);
+	/* 2: make it where it is missing; one that is there is an administrator's, whose address and end are not ours */
+	if (m->make_bridge == 2)
+		n->made_bridge = !net_is_kind(sk, n->bridge, "bridge");
 	ret = net_up_bridge(sk, n, e);
 	if (!ret && n->nat) {
 		net_sysctl(n->bridge, "forwarding", "1");
@@ -304,7 +307,7 @@ int net_up(struct priv *p, const struct msg_p_net_up *m, struct err *e)
 	}
 	nl_socket_free(sk);
 	if (!ret)
-		priv_ok(p, m->msg_id);
+		priv_result(p, m->msg_id, n->made_bridge, -1, -1, NULL);
 	return ret;
 }
 
