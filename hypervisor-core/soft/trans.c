@@ -133,7 +133,7 @@ static void trans_one(struct trans *t)
 			ud(t);
 			return;
 		}
-		/* fallthrough */
+		__attribute__((fallthrough));
 	case 0x80: case 0x81: case 0x83: {
 		unsigned k = in->modrm >> 3 & 7;
 
