@@ -58,7 +58,7 @@ LIBS_ALL_A := $(foreach l,api vmd guest image vmctl devices core storage proto c
 
 # system libraries by program (Debian packages; reasons in ARCHITECTURE.md)
 LIBS_STORAGE := -lz -lzstd
-LIBS_VMD := -lmicrohttpd -ljansson -lsqlite3 -lwslay -lnl-3 -lnl-route-3 -lnftables -lcap-ng
+LIBS_VMD := -ljansson -lsqlite3 -lwslay -lnl-3 -lnl-route-3 -lnftables -lcap-ng
 CFLAGS_vmd := -isystem /usr/include/libnl3
 LIBS_VMCTL := -ljansson -lwslay
 LIBS_TEST = -lcmocka $(LIBS_STORAGE) $(LIBS_VMD) -lm $(LIBS_CC)
