@@ -40,7 +40,7 @@ void aml_byte(struct aml *a, uint8_t v)
 void aml_le(struct aml *a, uint64_t v, unsigned bytes)
 {
 	for (unsigned i = 0; i < bytes; i++)
-		aml_byte(a, (uint8_t)(v >> 8 * i));
+		aml_byte(a, i < 8 ? (uint8_t)(v >> 8 * i) : 0); /* longer: zeroes, as reserved fields want */
 }
 
 void aml_path(struct aml *a, const char *path)

@@ -9,6 +9,7 @@
 #include "devices/pci.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -548,7 +549,7 @@ struct pci_bus *pci_bus_new(const struct pci_bus_config *cfg, struct err *e)
 		goto fail;
 	}
 	b->cfg = *cfg;
-	strcpy(bridge->name, "host-bridge");
+	snprintf(bridge->name, sizeof(bridge->name), "host-bridge");
 	if (pci_dev_add(b, bridge, 0, 0x1b36, 0x0008, 0x06000000, e))
 		goto fail;
 	if (bus_add(cfg->vm->pio, 0xcf8, 8, &pci_type1_ops, b, "pci-type1", 0)) {

@@ -77,7 +77,7 @@ static void kvm_internal_error(struct vcpu *v, const struct kvm_run *run)
 	    (run->emulation_failure.flags & KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES)) {
 		unsigned n = MIN(run->emulation_failure.insn_size, 15u);
 
-		strcpy(bytes, ", bytes");
+		snprintf(bytes, sizeof(bytes), ", bytes");
 		for (unsigned i = 0; i < n; i++)
 			snprintf(bytes + 7 + 3 * i, 4, " %02x", run->emulation_failure.insn_bytes[i]);
 	}

@@ -5,6 +5,7 @@
  * (vm->intc); messages and lines reach a vCPU as vcpu_interrupt().
  * Locking: a vCPU's `lock` guards its sleep; nothing is taken under it.
  */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -23,7 +24,7 @@ static struct cpu *cpu_of(struct vcpu *v)
 static int soft_probe(int kvm_fd, bool measure, struct accel_probe *out)
 {
 	*out = (struct accel_probe){ .usable = true, .ring0_native = false, .vcpus_max = VM_VCPUS_MAX };
-	strcpy(out->reason, "software CPU: interprets x86-64, needs nothing of the host");
+	snprintf(out->reason, sizeof(out->reason), "software CPU: interprets x86-64, needs nothing of the host");
 	return 0;
 }
 

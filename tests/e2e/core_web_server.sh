@@ -25,7 +25,7 @@ $VMCTL net rm lan >"$T/out" 2>&1 && fail "a network in use is not removed"
 check "stop" $VMCTL stop --force web >/dev/null 2>&1
 qemu-img check -q "$(ls "$STATE"/pools/default/web-*.qcow2)" || fail "qemu-img finds the disk clean"
 check "delete" $VMCTL delete --now web >/dev/null 2>&1
-[ -z "$(ls "$STATE"/pools/default/ | grep '^web-')" ] || fail "its disk went with it"
+[ -z "$(find "$STATE/pools/default" -name 'web-*')" ] || fail "its disk went with it"
 check "net rm" $VMCTL net rm lan >/dev/null 2>&1
 gone() { ! ip -o link | grep -qE 'vt|vmbr' && [ -z "$(nft list tables)" ] && ! pgrep -f "dnsmasq.*$T" >/dev/null; }
 until_true 5 gone || fail "no tap, bridge, nftables table or dnsmasq is left: $(ip -o link; nft list tables; pgrep -af "dnsmasq.*$T")"

@@ -30,7 +30,7 @@ static struct vm *chips_vm(void)
 	struct err e = { 0 };
 
 	if (!vm) {
-		strcpy(vc.cpu.model, "host");
+		memcpy(vc.cpu.model, "host", sizeof("host"));
 		vc.cpu.vcpus = 2;
 		vm = vm_new(loop_new(), &vc, &e);
 		if (!vm || machine_rows[0]->build(vm, &mc, &e))

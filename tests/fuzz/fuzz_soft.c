@@ -23,7 +23,7 @@ static void fuzz_init(void)
 	struct err e = { 0 };
 
 	cfg.accel_cfg.icount = true; /* so that every run ends */
-	strcpy(cfg.cpu.model, "host");
+	memcpy(cfg.cpu.model, "host", sizeof("host"));
 	cfg.cpu.vcpus = 1;
 	vm = vm_new(NULL, &cfg, &e);
 	if (!vm || vm_add_ram(vm, "ram", 0, RAM_BYTES, -1, 0, 0, &e) < 0 || vm_make_vcpus(vm, 1, &e) < 0)

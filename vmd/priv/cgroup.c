@@ -201,7 +201,9 @@ int cgroup_make(struct priv *p, const char *name, const struct cgroup_limits *l,
 		cgroup_dir(p, i, name, dir, sizeof(dir) - 16);
 		if (mkdir(dir, 0755) < 0 && errno != EEXIST)
 			continue;
-		strcat(dir, "/cgroup.procs");
+		size_t len = strlen(dir);
+
+		snprintf(dir + len, sizeof(dir) - len, "/cgroup.procs");
 		int fd = open(dir, O_WRONLY | O_CLOEXEC);
 
 		if (fd >= 0)
