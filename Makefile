@@ -1,8 +1,9 @@
 # vmd: build, test, demo. `make help` lists the targets. Out-of-tree builds: make BUILD=build-x.
-# Layering is enforced here: each folder is compiled against its own include tree ($(BUILD)/inc/FOLDER),
+# Layering is enforced here: each folder is compiled against its own include tree ($(INC)/FOLDER),
 # which holds links to just the folders it may include (ARCHITECTURE.md, "Folders").
 
 BUILD   ?= build
+INC     := build/inc
 CC      ?= gcc
 SAN     ?=
 OPT     ?= -O2
@@ -66,16 +67,16 @@ LIBS_TEST = -lcmocka $(LIBS_STORAGE) $(LIBS_VMD) -lm $(LIBS_CC)
 all: bins
 bins: $(BUILD)/vmd $(BUILD)/vmd-guest $(BUILD)/vmd-image $(BUILD)/vmctl
 
-$(BUILD)/inc/%/.stamp: Makefile
-	@rm -rf $(@D) && mkdir -p $(@D)
+# shared by all build folders, so that a compiler cache serves them all
+$(INC)/%/.stamp: Makefile
+	@mkdir -p $(@D)
 	@for s in $(SEES_$*); do mkdir -p $(@D)/$$(dirname $$s); ln -sfn $(CURDIR)/$$s $(@D)/$$s; done
-	@mkdir -p $(BUILD)/gen && ln -sfn $(abspath $(BUILD)/gen) $(@D)/gen
 	@touch $@
 
 define folder_rules
-$(BUILD)/obj/$(1)/%.o: $(1)/%.c $(BUILD)/inc/$(1)/.stamp
+$(BUILD)/obj/$(1)/%.o: $(1)/%.c $(INC)/$(1)/.stamp
 	@mkdir -p $$(@D)
-	$(if $(V),,@echo "  CC      $$<";) $$(CC) $$(CFLAGS_ALL) $$(CFLAGS_$(1)) -I$(BUILD)/inc/$(1) -MMD -MP -c -o $$@ $$<
+	$(if $(V),,@echo "  CC      $$<";) $$(CC) $$(CFLAGS_ALL) $$(CFLAGS_$(1)) -I$(INC)/$(1) -MMD -MP -c -o $$@ $$<
 endef
 $(foreach f,$(FOLDERS),$(eval $(call folder_rules,$(f))))
 

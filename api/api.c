@@ -1,7 +1,8 @@
 /* api.c - the api role: set-up, settings, the loop.
  *
- * priv's first message brings the socket to core, the listening sockets and the settings; then this process needs no file,
- * no device and no name service any more. It ends when priv or core goes away: priv starts it again, and clients come back.
+ * priv's first message brings the socket to core, the listening sockets and the settings; then this
+ * process needs no file, no device and no name service any more. It ends when priv or core goes
+ * away: priv starts it again, and clients come back.
  */
 #include "api/api.h"
 
@@ -22,9 +23,9 @@
 #include "common/units.h"
 #include "vmd/proto.h"
 
-#define API_CONNS 4096
+#define API_CONNS     4096
 #define API_FDS_SPARE 128
-#define API_PEM_MAX (1u << 20)
+#define API_PEM_MAX   (1u << 20)
 
 /* ---- settings ---- */
 
@@ -131,7 +132,9 @@ static void api_limits(struct api *a)
 		if (setrlimit(RLIMIT_NOFILE, &r) < 0)
 			getrlimit(RLIMIT_NOFILE, &r);
 		if (r.rlim_cur < API_CONNS + API_FDS_SPARE)
-			a->conn_max = r.rlim_cur > 2 * API_FDS_SPARE ? (unsigned)r.rlim_cur - API_FDS_SPARE : API_FDS_SPARE;
+			a->conn_max = r.rlim_cur > 2 * API_FDS_SPARE
+					  ? (unsigned)r.rlim_cur - API_FDS_SPARE
+					  : API_FDS_SPARE;
 	}
 	a->peer_max = a->conn_max / 4;
 }
@@ -147,7 +150,9 @@ static void api_configure(struct api *a, const char *settings)
 	a->gid_viewer = api_group(settings, "viewer_group", "vmd-viewer");
 	a->cert_role = ROLE_VIEWER;
 	if (api_setting(settings, "tls_client_role", buf, sizeof(buf)))
-		a->cert_role = !strcmp(buf, "admin") ? ROLE_ADMIN : !strcmp(buf, "operator") ? ROLE_OPERATOR : ROLE_VIEWER;
+		a->cert_role = !strcmp(buf, "admin")	  ? ROLE_ADMIN
+			       : !strcmp(buf, "operator") ? ROLE_OPERATOR
+							  : ROLE_VIEWER;
 	a->max_upload = 1ULL << 40;
 	if (api_setting(settings, "max_upload", buf, sizeof(buf)))
 		units_parse_size(buf, &a->max_upload);
@@ -270,9 +275,11 @@ static int api_listen(struct api *a, struct msg_s_setup *s)
 	if (s->listen_tls >= 0 && api_tls(a, s->settings) == 0) {
 		r = fd_set_nonblock(s->listen_tls);
 		if (!r)
-			r = loop_fd_add(a->loop, &a->listen_tls_w, s->listen_tls, EPOLLIN, api_on_listen_tls, a);
+			r = loop_fd_add(a->loop, &a->listen_tls_w, s->listen_tls, EPOLLIN,
+					api_on_listen_tls, a);
 		if (r < 0)
-			log_error("TLS listener: %s", strerror(-r)); /* the unix socket still serves */
+			log_error("TLS listener: %s",
+				  strerror(-r)); /* the unix socket still serves */
 	}
 	return 0;
 }

@@ -1,11 +1,15 @@
-/* conn.c - connections: accepting with bounds, reading heads and bodies, deadlines, sending, closing.
+/* conn.c - connections: accepting with bounds, reading heads and bodies, deadlines, sending,
+ * closing.
  *
- * Bounds: so many connections in all, a quarter of them for one uid (or one remote address). Where a bound is met, the peer's own
- * longest idle connection is closed for the new one; somebody else's never, unless the total is met, and then the greediest peer
- * gives one up. A head must be whole 10 s after its first byte and a JSON body 30 s after its head, however steadily bytes drip; a
- * client that takes no bytes for 30 s is dropped. What follows a refused request is never read as a request: the connection ends.
+ * Bounds: so many connections in all, a quarter of them for one uid (or one remote address). Where
+ * a bound is met, the peer's own longest idle connection is closed for the new one; somebody else's
+ * never, unless the total is met, and then the greediest peer gives one up. A head must be whole 10
+ * s after its first byte and a JSON body 30 s after its head, however steadily bytes drip; a client
+ * that takes no bytes for 30 s is dropped. What follows a refused request is never read as a
+ * request: the connection ends.
  * One timer a second looks at all deadlines, so a request costs no timer calls.
- * Threading: api's loop. A closed connection is freed by conn_reap(), at the end of the callback that closed it.
+ * Threading: api's loop. A closed connection is freed by conn_reap(), at the end of the callback
+ * that closed it.
  */
 #include "api/server.h"
 
@@ -22,15 +26,15 @@
 #include "common/log.h"
 #include "common/units.h"
 
-#define CONN_IDLE_NS (60 * NS_PER_S)
-#define CONN_HEAD_NS (10 * NS_PER_S)
-#define CONN_BODY_NS (30 * NS_PER_S)
-#define CONN_SEND_NS (30 * NS_PER_S)
+#define CONN_IDLE_NS   (60 * NS_PER_S)
+#define CONN_HEAD_NS   (10 * NS_PER_S)
+#define CONN_BODY_NS   (30 * NS_PER_S)
+#define CONN_SEND_NS   (30 * NS_PER_S)
 #define CONN_LINGER_NS (2 * NS_PER_S)
-#define CONN_IN_START 4096
-#define CONN_OUT_HIGH (256u << 10) /* no further pipelined request above it */
-#define CONN_GROUPS 256
-#define CONN_READ (EPOLLIN | EPOLLRDHUP)
+#define CONN_IN_START  4096
+#define CONN_OUT_HIGH  (256u << 10) /* no further pipelined request above it */
+#define CONN_GROUPS    256
+#define CONN_READ      (EPOLLIN | EPOLLRDHUP)
 
 static void conn_ready(void *arg, int fd, uint32_t events);
 static void conn_process(struct conn *c);
@@ -41,7 +45,7 @@ static struct peer *peer_get(struct api *a, uint64_t key)
 {
 	struct peer *p;
 
-	list_for_each(n, &a->peers) {
+	list_for_each (n, &a->peers) {
 		p = container_of(n, struct peer, node);
 		if (p->key == key)
 			return p;
@@ -69,10 +73,11 @@ static bool peer_evict(struct api *a, struct peer *p)
 	struct conn *c = list_first(&p->idle, struct conn, idle_node);
 
 	if (!c) {
-		list_for_each(n, &a->conns) {
+		list_for_each (n, &a->conns) {
 			struct conn *o = container_of(n, struct conn, node);
 
-			if (o->peer == p && !o->dead && (o->state == CONN_HEAD || o->state == CONN_HANDSHAKE) && !o->in_event &&
+			if (o->peer == p && !o->dead &&
+			    (o->state == CONN_HEAD || o->state == CONN_HANDSHAKE) && !o->in_event &&
 			    a->now_ns > o->start_ns + NS_PER_S) {
 				c = o;
 				break;
@@ -94,7 +99,7 @@ static bool peer_make_room(struct api *a, struct peer *mine)
 		return peer_evict(a, mine);
 	if (a->conn_count < a->conn_max)
 		return true;
-	list_for_each(n, &a->peers) {
+	list_for_each (n, &a->peers) {
 		struct peer *p = container_of(n, struct peer, node);
 
 		if (p->count > greedy->count)
@@ -131,7 +136,8 @@ static int conn_identify(struct api *a, struct conn *c)
 		glen = 0;
 	c->uid = cred.uid;
 	snprintf(c->principal, sizeof(c->principal), "uid:%u", cred.uid);
-	if (cred.uid == 0 || cred.uid == a->own_uid || conn_in_group(a->gid_admin, &cred, groups, glen / sizeof(gid_t)))
+	if (cred.uid == 0 || cred.uid == a->own_uid ||
+	    conn_in_group(a->gid_admin, &cred, groups, glen / sizeof(gid_t)))
 		c->role = ROLE_ADMIN;
 	else if (conn_in_group(a->gid_operator, &cred, groups, glen / sizeof(gid_t)))
 		c->role = ROLE_OPERATOR;
@@ -160,9 +166,11 @@ static uint64_t conn_address_key(int fd)
 
 static void conn_turn_away(struct api *a, int fd, bool tls)
 {
-	static const char busy[] = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nRetry-After: 1\r\n"
+	static const char busy[] = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: "
+				   "application/problem+json\r\nRetry-After: 1\r\n"
 				   "Connection: close\r\nContent-Length: 96\r\n\r\n"
-				   "{\"status\":503,\"code\":\"too-many-connections\",\"detail\":\"you have too many connections open here\"}\n";
+				   "{\"status\":503,\"code\":\"too-many-connections\",\"detail\":"
+				   "\"you have too many connections open here\"}\n";
 
 	/* it is small and the socket is empty: it fits or the client is gone */
 	if (!tls && send(fd, busy, sizeof(busy) - 1, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
@@ -177,7 +185,13 @@ static struct conn *conn_new(struct api *a, int fd, bool tls)
 
 	if (!c)
 		return NULL;
-	*c = (struct conn){ .api = a, .fd = fd, .w = LOOP_FD_NONE, .uid = (uid_t)-1, .keep = true, .name = "", .start_ns = a->now_ns };
+	*c = (struct conn){ .api = a,
+			    .fd = fd,
+			    .w = LOOP_FD_NONE,
+			    .uid = (uid_t)-1,
+			    .keep = true,
+			    .name = "",
+			    .start_ns = a->now_ns };
 	list_init(&c->node);
 	list_init(&c->idle_node);
 	list_init(&c->waiter.node);
@@ -228,7 +242,8 @@ void conn_accept(struct api *a, int listen_fd, bool tls)
 	for (unsigned i = 0; i < 64; i++) {
 		int fd = accept4(listen_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
 
-		if (fd < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS)) {
+		if (fd < 0 &&
+		    (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS)) {
 			/* wait for the next tick instead of spinning */
 			loop_fd_mod(tls ? &a->listen_tls_w : &a->listen_w, 0);
 			break;
@@ -316,9 +331,12 @@ void conn_flush(struct conn *c)
 		text_free(&c->out);
 	else
 		text_clear(&c->out);
-	conn_events(c, c->state == CONN_HEAD || c->state == CONN_BODY ? CONN_READ : c->events & ~(uint32_t)EPOLLOUT);
+	conn_events(c, c->state == CONN_HEAD || c->state == CONN_BODY
+			   ? CONN_READ
+			   : c->events & ~(uint32_t)EPOLLOUT);
 	if (c->state == CONN_CLOSING && !(c->events & EPOLLIN)) {
-		/* all is said; read what the client still sends for a moment, lest its kernel throws our answer away */
+		/* all is said; read what the client still sends for a moment, lest its kernel
+		 * throws our answer away */
 		if (c->tls)
 			tls_bye(c->tls);
 		shutdown(c->fd, SHUT_WR);
@@ -425,7 +443,8 @@ void conn_continue(struct conn *c)
 
 static void conn_take_body(struct conn *c)
 {
-	size_t want = (size_t)c->req.content_length - c->body_len, n = c->in_len < want ? c->in_len : want;
+	size_t want = (size_t)c->req.content_length - c->body_len,
+	       n = c->in_len < want ? c->in_len : want;
 
 	if (c->body_len + n > c->body_cap) {
 		/* grows with what came, not with what was announced */
@@ -489,7 +508,8 @@ static void conn_take_head(struct conn *c, size_t len)
 
 static void conn_process(struct conn *c)
 {
-	while (!c->dead && c->in_len && (c->state == CONN_HEAD || c->state == CONN_BODY) && conn_unsent(c) < CONN_OUT_HIGH) {
+	while (!c->dead && c->in_len && (c->state == CONN_HEAD || c->state == CONN_BODY) &&
+	       conn_unsent(c) < CONN_OUT_HIGH) {
 		long n;
 
 		if (c->state == CONN_BODY) {
@@ -504,9 +524,13 @@ static void conn_process(struct conn *c)
 			c->api->n.refused++;
 			list_del(&c->idle_node);
 			if (n == -E2BIG)
-				conn_refuse(c, 431, "head-too-large", NULL, "the request head is larger than %d bytes", HTTP_HEAD_MAX);
+				conn_refuse(c, 431, "head-too-large", NULL,
+					    "the request head is larger than %d bytes",
+					    HTTP_HEAD_MAX);
 			else
-				conn_refuse(c, 400, "malformed-request", NULL, "bare line end, control or non-ASCII byte in the request head");
+				conn_refuse(
+				    c, 400, "malformed-request", NULL,
+				    "bare line end, control or non-ASCII byte in the request head");
 			break;
 		}
 		conn_take_head(c, (size_t)n);
@@ -518,7 +542,8 @@ static void conn_process(struct conn *c)
 static void conn_read(struct conn *c)
 {
 	/* a bounded number of rounds, so that one fast client does not hold up the rest */
-	for (unsigned i = 0; i < 16 && !c->dead && (c->state == CONN_HEAD || c->state == CONN_BODY); i++) {
+	for (unsigned i = 0; i < 16 && !c->dead && (c->state == CONN_HEAD || c->state == CONN_BODY);
+	     i++) {
 		size_t room;
 		long n;
 
@@ -526,8 +551,9 @@ static void conn_read(struct conn *c)
 			size_t cap = c->in_cap ? c->in_cap * 2 : CONN_IN_START;
 			char *p = cap <= 2 * HTTP_HEAD_MAX ? realloc(c->in, cap) : NULL;
 
+			/* full of pipelined requests that wait for their replies to be taken */
 			if (!p)
-				break; /* full of pipelined requests that wait for their replies to be taken */
+				break;
 			c->in = p;
 			c->in_cap = cap;
 		}
@@ -536,7 +562,8 @@ static void conn_read(struct conn *c)
 		if (n == -EAGAIN)
 			break;
 		if (n <= 0) {
-			/* a client may end its side and still wait for the answer to what it asked */
+			/* a client may end its side and still wait for the answer to what it asked
+			 */
 			if (n == 0 && conn_unsent(c) && c->state == CONN_HEAD) {
 				c->state = CONN_CLOSING;
 				conn_events(c, c->events & EPOLLOUT);
@@ -594,7 +621,8 @@ static void conn_drain(struct conn *c)
 	long n = 1;
 
 	for (unsigned i = 0; i < 16 && n > 0; i++)
-		n = c->tls ? (long)recv(c->fd, waste, sizeof(waste), 0) : conn_recv(c, waste, sizeof(waste));
+		n = c->tls ? (long)recv(c->fd, waste, sizeof(waste), 0)
+			   : conn_recv(c, waste, sizeof(waste));
 	if (n == 0 || (n < 0 && n != -EAGAIN && !(c->tls && errno == EAGAIN)))
 		conn_close(c);
 }
@@ -662,7 +690,7 @@ static void conn_ready(void *arg, int fd, uint32_t events)
 
 void conn_tick(struct api *a)
 {
-	list_for_each_safe(n, &a->conns) {
+	list_for_each_safe (n, &a->conns) {
 		struct conn *c = container_of(n, struct conn, node);
 
 		if (!c->deadline_ns || a->now_ns < c->deadline_ns)

@@ -1,10 +1,13 @@
 /* console.c - a guest's console over WebSocket (RFC 6455), framed by libwslay.
  *
- * POST .../console with the caller's credentials makes a ticket: random, for one guest and port, good once and for 30 s. GET with it
- * upgrades, so that a browser, which can set no header on a WebSocket, needs no credential in its URL that is worth stealing.
- * core hands over a stream socket to the port. Bytes go both ways in binary frames; each direction stops reading while the other side
- * does not take what is there, so neither a flooding guest nor a stuck client costs more than some pieces of memory.
- * Trust: frames are hostile; a message is at most 64 KiB; wslay checks masking, opcodes, lengths, UTF-8 and fragmentation.
+ * POST .../console with the caller's credentials makes a ticket: random, for one guest and port,
+ * good once and for 30 s. GET with it upgrades, so that a browser, which can set no header on a
+ * WebSocket, needs no credential in its URL that is worth stealing. core hands over a stream socket
+ * to the port. Bytes go both ways in binary frames; each direction stops reading while the other
+ * side does not take what is there, so neither a flooding guest nor a stuck client costs more than
+ * some pieces of memory.
+ * Trust: frames are hostile; a message is at most 64 KiB; wslay checks masking, opcodes, lengths,
+ * UTF-8 and fragmentation.
  */
 #include "api/server.h"
 
@@ -19,13 +22,13 @@
 
 #include "common/units.h"
 
-#define CONSOLE_TICKET_NS (30 * NS_PER_S)
+#define CONSOLE_TICKET_NS   (30 * NS_PER_S)
 #define CONSOLE_TICKETS_MAX 256
 #define CONSOLE_MESSAGE_MAX 65536
-#define CONSOLE_QUEUE_MAX (256u << 10)
-#define CONSOLE_PIECE 16384
-#define CONSOLE_PING_NS (30 * NS_PER_S)
-#define WS_GUID "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+#define CONSOLE_QUEUE_MAX   (256u << 10)
+#define CONSOLE_PIECE	    16384
+#define CONSOLE_PING_NS	    (30 * NS_PER_S)
+#define WS_GUID		    "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 struct ticket {
 	struct list node;
@@ -61,13 +64,13 @@ static void ticket_free(struct api *a, struct ticket *t)
 
 void console_tick(struct api *a)
 {
-	list_for_each_safe(n, &a->tickets) {
+	list_for_each_safe (n, &a->tickets) {
 		struct ticket *t = container_of(n, struct ticket, node);
 
 		if (a->now_ns >= t->deadline_ns)
 			ticket_free(a, t);
 	}
-	list_for_each(n, &a->conns) {
+	list_for_each (n, &a->conns) {
 		struct conn *c = container_of(n, struct conn, node);
 		struct console *k = c->state == CONN_CONSOLE ? c->console : NULL;
 
@@ -90,7 +93,8 @@ void console_ticket(struct conn *c)
 	char body[200];
 
 	if (!o) {
-		conn_refuse(c, 404, "guest-not-found", "vmctl ls", "guest \"%s\" does not exist", c->name);
+		conn_refuse(c, 404, "guest-not-found", "vmctl ls", "guest \"%s\" does not exist",
+			    c->name);
 		goto out;
 	}
 	if (a->ticket_count >= CONSOLE_TICKETS_MAX)
@@ -111,7 +115,10 @@ void console_ticket(struct conn *c)
 	t->deadline_ns = a->now_ns + CONSOLE_TICKET_NS;
 	list_add_tail(&a->tickets, &t->node);
 	a->ticket_count++;
-	snprintf(body, sizeof(body), "{\"ticket\":\"%s\",\"path\":\"/v1/guests/%s/console?ticket=%s\",\"expires_in\":30000}\n", t->id, o->id, t->id);
+	snprintf(body, sizeof(body),
+		 "{\"ticket\":\"%s\",\"path\":\"/v1/guests/%s/"
+		 "console?ticket=%s\",\"expires_in\":30000}\n",
+		 t->id, o->id, t->id);
 	conn_reply_json(c, 201, NULL, body, strlen(body));
 out:
 	json_decref(j);
@@ -124,7 +131,7 @@ static struct ticket *ticket_take(struct api *a, const char *id)
 
 	if (strlen(id) != 32)
 		return NULL;
-	list_for_each(n, &a->tickets) {
+	list_for_each (n, &a->tickets) {
 		struct ticket *t = container_of(n, struct ticket, node);
 		unsigned diff = 0;
 
@@ -138,7 +145,8 @@ static struct ticket *ticket_take(struct api *a, const char *id)
 
 /* ---- frames ---- */
 
-static ssize_t console_ws_recv(wslay_event_context_ptr ws, uint8_t *buf, size_t len, int flags, void *arg)
+static ssize_t console_ws_recv(wslay_event_context_ptr ws, uint8_t *buf, size_t len, int flags,
+			       void *arg)
 {
 	struct console *k = arg;
 	struct conn *c = k->c;
@@ -158,7 +166,8 @@ static ssize_t console_ws_recv(wslay_event_context_ptr ws, uint8_t *buf, size_t 
 	return -1;
 }
 
-static ssize_t console_ws_send(wslay_event_context_ptr ws, const uint8_t *data, size_t len, int flags, void *arg)
+static ssize_t console_ws_send(wslay_event_context_ptr ws, const uint8_t *data, size_t len,
+			       int flags, void *arg)
 {
 	struct console *k = arg;
 	long n;
@@ -174,7 +183,8 @@ static ssize_t console_ws_send(wslay_event_context_ptr ws, const uint8_t *data, 
 	return -1;
 }
 
-static void console_ws_msg(wslay_event_context_ptr ws, const struct wslay_event_on_msg_recv_arg *m, void *arg)
+static void console_ws_msg(wslay_event_context_ptr ws, const struct wslay_event_on_msg_recv_arg *m,
+			   void *arg)
 {
 	struct console *k = arg;
 
@@ -200,7 +210,8 @@ static void console_end(struct console *k, uint16_t code, const char *reason)
 static void console_to_guest(struct console *k)
 {
 	while (!k->ending && k->to_guest.len > k->to_guest_off) {
-		ssize_t n = send(k->fd, k->to_guest.s + k->to_guest_off, k->to_guest.len - k->to_guest_off, MSG_NOSIGNAL | MSG_DONTWAIT);
+		ssize_t n = send(k->fd, k->to_guest.s + k->to_guest_off,
+				 k->to_guest.len - k->to_guest_off, MSG_NOSIGNAL | MSG_DONTWAIT);
 
 		if (n < 0 && errno == EINTR)
 			continue;
@@ -218,7 +229,9 @@ static void console_to_guest(struct console *k)
 
 static void console_from_guest(struct console *k)
 {
-	for (unsigned i = 0; i < 8 && !k->ending && wslay_event_get_queued_msg_length(k->ws) < CONSOLE_QUEUE_MAX; i++) {
+	for (unsigned i = 0;
+	     i < 8 && !k->ending && wslay_event_get_queued_msg_length(k->ws) < CONSOLE_QUEUE_MAX;
+	     i++) {
 		uint8_t buf[CONSOLE_PIECE];
 		ssize_t n = recv(k->fd, buf, sizeof(buf), MSG_DONTWAIT);
 
@@ -228,7 +241,9 @@ static void console_from_guest(struct console *k)
 			console_end(k, WSLAY_CODE_GOING_AWAY, "the guest's port was closed");
 			return;
 		}
-		wslay_event_queue_msg(k->ws, &(struct wslay_event_msg){ .opcode = WSLAY_BINARY_FRAME, .msg = buf, .msg_length = (size_t)n });
+		wslay_event_queue_msg(
+		    k->ws, &(struct wslay_event_msg){
+			       .opcode = WSLAY_BINARY_FRAME, .msg = buf, .msg_length = (size_t)n });
 	}
 }
 
@@ -248,7 +263,8 @@ static void console_settle(struct console *k)
 	/* control frames overtake data in wslay: the guest's last words first */
 	if (k->ending && !k->close_queued && !wslay_event_get_queued_msg_count(k->ws)) {
 		k->close_queued = true;
-		wslay_event_queue_close(k->ws, k->end_code, (const uint8_t *)k->end_reason, strlen(k->end_reason));
+		wslay_event_queue_close(k->ws, k->end_code, (const uint8_t *)k->end_reason,
+					strlen(k->end_reason));
 		wslay_event_shutdown_read(k->ws);
 		if (wslay_event_send(k->ws) != 0) {
 			conn_close(c);
@@ -298,7 +314,8 @@ void console_event(struct conn *c, uint32_t events)
 		return;
 	}
 	if ((events & (EPOLLIN | EPOLLRDHUP)) || c->in_len) {
-		if (!k->to_guest.len && wslay_event_want_read(k->ws) && wslay_event_recv(k->ws) != 0) {
+		if (!k->to_guest.len && wslay_event_want_read(k->ws) &&
+		    wslay_event_recv(k->ws) != 0) {
 			conn_close(c);
 			return;
 		}
@@ -316,7 +333,9 @@ void console_event(struct conn *c, uint32_t events)
 
 static int console_frames(struct console *k)
 {
-	static const struct wslay_event_callbacks cb = { .recv_callback = console_ws_recv, .send_callback = console_ws_send, .on_msg_recv_callback = console_ws_msg };
+	static const struct wslay_event_callbacks cb = { .recv_callback = console_ws_recv,
+							 .send_callback = console_ws_send,
+							 .on_msg_recv_callback = console_ws_msg };
 
 	if (wslay_event_context_server_init(&k->ws, &cb, k) != 0)
 		return -ENOMEM;
@@ -335,10 +354,13 @@ static void console_upgrade(struct conn *c, int fd, bool read_only)
 		conn_refuse(c, 503, "no-memory", NULL, "the daemon is out of memory");
 		return;
 	}
-	*k = (struct console){ .c = c, .fd = fd, .w = LOOP_FD_NONE, .read_only = read_only, .events = EPOLLIN };
+	*k = (struct console){
+		.c = c, .fd = fd, .w = LOOP_FD_NONE, .read_only = read_only, .events = EPOLLIN
+	};
 	k->ping_ns = c->api->now_ns + CONSOLE_PING_NS;
 	c->console = k;
-	if (fd_set_nonblock(fd) < 0 || console_frames(k) < 0 || loop_fd_add(c->api->loop, &k->w, fd, EPOLLIN, console_guest_ready, k) < 0) {
+	if (fd_set_nonblock(fd) < 0 || console_frames(k) < 0 ||
+	    loop_fd_add(c->api->loop, &k->w, fd, EPOLLIN, console_guest_ready, k) < 0) {
 		conn_refuse(c, 503, "no-memory", NULL, "the console cannot be opened");
 		return;
 	}
@@ -347,7 +369,10 @@ static void console_upgrade(struct conn *c, int fd, bool read_only)
 	base64_encode(digest, sizeof(digest), accept);
 	c->api->n.ws++;
 	c->api->n.by_class[1]++;
-	text_printf(&c->out, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %s\r\n\r\n", accept);
+	text_printf(&c->out,
+		    "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: "
+		    "Upgrade\r\nSec-WebSocket-Accept: %s\r\n\r\n",
+		    accept);
 	c->state = CONN_CONSOLE;
 	c->keep = false;
 	c->deadline_ns = 0;
@@ -364,7 +389,8 @@ static void console_done(struct conn *c, struct pending *p)
 
 	if (p->status >= 400 || fd < 0) {
 		if (p->status < 400)
-			conn_refuse(c, 500, "no-console", NULL, "guest \"%s\" gave no console", c->name);
+			conn_refuse(c, 500, "no-console", NULL, "guest \"%s\" gave no console",
+				    c->name);
 		else
 			core_reply_done(c, p);
 		return;
@@ -383,7 +409,8 @@ void console_start(struct conn *c)
 	bool fits;
 
 	if (!c->req.upgrade || !version || strcmp(version, "13") || !key || strlen(key) != 24) {
-		conn_refuse(c, 426, "not-websocket", "vmctl console NAME", "a console is a WebSocket (version 13)");
+		conn_refuse(c, 426, "not-websocket", "vmctl console NAME",
+			    "a console is a WebSocket (version 13)");
 		return;
 	}
 	t = ticket_take(a, http_query(&c->req, "ticket"));
@@ -391,7 +418,8 @@ void console_start(struct conn *c)
 	if (t && !fits)
 		ticket_free(a, t);
 	if (!fits) {
-		conn_refuse(c, 403, "bad-ticket", "POST to the same path for a new one", "the ticket is unknown, used or too old");
+		conn_refuse(c, 403, "bad-ticket", "POST to the same path for a new one",
+			    "the ticket is unknown, used or too old");
 		return;
 	}
 	/* what the maker of the ticket may, the bearer may */
@@ -403,7 +431,8 @@ void console_start(struct conn *c)
 	ticket_free(a, t);
 	c->state = CONN_WAIT;
 	if (core_request(c, c->route, port, body, strlen(body), console_done, 30 * NS_PER_S) < 0)
-		conn_refuse(c, 503, "daemon-restarting", NULL, "the daemon is restarting; try again");
+		conn_refuse(c, 503, "daemon-restarting", NULL,
+			    "the daemon is restarting; try again");
 }
 
 void console_free(struct conn *c)

@@ -1,6 +1,8 @@
-/* core.c - the connection to core: the read model's feed, requests and their replies, audit of what api decides itself.
- * A request has an id; its connection waits, and is told when the reply is whole, is late, or core is gone. Parts (`more`) are put
- * together here, within bounds. A reply's a_put comes before it on the same socket, so that a client reads its own writes.
+/* core.c - the connection to core: the read model's feed, requests and their replies, audit of what
+ * api decides itself.
+ * A request has an id; its connection waits, and is told when the reply is whole, is late, or core
+ * is gone. Parts (`more`) are put together here, within bounds. A reply's a_put comes before it on
+ * the same socket, so that a client reads its own writes.
  */
 #include "api/server.h"
 
@@ -16,7 +18,7 @@
 #include "vmd/proto.h"
 
 #define CORE_REPLY_MAX (64u << 20)
-#define CORE_PART 49152u
+#define CORE_PART      49152u
 
 void core_free_pending(struct pending *p)
 {
@@ -27,7 +29,8 @@ void core_free_pending(struct pending *p)
 	free(p);
 }
 
-static struct pending *core_pending_new(struct api *a, struct conn *c, pending_fn *done, uint64_t timeout_ns)
+static struct pending *core_pending_new(struct api *a, struct conn *c, pending_fn *done,
+					uint64_t timeout_ns)
 {
 	struct pending *p = calloc(1, sizeof(*p));
 
@@ -35,7 +38,11 @@ static struct pending *core_pending_new(struct api *a, struct conn *c, pending_f
 		return NULL;
 	if (!++a->next_id)
 		a->next_id = 1;
-	*p = (struct pending){ .id = a->next_id, .c = c, .done = done, .fd = -1, .deadline_ns = clock_mono_ns() + timeout_ns };
+	*p = (struct pending){ .id = a->next_id,
+			       .c = c,
+			       .done = done,
+			       .fd = -1,
+			       .deadline_ns = clock_mono_ns() + timeout_ns };
 	list_add_tail(&a->pendings, &p->node);
 	c->pending = p;
 	return p;
@@ -43,7 +50,7 @@ static struct pending *core_pending_new(struct api *a, struct conn *c, pending_f
 
 static struct pending *core_pending_find(struct api *a, uint32_t id)
 {
-	list_for_each(n, &a->pendings) {
+	list_for_each (n, &a->pendings) {
 		struct pending *p = container_of(n, struct pending, node);
 
 		if (p->id == id)
@@ -79,7 +86,8 @@ void core_abandon(struct pending *p)
 	p->c = NULL;
 	if (c->api->core)
 		msg_a_abandon_send(c->api->core, &(struct msg_a_abandon){ 0 }, p->id);
-	/* an fd on its way must still be taken and closed: the entry stays until the reply or its deadline */
+	/* an fd on its way must still be taken and closed: the entry stays until the reply or its
+	 * deadline */
 }
 
 /* the parameters, typed by the table; they were checked */
@@ -90,11 +98,13 @@ static char *core_query(const struct conn *c)
 
 	for (unsigned i = 0; i < c->req.queries; i++) {
 		const char *key = c->req.query[i].key;
-		const struct schema_field *f = c->route->query ? schema_field_find(c->route->query, key) : NULL;
+		const struct schema_field *f =
+		    c->route->query ? schema_field_find(c->route->query, key) : NULL;
 		struct err e = { 0 };
 		char value[2048];
 
-		if (!f || validate_query(c->route->query, key, c->req.query[i].value, value, sizeof(value), &e) < 0)
+		if (!f || validate_query(c->route->query, key, c->req.query[i].value, value,
+					 sizeof(value), &e) < 0)
 			continue;
 		if (f->type == ST_BOOL)
 			json_object_set_new(j, key, json_boolean(*value == '1'));
@@ -114,12 +124,14 @@ static int64_t core_if_match(const char *h)
 	return h && *h == '"' ? strtoll(h + 1, NULL, 10) : 0;
 }
 
-int core_request(struct conn *c, const struct schema_route *route, const char *sub, const char *body, size_t len, pending_fn *done,
-		 uint64_t timeout_ns)
+int core_request(struct conn *c, const struct schema_route *route, const char *sub,
+		 const char *body, size_t len, pending_fn *done, uint64_t timeout_ns)
 {
 	struct api *a = c->api;
 	struct pending *p;
-	struct msg_a_request m = { .route = route->id, .role = c->role, .uid = c->uid == (uid_t)-1 ? -1 : (int64_t)c->uid };
+	struct msg_a_request m = { .route = route->id,
+				   .role = c->role,
+				   .uid = c->uid == (uid_t)-1 ? -1 : (int64_t)c->uid };
 	char *query;
 	size_t off = 0;
 	int r = 0;
@@ -136,8 +148,10 @@ int core_request(struct conn *c, const struct schema_route *route, const char *s
 	m.query = (struct proto_bytes){ (const uint8_t *)query, query ? strlen(query) : 0 };
 	m.wait_ms = request_wait_ms(c);
 	m.if_match = core_if_match(c->req.header[HTTP_IF_MATCH]);
-	snprintf(m.idempotency_key, sizeof(m.idempotency_key), "%s", c->req.header[HTTP_IDEMPOTENCY_KEY] ? c->req.header[HTTP_IDEMPOTENCY_KEY] : "");
-	m.dry_run = http_query(&c->req, "dry_run") && strcmp(http_query(&c->req, "dry_run"), "false") != 0;
+	snprintf(m.idempotency_key, sizeof(m.idempotency_key), "%s",
+		 c->req.header[HTTP_IDEMPOTENCY_KEY] ? c->req.header[HTTP_IDEMPOTENCY_KEY] : "");
+	m.dry_run =
+	    http_query(&c->req, "dry_run") && strcmp(http_query(&c->req, "dry_run"), "false") != 0;
 	do {
 		size_t n = len - off < CORE_PART ? len - off : CORE_PART;
 
@@ -184,7 +198,8 @@ static void core_on_reply(struct api *a, struct wire_buf *b)
 			core_finish(p);
 		}
 	} else if (p) {
-		core_fail(p, 502, "reply-too-large", "the daemon's answer is larger than the API passes on");
+		core_fail(p, 502, "reply-too-large",
+			  "the daemon's answer is larger than the API passes on");
 	}
 	msg_a_reply_close(m);
 	free(m);
@@ -202,7 +217,10 @@ static void core_on_result(struct api *a, struct wire_buf *b)
 	}
 	p = core_pending_find(a, b->id);
 	if (p) {
-		p->status = !m->num ? 200 : m->num == ENOENT ? 404 : m->num == EPERM || m->num == EACCES ? 403 : 500;
+		p->status = !m->num				  ? 200
+			    : m->num == ENOENT			  ? 404
+			    : m->num == EPERM || m->num == EACCES ? 403
+								  : 500;
 		p->revision = (int64_t)m->value;
 		snprintf(p->code, sizeof(p->code), "%s", m->code);
 		snprintf(p->detail, sizeof(p->detail), "%s", m->detail);
@@ -265,14 +283,16 @@ static void core_message(void *arg, struct wire_conn *wc, struct wire_buf *b)
 	struct msg_hello hello;
 
 	a->now_ns = clock_mono_ns();
-	if (proto_permit(b, PROTO_CORE, PROTO_API, b->type == MSG_hello ? PROTO_NEW : PROTO_UP) < 0) {
+	if (proto_permit(b, PROTO_CORE, PROTO_API, b->type == MSG_hello ? PROTO_NEW : PROTO_UP) <
+	    0) {
 		log_error("core sent message 0x%04x, which it may not", b->type);
 		return;
 	}
 	switch (b->type) {
 	case MSG_hello:
 		if (msg_hello_decode(&hello, b) == 0 && hello.version != PROTO_VERSION)
-			log_warn("core speaks version %llu of the wire, api %u", (unsigned long long)hello.version, PROTO_VERSION);
+			log_warn("core speaks version %llu of the wire, api %u",
+				 (unsigned long long)hello.version, PROTO_VERSION);
 		break;
 	case MSG_a_reply:
 		core_on_reply(a, b);
@@ -314,7 +334,8 @@ static void core_closed(void *arg, struct wire_conn *wc, int why)
 
 		if (p->c)
 			p->c->keep = false;
-		core_fail(p, 503, "daemon-restarting", "the daemon is restarting; what was asked may or may not have been done");
+		core_fail(p, 503, "daemon-restarting",
+			  "the daemon is restarting; what was asked may or may not have been done");
 	}
 	conn_reap(a);
 	loop_stop(a->loop);
@@ -328,17 +349,24 @@ int core_start(struct api *a, int sock)
 	if (!a->core)
 		return -errno;
 	wire_conn_set_limit(a->core, 32u << 20);
-	r = msg_hello_send(a->core, &(struct msg_hello){ .version = PROTO_VERSION, .role = "api", .pid = (uint64_t)getpid(), .build = VMD_VERSION }, 0);
+	r = msg_hello_send(a->core,
+			   &(struct msg_hello){ .version = PROTO_VERSION,
+						.role = "api",
+						.pid = (uint64_t)getpid(),
+						.build = VMD_VERSION },
+			   0);
 	return r;
 }
 
 void core_tick(struct api *a)
 {
-	list_for_each_safe(n, &a->pendings) {
+	list_for_each_safe (n, &a->pendings) {
 		struct pending *p = container_of(n, struct pending, node);
 
 		if (a->now_ns >= p->deadline_ns)
-			core_fail(p, 504, "daemon-slow", "the daemon did not answer in time; what was asked may still be done");
+			core_fail(
+			    p, 504, "daemon-slow",
+			    "the daemon did not answer in time; what was asked may still be done");
 	}
 }
 
@@ -355,16 +383,21 @@ void core_reply_done(struct conn *c, struct pending *p)
 	int n = 0;
 
 	if (p->status >= 400) {
-		conn_problem(c, &(struct problem){ core_error_status(p), *p->code ? p->code : "failed", p->detail, p->hint, p->field, p->op });
+		conn_problem(c,
+			     &(struct problem){ core_error_status(p), *p->code ? p->code : "failed",
+						p->detail, p->hint, p->field, p->op });
 		return;
 	}
 	extra[0] = '\0';
 	if (p->revision > 0)
-		n += snprintf(extra + n, sizeof(extra) - (size_t)n, "ETag: \"%lld\"\r\n", (long long)p->revision);
+		n += snprintf(extra + n, sizeof(extra) - (size_t)n, "ETag: \"%lld\"\r\n",
+			      (long long)p->revision);
 	if (*p->location && !strpbrk(p->location, "\r\n"))
-		n += snprintf(extra + n, sizeof(extra) - (size_t)n, "Location: %s\r\n", p->location);
+		n +=
+		    snprintf(extra + n, sizeof(extra) - (size_t)n, "Location: %s\r\n", p->location);
 	else if (p->status == 202 && *p->op)
-		n += snprintf(extra + n, sizeof(extra) - (size_t)n, "Location: /v1/operations/%s\r\n", p->op);
+		n += snprintf(extra + n, sizeof(extra) - (size_t)n,
+			      "Location: /v1/operations/%s\r\n", p->op);
 	if (!p->body.len && *p->op) {
 		const struct model_obj *o = model_find(c->api->model, &schema_operation, p->op);
 
@@ -376,14 +409,17 @@ void core_reply_done(struct conn *c, struct pending *p)
 	if (!p->body.len && p->status != 202)
 		conn_reply(c, 204, NULL, extra, "", 0);
 	else
-		conn_reply_json(c, p->status, extra, p->body.len ? p->body.s : "{}", p->body.len ? p->body.len : 2);
+		conn_reply_json(c, p->status, extra, p->body.len ? p->body.s : "{}",
+				p->body.len ? p->body.len : 2);
 }
 
 static void core_auth_done(struct conn *c, struct pending *p)
 {
 	if (p->status >= 400 || p->revision < ROLE_VIEWER || p->revision > ROLE_ADMIN) {
 		c->keep = false;
-		conn_refuse(c, p->status == 503 || p->status == 504 ? 503 : 401, "bad-token", "vmctl token create NAME", "the bearer token is unknown or has expired");
+		conn_refuse(c, p->status == 503 || p->status == 504 ? 503 : 401, "bad-token",
+			    "vmctl token create NAME",
+			    "the bearer token is unknown or has expired");
 		return;
 	}
 	c->role = (enum role)p->revision;
@@ -423,8 +459,12 @@ static void core_replay_done(struct conn *c, struct pending *p)
 
 int core_events_since(struct conn *c, uint64_t seq)
 {
-	struct pending *p = c->api->core ? core_pending_new(c->api, c, core_replay_done, 30 * NS_PER_S) : NULL;
-	int r = p ? msg_a_events_since_send(c->api->core, &(struct msg_a_events_since){ .seq = seq, .max = 1000 }, p->id) : -EPIPE;
+	struct pending *p =
+	    c->api->core ? core_pending_new(c->api, c, core_replay_done, 30 * NS_PER_S) : NULL;
+	int r = p ? msg_a_events_since_send(c->api->core,
+					    &(struct msg_a_events_since){ .seq = seq, .max = 1000 },
+					    p->id)
+		  : -EPIPE;
 
 	if (r < 0 && p) {
 		c->pending = NULL;
@@ -434,8 +474,8 @@ int core_events_since(struct conn *c, uint64_t seq)
 }
 
 /* a request whose answer nobody waits for */
-void core_notify(struct api *a, const struct schema_route *route, const char *name, const char *sub, const char *principal, enum role role,
-		 const char *body)
+void core_notify(struct api *a, const struct schema_route *route, const char *name, const char *sub,
+		 const char *principal, enum role role, const char *body)
 {
 	struct msg_a_request m = { .route = route->id, .role = role, .uid = -1 };
 

@@ -1,12 +1,14 @@
 /* http.c - a strict parser of HTTP/1.1 request heads (RFC 9110, RFC 9112), for an API server only.
  *
- * Why not libmicrohttpd: 0.9.75 reads the socket itself and parses loosely (acts on Content-Length beside Transfer-Encoding and
- * on two Content-Lengths, takes bare LF, cuts paths at %00). Each head, also of pipelined requests and of those inside TLS, would
- * have to be parsed strictly before it is handed over, and then nothing is left for the library to do.
+ * Why not libmicrohttpd: 0.9.75 reads the socket itself and parses loosely (acts on Content-Length
+ * beside Transfer-Encoding and on two Content-Lengths, takes bare LF, cuts paths at %00). Each
+ * head, also of pipelined requests and of those inside TLS, would have to be parsed strictly before
+ * it is handed over, and then nothing is left for the library to do.
  *
- * Whatever two parsers could read differently is refused, and the connection closed: bare CR or LF, folded lines, space before a
- * colon, control and non-ASCII bytes, any Transfer-Encoding, repeated headers that are single by nature, a Content-Length that is not
- * just digits, paths that are not in their one canonical form. HTTP/1.1 only. No allocation, no I/O: tests and the fuzzer drive it.
+ * Whatever two parsers could read differently is refused, and the connection closed: bare CR or LF,
+ * folded lines, space before a colon, control and non-ASCII bytes, any Transfer-Encoding, repeated
+ * headers that are single by nature, a Content-Length that is not just digits, paths that are not
+ * in their one canonical form. HTTP/1.1 only. No allocation, no I/O: tests and the fuzzer drive it.
  * Trust: all input is hostile.
  */
 #include "api/http.h"
@@ -72,7 +74,8 @@ static bool http_is_token(const char *s, size_t len)
 	for (size_t i = 0; i < len; i++) {
 		char c = s[i];
 
-		if (!((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || strchr("!#$%&'*+-.^_`|~", c)))
+		if (!((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+		      strchr("!#$%&'*+-.^_`|~", c)))
 			return false;
 	}
 	return len > 0;
@@ -91,11 +94,12 @@ static int http_hex(char c)
 
 static bool http_is_unreserved(char c)
 {
-	return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' || c == '.' || c == '_' || c == '~';
+	return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+	       c == '-' || c == '.' || c == '_' || c == '~';
 }
 
-/* Decode in place. A path part may hold no escape of a character that needs none (one form only) and no control byte; a query
- * value takes '+' for a space. */
+/* Decode in place. A path part may hold no escape of a character that needs none (one form only)
+ * and no control byte; a query value takes '+' for a space. */
 static int http_decode(char *s, bool is_path)
 {
 	char *out = s;
@@ -116,7 +120,8 @@ static int http_decode(char *s, bool is_path)
 			s += 2;
 		} else if (!is_path && c == '+') {
 			c = ' ';
-		} else if (!http_is_unreserved((char)c) && !strchr(is_path ? "!$&'()*+,;=:@" : "!$'()*,;:@/?=", c)) {
+		} else if (!http_is_unreserved((char)c) &&
+			   !strchr(is_path ? "!$&'()*+,;=:@" : "!$'()*,;:@/?=", c)) {
 			return -EPROTO;
 		}
 		*out++ = (char)c;
@@ -165,9 +170,13 @@ static int http_parse_target(char *t, struct http_req *r)
 		if (slash)
 			*slash++ = '\0';
 		if (!*t || !strcmp(t, ".") || !strcmp(t, ".."))
-			return http_refuse(r, 400, "the path is not in canonical form (empty part, \".\" or \"..\")");
+			return http_refuse(
+			    r, 400,
+			    "the path is not in canonical form (empty part, \".\" or \"..\")");
 		if (http_decode(t, true) < 0)
-			return http_refuse(r, 400, "the path is not in canonical form (needless or forbidden escape or character)");
+			return http_refuse(r, 400,
+					   "the path is not in canonical form (needless or "
+					   "forbidden escape or character)");
 		if (r->parts == HTTP_PARTS_MAX)
 			return http_refuse(r, 404, "no such path");
 		r->part[r->parts++] = t;
@@ -208,9 +217,11 @@ static int http_parse_header(char *line, struct http_req *r)
 		if (strcasecmp(line, http_header_names[h]))
 			continue;
 		if (r->header[h])
-			return http_refuse(r, 400, h == HTTP_CONTENT_LENGTH ? "two Content-Length headers" :
-						    h == HTTP_HOST	      ? "two Host headers" :
-										"a header that may come only once came twice");
+			return http_refuse(r, 400,
+					   h == HTTP_CONTENT_LENGTH ? "two Content-Length headers"
+					   : h == HTTP_HOST
+					       ? "two Host headers"
+					       : "a header that may come only once came twice");
 		r->header[h] = value;
 	}
 	return 0;
@@ -242,8 +253,10 @@ static int http_check_framing(struct http_req *r)
 	if (!r->header[HTTP_HOST] || !*r->header[HTTP_HOST])
 		return http_refuse(r, 400, "Host header missing");
 	if (r->header[HTTP_TRANSFER_ENCODING])
-		return http_refuse(r, cl ? 400 : 411, cl ? "both Content-Length and Transfer-Encoding" :
-							    "a body needs a Content-Length; transfer codings are not taken");
+		return http_refuse(
+		    r, cl ? 400 : 411,
+		    cl ? "both Content-Length and Transfer-Encoding"
+		       : "a body needs a Content-Length; transfer codings are not taken");
 	if (cl) {
 		size_t n = strlen(cl);
 
@@ -258,8 +271,8 @@ static int http_check_framing(struct http_req *r)
 		r->expect_continue = r->content_length > 0;
 	}
 	r->close = http_list_has(r->header[HTTP_CONNECTION], "close");
-	r->upgrade = http_list_has(r->header[HTTP_CONNECTION], "upgrade") && r->header[HTTP_UPGRADE] &&
-		     !strcasecmp(r->header[HTTP_UPGRADE], "websocket");
+	r->upgrade = http_list_has(r->header[HTTP_CONNECTION], "upgrade") &&
+		     r->header[HTTP_UPGRADE] && !strcasecmp(r->header[HTTP_UPGRADE], "websocket");
 	if (r->upgrade && r->content_length)
 		return http_refuse(r, 400, "an upgrade with a body");
 	return 0;
@@ -302,40 +315,74 @@ const char *http_query(const struct http_req *r, const char *key)
 const char *http_status_text(unsigned status)
 {
 	switch (status) {
-	case 101: return "Switching Protocols";
-	case 200: return "OK";
-	case 201: return "Created";
-	case 202: return "Accepted";
-	case 204: return "No Content";
-	case 304: return "Not Modified";
-	case 400: return "Bad Request";
-	case 401: return "Unauthorized";
-	case 403: return "Forbidden";
-	case 404: return "Not Found";
-	case 405: return "Method Not Allowed";
-	case 406: return "Not Acceptable";
-	case 408: return "Request Timeout";
-	case 409: return "Conflict";
-	case 411: return "Length Required";
-	case 412: return "Precondition Failed";
-	case 413: return "Content Too Large";
-	case 414: return "URI Too Long";
-	case 415: return "Unsupported Media Type";
-	case 417: return "Expectation Failed";
-	case 421: return "Misdirected Request";
-	case 422: return "Unprocessable Content";
-	case 423: return "Locked";
-	case 426: return "Upgrade Required";
-	case 428: return "Precondition Required";
-	case 429: return "Too Many Requests";
-	case 431: return "Request Header Fields Too Large";
-	case 500: return "Internal Server Error";
-	case 501: return "Not Implemented";
-	case 502: return "Bad Gateway";
-	case 503: return "Service Unavailable";
-	case 504: return "Gateway Timeout";
-	case 505: return "HTTP Version Not Supported";
-	case 507: return "Insufficient Storage";
+	case 101:
+		return "Switching Protocols";
+	case 200:
+		return "OK";
+	case 201:
+		return "Created";
+	case 202:
+		return "Accepted";
+	case 204:
+		return "No Content";
+	case 304:
+		return "Not Modified";
+	case 400:
+		return "Bad Request";
+	case 401:
+		return "Unauthorized";
+	case 403:
+		return "Forbidden";
+	case 404:
+		return "Not Found";
+	case 405:
+		return "Method Not Allowed";
+	case 406:
+		return "Not Acceptable";
+	case 408:
+		return "Request Timeout";
+	case 409:
+		return "Conflict";
+	case 411:
+		return "Length Required";
+	case 412:
+		return "Precondition Failed";
+	case 413:
+		return "Content Too Large";
+	case 414:
+		return "URI Too Long";
+	case 415:
+		return "Unsupported Media Type";
+	case 417:
+		return "Expectation Failed";
+	case 421:
+		return "Misdirected Request";
+	case 422:
+		return "Unprocessable Content";
+	case 423:
+		return "Locked";
+	case 426:
+		return "Upgrade Required";
+	case 428:
+		return "Precondition Required";
+	case 429:
+		return "Too Many Requests";
+	case 431:
+		return "Request Header Fields Too Large";
+	case 500:
+		return "Internal Server Error";
+	case 501:
+		return "Not Implemented";
+	case 502:
+		return "Bad Gateway";
+	case 503:
+		return "Service Unavailable";
+	case 504:
+		return "Gateway Timeout";
+	case 505:
+		return "HTTP Version Not Supported";
+	case 507:
+		return "Insufficient Storage";
 	}
 	return status < 400 ? "OK" : "Error";
 }

@@ -6,10 +6,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define HTTP_HEAD_MAX 16384
+#define HTTP_HEAD_MAX	 16384
 #define HTTP_HEADERS_MAX 64
-#define HTTP_PARTS_MAX 8
-#define HTTP_QUERY_MAX 16
+#define HTTP_PARTS_MAX	 8
+#define HTTP_QUERY_MAX	 16
 
 enum http_header {
 	HTTP_HOST,
@@ -41,22 +41,24 @@ struct http_req {
 	} query[HTTP_QUERY_MAX];
 	unsigned queries;
 	const char *header[HTTP_HEADER_COUNT]; /* NULL: absent */
-	int64_t content_length; /* 0 without a body */
-	bool close;		/* Connection: close */
-	bool upgrade;		/* Connection: upgrade and Upgrade: websocket */
+	int64_t content_length;		       /* 0 without a body */
+	bool close;			       /* Connection: close */
+	bool upgrade;			       /* Connection: upgrade and Upgrade: websocket */
 	bool expect_continue;
 	/* on refusal */
 	unsigned status;
 	const char *detail;
 };
 
-/* http_head_len() - length of the head in @buf with its empty line, 0 where it is not complete yet, -EPROTO where it
- * can no longer become one: a bare LF or CR, a control byte, or more than HTTP_HEAD_MAX bytes (then -E2BIG).
+/* http_head_len() - length of the head in @buf with its empty line, 0 where it is not complete yet,
+ * -EPROTO where it can no longer become one: a bare LF or CR, a control byte, or more than
+ * HTTP_HEAD_MAX bytes (then -E2BIG).
  * @from: where the last call stopped looking; updated. */
 long http_head_len(const char *buf, size_t len, size_t *from);
 
 /* http_parse() - @head: exactly one head as found by http_head_len(), writable.
- * Return: 0; -EPROTO with r->status and r->detail: answer so and close, for what follows cannot be trusted. */
+ * Return: 0; -EPROTO with r->status and r->detail: answer so and close, for what follows cannot be
+ * trusted. */
 int http_parse(char *head, size_t len, struct http_req *r);
 
 const char *http_query(const struct http_req *r, const char *key); /* first value or NULL */

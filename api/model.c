@@ -1,6 +1,7 @@
-/* model.c - see model.h. A kind is an array sorted by name (operations: by age) beside a hash by id. Objects are kept as the JSON text
- * that a GET shows, so that a read is a search and a copy; core never waits for a reader, nor a reader for core. State and labels
- * are taken out once, when an object is put, for the filters.
+/* model.c - see model.h. A kind is an array sorted by name (operations: by age) beside a hash by
+ * id. Objects are kept as the JSON text that a GET shows, so that a read is a search and a copy;
+ * core never waits for a reader, nor a reader for core. State and labels are taken out once, when
+ * an object is put, for the filters.
  * Threading: api's loop. Trust: core is a peer; text that is not a JSON object is refused.
  */
 #include "api/model.h"
@@ -12,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MODEL_KINDS 6
+#define MODEL_KINDS	    6
 #define MODEL_LIMIT_DEFAULT 1000
 
 struct model_kind {
@@ -31,8 +32,10 @@ struct model {
 
 struct model *model_new(void)
 {
-	static const struct schema_object *const kinds[MODEL_KINDS] = { &schema_guest,	 &schema_disk,	  &schema_image,
-									&schema_pool,	 &schema_network, &schema_operation };
+	static const struct schema_object *const kinds[MODEL_KINDS] = {
+		&schema_guest, &schema_disk,	&schema_image,
+		&schema_pool,  &schema_network, &schema_operation
+	};
 	struct model *m = calloc(1, sizeof(*m));
 
 	for (unsigned i = 0; m && i < MODEL_KINDS; i++)
@@ -61,7 +64,8 @@ void model_free(struct model *m)
 	free(m);
 }
 
-static const struct model_kind *model_kind_of(const struct model *m, const struct schema_object *object)
+static const struct model_kind *model_kind_of(const struct model *m,
+					      const struct schema_object *object)
 {
 	for (unsigned i = 0; i < MODEL_KINDS; i++)
 		if (m->kinds[i].object == object)
@@ -128,7 +132,8 @@ static void model_hash_del(struct model_kind *k, struct model_obj *o)
 
 /* ---- order ---- */
 
-static int model_cmp(const struct model_kind *k, const struct model_obj *a, const struct model_obj *b)
+static int model_cmp(const struct model_kind *k, const struct model_obj *a,
+		     const struct model_obj *b)
 {
 	int r;
 
@@ -200,14 +205,14 @@ static int model_take_out(struct model_obj *o, const json_t *j)
 	json_t *v;
 
 	snprintf(o->state, sizeof(o->state), "%s", state ? state : "");
-	json_object_foreach(json_object_get(j, "labels"), key, v)
-		if (json_is_string(v))
-			text_printf(&t, "%s=%s\n", key, json_string_value(v));
+	json_object_foreach(json_object_get(j, "labels"), key, v) if (json_is_string(v))
+	    text_printf(&t, "%s=%s\n", key, json_string_value(v));
 	o->labels = t.s;
 	return t.error;
 }
 
-int model_put(struct model *m, const char *kind, const char *id, const char *name, int64_t revision, const char *json, size_t len)
+int model_put(struct model *m, const char *kind, const char *id, const char *name, int64_t revision,
+	      const char *json, size_t len)
 {
 	struct model_kind *k = model_kind_named(m, kind);
 	struct model_obj *o, *old;
@@ -273,7 +278,8 @@ static const struct model_obj *model_by_name(const struct model_kind *k, const c
 
 	if (k->object == &schema_operation)
 		return NULL;
-	for (size_t i = model_lower(k, &probe); i < k->count && !strcmp(k->sorted[i]->name, name); i++) {
+	for (size_t i = model_lower(k, &probe); i < k->count && !strcmp(k->sorted[i]->name, name);
+	     i++) {
 		if (strcmp(k->sorted[i]->state, "deleted"))
 			return k->sorted[i];
 		deleted = k->sorted[i];
@@ -281,7 +287,8 @@ static const struct model_obj *model_by_name(const struct model_kind *k, const c
 	return deleted;
 }
 
-const struct model_obj *model_find(const struct model *m, const struct schema_object *kind, const char *key)
+const struct model_obj *model_find(const struct model *m, const struct schema_object *kind,
+				   const char *key)
 {
 	const struct model_kind *k = model_kind_of(m, kind);
 	const struct model_obj *o;
@@ -405,7 +412,8 @@ static int model_start(const struct model_kind *k, const char *cursor, size_t *s
 	return 0;
 }
 
-int model_list(const struct model *m, const struct schema_object *kind, const struct model_query *q, struct text *out)
+int model_list(const struct model *m, const struct schema_object *kind, const struct model_query *q,
+	       struct text *out)
 {
 	const struct model_kind *k = model_kind_of(m, kind);
 	unsigned limit = q->limit ? q->limit : MODEL_LIMIT_DEFAULT, n = 0;

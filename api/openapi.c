@@ -1,5 +1,6 @@
-/* openapi.c - the OpenAPI 3.1 document, generated from the table: a schema an object (as shown, to create, to change), an operation a
- * route, and the problem that every error is. Made once, when api starts.
+/* openapi.c - the OpenAPI 3.1 document, generated from the table: a schema an object (as shown, to
+ * create, to change), an operation a route, and the problem that every error is. Made once, when
+ * api starts.
  */
 #include "api/server.h"
 
@@ -27,7 +28,8 @@ static const struct {
 	{ "image", "pattern", "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$" },
 	{ "network", "pattern", "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$" },
 	{ "guest", "pattern", "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$" },
-	{ "volume", "pattern", "^([A-Za-z0-9][A-Za-z0-9._-]{0,62}/)?[A-Za-z0-9][A-Za-z0-9._-]{0,62}$" },
+	{ "volume", "pattern",
+	  "^([A-Za-z0-9][A-Za-z0-9._-]{0,62}/)?[A-Za-z0-9][A-Za-z0-9._-]{0,62}$" },
 	{ "uuid", "format", "uuid" },
 	{ "ipv4", "format", "ipv4" },
 	{ "time", "format", "date-time" },
@@ -44,16 +46,20 @@ static json_t *openapi_string(const struct schema_field *f)
 		json_object_set_new(j, "minLength", json_integer(f->min));
 	if (f->max)
 		json_object_set_new(j, "maxLength", json_integer(f->max));
-	for (size_t i = 0; f->format && i < sizeof(openapi_formats) / sizeof(openapi_formats[0]); i++)
+	for (size_t i = 0; f->format && i < sizeof(openapi_formats) / sizeof(openapi_formats[0]);
+	     i++)
 		if (!strcmp(f->format, openapi_formats[i].format))
-			json_object_set_new(j, openapi_formats[i].keyword, json_string(openapi_formats[i].value));
+			json_object_set_new(j, openapi_formats[i].keyword,
+					    json_string(openapi_formats[i].value));
 	return j;
 }
 
 static json_t *openapi_number(const struct schema_field *f, enum openapi_view v)
 {
 	bool unit = f->type != ST_INT;
-	json_t *j = json_pack("{s:o}", "type", unit && v != VIEW_SHOWN ? json_pack("[s,s]", "integer", "string") : json_string("integer"));
+	json_t *j = json_pack("{s:o}", "type",
+			      unit && v != VIEW_SHOWN ? json_pack("[s,s]", "integer", "string")
+						      : json_string("integer"));
 
 	if (f->min || f->max) {
 		json_object_set_new(j, "minimum", json_integer(f->min));
@@ -90,12 +96,15 @@ static json_t *openapi_field(const struct schema_field *f, enum openapi_view v)
 		j = json_pack("{s:[o]}", "allOf", openapi_ref(f->object, inner));
 		break;
 	case ST_ARRAY:
-		j = json_pack("{s:s,s:o}", "type", "array", "items", f->object ? openapi_ref(f->object, inner) : json_pack("{s:s}", "type", "string"));
+		j = json_pack("{s:s,s:o}", "type", "array", "items",
+			      f->object ? openapi_ref(f->object, inner)
+					: json_pack("{s:s}", "type", "string"));
 		if (f->max)
 			json_object_set_new(j, "maxItems", json_integer(f->max));
 		break;
 	case ST_MAP:
-		j = json_pack("{s:s,s:{s:s}}", "type", "object", "additionalProperties", "type", "string");
+		j = json_pack("{s:s,s:{s:s}}", "type", "object", "additionalProperties", "type",
+			      "string");
 		if (f->max)
 			json_object_set_new(j, "maxProperties", json_integer(f->max));
 		break;
@@ -151,11 +160,21 @@ static json_t *openapi_parameters(const struct schema_route *r)
 	json_t *list = json_array();
 
 	if (open)
-		json_array_append_new(list, json_pack("{s:s%,s:s,s:b,s:{s:s},s:s}", "name", open + 1, (size_t)(strchr(open, '}') - open - 1), "in", "path", "required", 1, "schema", "type", "string", "description", "name or UUID"));
+		json_array_append_new(list,
+				      json_pack("{s:s%,s:s,s:b,s:{s:s},s:s}", "name", open + 1,
+						(size_t)(strchr(open, '}') - open - 1), "in",
+						"path", "required", 1, "schema", "type", "string",
+						"description", "name or UUID"));
 	for (const struct schema_field *f = r->query ? r->query->fields : NULL; f && f->name; f++)
-		json_array_append_new(list, json_pack("{s:s,s:s,s:b,s:o,s:s}", "name", f->name, "in", "query", "required", !!(f->flags & SF_REQUIRED), "schema", openapi_field(f, VIEW_CREATE), "description", f->help));
+		json_array_append_new(
+		    list, json_pack("{s:s,s:s,s:b,s:o,s:s}", "name", f->name, "in", "query",
+				    "required", !!(f->flags & SF_REQUIRED), "schema",
+				    openapi_field(f, VIEW_CREATE), "description", f->help));
 	if (strcmp(r->method, "GET"))
-		json_array_append_new(list, json_pack("{s:s,s:s,s:b,s:{s:s},s:s}", "name", "dry_run", "in", "query", "required", 0, "schema", "type", "boolean", "description", "check everything, change nothing"));
+		json_array_append_new(list, json_pack("{s:s,s:s,s:b,s:{s:s},s:s}", "name",
+						      "dry_run", "in", "query", "required", 0,
+						      "schema", "type", "boolean", "description",
+						      "check everything, change nothing"));
 	return list;
 }
 
@@ -169,21 +188,30 @@ static json_t *openapi_content(const char *type, json_t *schema)
 
 static bool openapi_is_list(const struct schema_route *r)
 {
-	return r->resource && r->resource->plural && !strchr(r->path, '{') && !strcmp(r->method, "GET") && (r->flags & RF_CACHED || !strcmp(r->path, "/v1/tokens"));
+	return r->resource && r->resource->plural && !strchr(r->path, '{') &&
+	       !strcmp(r->method, "GET") &&
+	       (r->flags & RF_CACHED || !strcmp(r->path, "/v1/tokens"));
 }
 
 static json_t *openapi_result(const struct schema_route *r)
 {
 	if (openapi_is_list(r))
-		return openapi_content("application/json", json_pack("{s:s,s:{s:{s:s,s:o},s:{s:s}}}", "type", "object", "properties", "items", "type", "array", "items",
-								     openapi_ref(r->resource, VIEW_SHOWN), "next", "type", "string"));
+		return openapi_content("application/json",
+				       json_pack("{s:s,s:{s:{s:s,s:o},s:{s:s}}}", "type", "object",
+						 "properties", "items", "type", "array", "items",
+						 openapi_ref(r->resource, VIEW_SHOWN), "next",
+						 "type", "string"));
 	if (r->id == ROUTE_EVENT_STREAM)
 		return openapi_content("text/event-stream", json_pack("{s:s}", "type", "string"));
 	if (r->id == ROUTE_METRICS || r->id == ROUTE_GUEST_LOGS)
 		return openapi_content("text/plain", json_pack("{s:s}", "type", "string"));
 	if (r->id == ROUTE_IMAGE_EXPORT)
-		return openapi_content("application/octet-stream", json_pack("{s:s,s:s}", "type", "string", "format", "binary"));
-	if (r->resource && (!strcmp(r->method, "PATCH") || (!strcmp(r->method, "POST") && r->body == r->resource) || (r->flags & RF_CACHED)))
+		return openapi_content(
+		    "application/octet-stream",
+		    json_pack("{s:s,s:s}", "type", "string", "format", "binary"));
+	if (r->resource &&
+	    (!strcmp(r->method, "PATCH") ||
+	     (!strcmp(r->method, "POST") && r->body == r->resource) || (r->flags & RF_CACHED)))
 		return openapi_content("application/json", openapi_ref(r->resource, VIEW_SHOWN));
 	return openapi_content("application/json", json_pack("{s:s}", "type", "object"));
 }
@@ -193,29 +221,49 @@ static json_t *openapi_body(const struct schema_route *r)
 	json_t *schema;
 
 	if (r->flags & RF_UPLOAD)
-		return json_pack("{s:b,s:o}", "required", 1, "content", openapi_content("application/octet-stream", json_pack("{s:s,s:s}", "type", "string", "format", "binary")));
+		return json_pack(
+		    "{s:b,s:o}", "required", 1, "content",
+		    openapi_content("application/octet-stream",
+				    json_pack("{s:s,s:s}", "type", "string", "format", "binary")));
 	if (r->body == r->resource)
-		schema = openapi_ref(r->body, strcmp(r->method, "PATCH") ? VIEW_CREATE : VIEW_PATCH);
+		schema =
+		    openapi_ref(r->body, strcmp(r->method, "PATCH") ? VIEW_CREATE : VIEW_PATCH);
 	else
 		schema = openapi_object(r->body, VIEW_CREATE);
-	return json_pack("{s:o}", "content", openapi_content(strcmp(r->method, "PATCH") ? "application/json" : "application/merge-patch+json", schema));
+	return json_pack("{s:o}", "content",
+			 openapi_content(strcmp(r->method, "PATCH")
+					     ? "application/json"
+					     : "application/merge-patch+json",
+					 schema));
 }
 
 static json_t *openapi_operation(const struct schema_route *r)
 {
 	static const char *const roles[] = { "none", "viewer", "operator", "admin" };
-	json_t *responses = json_pack("{s:{s:s}}", "default", "$ref", "#/components/responses/problem"), *op;
+	json_t *responses =
+		   json_pack("{s:{s:s}}", "default", "$ref", "#/components/responses/problem"),
+	       *op;
 
 	if (r->flags & RF_UPGRADE)
-		json_object_set_new(responses, "101", json_pack("{s:s}", "description", "WebSocket; binary frames both ways"));
+		json_object_set_new(
+		    responses, "101",
+		    json_pack("{s:s}", "description", "WebSocket; binary frames both ways"));
 	else
-		json_object_set_new(responses, "200", json_pack("{s:s,s:o}", "description", "done", "content", openapi_result(r)));
+		json_object_set_new(
+		    responses, "200",
+		    json_pack("{s:s,s:o}", "description", "done", "content", openapi_result(r)));
 	if (r->flags & RF_SLOW)
-		json_object_set_new(responses, "202", json_pack("{s:s,s:{s:{s:s,s:{s:s}}},s:o}", "description", "under way; Location is the operation",
-								"headers", "Location", "description", "the operation", "schema", "type", "string",
-								"content", openapi_content("application/json", openapi_ref(&schema_operation, VIEW_SHOWN))));
-	op = json_pack("{s:s,s:s,s:[s],s:o,s:o,s:s}", "operationId", route_name(r->id), "summary", r->help, "tags", r->resource && r->resource->plural ? r->resource->plural : "host",
-		       "parameters", openapi_parameters(r), "responses", responses, "x-role", roles[r->role]);
+		json_object_set_new(
+		    responses, "202",
+		    json_pack("{s:s,s:{s:{s:s,s:{s:s}}},s:o}", "description",
+			      "under way; Location is the operation", "headers", "Location",
+			      "description", "the operation", "schema", "type", "string", "content",
+			      openapi_content("application/json",
+					      openapi_ref(&schema_operation, VIEW_SHOWN))));
+	op = json_pack(
+	    "{s:s,s:s,s:[s],s:o,s:o,s:s}", "operationId", route_name(r->id), "summary", r->help,
+	    "tags", r->resource && r->resource->plural ? r->resource->plural : "host", "parameters",
+	    openapi_parameters(r), "responses", responses, "x-role", roles[r->role]);
 	if (r->body || (r->flags & RF_UPLOAD))
 		json_object_set_new(op, "requestBody", openapi_body(r));
 	if (r->flags & RF_PUBLIC)
@@ -246,14 +294,16 @@ int openapi_build(struct text *t)
 		}
 		json_object_set_new(p, method, openapi_operation(r));
 	}
-	doc = json_pack("{s:s,s:{s:s,s:s,s:s,s:{s:s,s:s}},s:[{s:s}],s:[{s:[]}],s:o,s:{s:o,s:{s:{s:s,s:s}},s:{s:{s:s,s:o}}}}", "openapi", "3.1.0",
-			"info", "title", "vmd", "version", VMD_VERSION, "description", "Virtual machines on this host.", "license", "name", "ISC", "identifier", "ISC",
-			"servers", "url", "/",
-			"security", "token",
-			"paths", paths,
-			"components", "schemas", openapi_schemas(),
-			"securitySchemes", "token", "type", "http", "scheme", "bearer",
-			"responses", "problem", "description", "what went wrong (RFC 9457)", "content", openapi_content("application/problem+json", json_pack("{s:s}", "$ref", "#/components/schemas/problem")));
+	doc = json_pack(
+	    "{s:s,s:{s:s,s:s,s:s,s:{s:s,s:s}},s:[{s:s}],s:[{s:[]}],s:o,s:{s:o,s:{s:{s:s,s:s}},s:{s:"
+	    "{s:s,s:o}}}}",
+	    "openapi", "3.1.0", "info", "title", "vmd", "version", VMD_VERSION, "description",
+	    "Virtual machines on this host.", "license", "name", "ISC", "identifier", "ISC",
+	    "servers", "url", "/", "security", "token", "paths", paths, "components", "schemas",
+	    openapi_schemas(), "securitySchemes", "token", "type", "http", "scheme", "bearer",
+	    "responses", "problem", "description", "what went wrong (RFC 9457)", "content",
+	    openapi_content("application/problem+json",
+			    json_pack("{s:s}", "$ref", "#/components/schemas/problem")));
 	s = doc ? json_dumps(doc, JSON_COMPACT) : NULL;
 	if (!doc)
 		json_decref(paths);

@@ -1,5 +1,5 @@
-/* read.c - answers from the read model: objects and lists, with ETags; waiting for a guest's state or an operation's end;
- * health and version.
+/* read.c - answers from the read model: objects and lists, with ETags; waiting for a guest's state
+ * or an operation's end; health and version.
  */
 #include "api/server.h"
 
@@ -15,7 +15,8 @@ static bool read_synced(struct conn *c)
 {
 	if (c->api->synced)
 		return true;
-	conn_refuse(c, 503, "starting", NULL, "the daemon is starting and does not know its guests yet");
+	conn_refuse(c, 503, "starting", NULL,
+		    "the daemon is starting and does not know its guests yet");
 	return false;
 }
 
@@ -81,7 +82,8 @@ static void read_list(struct conn *c)
 		else if (!strcmp(key, "limit"))
 			q.limit = (unsigned)strtoul(value, NULL, 10);
 	}
-	snprintf(etag, sizeof(etag), "\"%s-%" PRIu64 "\"", c->api->boot, model_generation(c->api->model, c->route->resource));
+	snprintf(etag, sizeof(etag), "\"%s-%" PRIu64 "\"", c->api->boot,
+		 model_generation(c->api->model, c->route->resource));
 	snprintf(extra, sizeof(extra), "ETag: %s\r\n", etag);
 	if (read_unchanged(c, etag, extra))
 		return;
@@ -89,7 +91,10 @@ static void read_list(struct conn *c)
 	if (r == 0)
 		conn_reply_json(c, 200, extra, t.s, t.len);
 	else
-		conn_refuse(c, r == -EINVAL ? 400 : 503, r == -EINVAL ? "bad-cursor" : "no-memory", NULL, r == -EINVAL ? "the cursor is not one of this list" : "the daemon is out of memory");
+		conn_refuse(c, r == -EINVAL ? 400 : 503, r == -EINVAL ? "bad-cursor" : "no-memory",
+			    NULL,
+			    r == -EINVAL ? "the cursor is not one of this list"
+					 : "the daemon is out of memory");
 	text_free(&t);
 }
 
@@ -114,7 +119,8 @@ void handle_cached(struct conn *c)
 
 static bool wait_op_over(const struct model_obj *o)
 {
-	return !strcmp(o->state, "succeeded") || !strcmp(o->state, "failed") || !strcmp(o->state, "cancelled");
+	return !strcmp(o->state, "succeeded") || !strcmp(o->state, "failed") ||
+	       !strcmp(o->state, "cancelled");
 }
 
 /* a failed operation is answered as the problem it ended with */
@@ -132,14 +138,18 @@ static void wait_op_answer(struct conn *c, const struct model_obj *o)
 	e = json_object_get(j, "error");
 	{
 		json_int_t status = json_integer_value(json_object_get(e, "status"));
-		const char *code = json_string_value(json_object_get(e, "code")), *detail = json_string_value(json_object_get(e, "detail"));
+		const char *code = json_string_value(json_object_get(e, "code")),
+			   *detail = json_string_value(json_object_get(e, "detail"));
 
-		conn_problem(c, &(struct problem){ .status = status >= 400 && status < 600 ? (unsigned)status : !strcmp(o->state, "cancelled") ? 409 : 500,
-						   .code = code ? code : o->state,
-						   .detail = detail ? detail : "the operation did not succeed",
-						   .hint = json_string_value(json_object_get(e, "hint")),
-						   .field = json_string_value(json_object_get(e, "field")),
-						   .op = o->id });
+		conn_problem(c, &(struct problem){
+				    .status = status >= 400 && status < 600    ? (unsigned)status
+					      : !strcmp(o->state, "cancelled") ? 409
+									       : 500,
+				    .code = code ? code : o->state,
+				    .detail = detail ? detail : "the operation did not succeed",
+				    .hint = json_string_value(json_object_get(e, "hint")),
+				    .field = json_string_value(json_object_get(e, "field")),
+				    .op = o->id });
 	}
 	json_decref(j);
 }
@@ -212,7 +222,7 @@ static void wait_guest_check(struct conn *c, const struct model_obj *o)
 /* @o: what changed; NULL: some guest went away */
 void wait_notify(struct api *a, const struct schema_object *kind, const struct model_obj *o)
 {
-	list_for_each_safe(n, &a->waiters) {
+	list_for_each_safe (n, &a->waiters) {
 		struct waiter *w = container_of(n, struct waiter, node);
 		struct conn *c = container_of(w, struct conn, waiter);
 
@@ -221,7 +231,8 @@ void wait_notify(struct api *a, const struct schema_object *kind, const struct m
 				wait_guest_check(c, NULL);
 			else if (o && !strcmp(o->id, w->id))
 				wait_guest_check(c, o);
-		} else if (!w->on_guest && kind == &schema_operation && o && !strcmp(o->id, w->id) && wait_op_over(o)) {
+		} else if (!w->on_guest && kind == &schema_operation && o &&
+			   !strcmp(o->id, w->id) && wait_op_over(o)) {
 			list_del(&w->node);
 			wait_op_answer(c, o);
 		}
@@ -235,7 +246,9 @@ static void wait_expired(struct conn *c)
 
 	list_del(&c->waiter.node);
 	if (c->waiter.on_guest) {
-		conn_refuse(c, 504, "timed-out", NULL, "guest \"%s\" did not reach state %s in time", c->name, c->waiter.state);
+		conn_refuse(c, 504, "timed-out", NULL,
+			    "guest \"%s\" did not reach state %s in time", c->name,
+			    c->waiter.state);
 		return;
 	}
 	o = model_find(c->api->model, &schema_operation, c->waiter.id);
@@ -245,7 +258,7 @@ static void wait_expired(struct conn *c)
 
 void wait_tick(struct api *a)
 {
-	list_for_each_safe(n, &a->waiters) {
+	list_for_each_safe (n, &a->waiters) {
 		struct waiter *w = container_of(n, struct waiter, node);
 
 		if (a->now_ns >= w->deadline_ns)
@@ -257,7 +270,8 @@ void wait_tick(struct api *a)
 
 void handle_healthz(struct conn *c)
 {
-	static const char ok[] = "{\"status\":\"ok\"}\n", starting[] = "{\"status\":\"starting\"}\n";
+	static const char ok[] = "{\"status\":\"ok\"}\n",
+			  starting[] = "{\"status\":\"starting\"}\n";
 
 	if (c->api->synced)
 		conn_reply_json(c, 200, NULL, ok, sizeof(ok) - 1);
@@ -267,7 +281,8 @@ void handle_healthz(struct conn *c)
 
 void handle_version(struct conn *c)
 {
-	static const char version[] = "{\"name\":\"vmd\",\"version\":\"" VMD_VERSION "\",\"api\":\"v1\"}\n";
+	static const char version[] =
+	    "{\"name\":\"vmd\",\"version\":\"" VMD_VERSION "\",\"api\":\"v1\"}\n";
 
 	conn_reply_json(c, 200, NULL, version, sizeof(version) - 1);
 }

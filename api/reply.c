@@ -1,5 +1,7 @@
-/* reply.c - replies: heads with the headers that every reply carries, JSON bodies, problems (RFC 9457).
- * Nothing here can be framed, sniffed, cached by strangers or read across origins; there are no cookies.
+/* reply.c - replies: heads with the headers that every reply carries, JSON bodies, problems (RFC
+ * 9457).
+ * Nothing here can be framed, sniffed, cached by strangers or read across origins; there are no
+ * cookies.
  */
 #include "api/server.h"
 
@@ -62,14 +64,17 @@ void reply_head(struct conn *c, unsigned status, const char *type, int64_t len, 
 	}
 	if (!c->keep)
 		text_add(t, "Connection: close\r\n");
-	text_add(t, "X-Content-Type-Options: nosniff\r\nContent-Security-Policy: default-src 'none'; frame-ancestors 'none'\r\n"
-		    "Cross-Origin-Resource-Policy: same-origin\r\nReferrer-Policy: no-referrer\r\nCache-Control: no-cache, private\r\n");
+	text_add(t, "X-Content-Type-Options: nosniff\r\nContent-Security-Policy: default-src "
+		    "'none'; frame-ancestors 'none'\r\n"
+		    "Cross-Origin-Resource-Policy: same-origin\r\nReferrer-Policy: "
+		    "no-referrer\r\nCache-Control: no-cache, private\r\n");
 	if (extra)
 		text_add(t, extra);
 	text_add(t, "\r\n");
 }
 
-void conn_reply(struct conn *c, unsigned status, const char *type, const char *extra, const void *body, size_t len)
+void conn_reply(struct conn *c, unsigned status, const char *type, const char *extra,
+		const void *body, size_t len)
 {
 	if (c->dead)
 		return;
@@ -88,7 +93,8 @@ void conn_reply(struct conn *c, unsigned status, const char *type, const char *e
 	conn_done(c);
 }
 
-void conn_reply_json(struct conn *c, unsigned status, const char *extra, const char *json, size_t len)
+void conn_reply_json(struct conn *c, unsigned status, const char *extra, const char *json,
+		     size_t len)
 {
 	conn_reply(c, status, "application/json", extra, json, len);
 }
@@ -101,7 +107,8 @@ static void problem_member(struct text *t, const char *name, const char *value)
 	if (!value || !*value)
 		return;
 	s = json_stringn_nocheck(value, strlen(value));
-	text = utf8_valid(value, strlen(value)) ? json_dumps(s, JSON_ENCODE_ANY | JSON_ENSURE_ASCII) : NULL;
+	text = utf8_valid(value, strlen(value)) ? json_dumps(s, JSON_ENCODE_ANY | JSON_ENSURE_ASCII)
+						: NULL;
 	text_printf(t, ",\"%s\":%s", name, text ? text : "\"?\"");
 	free(text);
 	json_decref(s);
@@ -109,7 +116,8 @@ static void problem_member(struct text *t, const char *name, const char *value)
 
 void problem_json(struct text *t, const struct problem *p)
 {
-	text_printf(t, "{\"type\":\"about:blank\",\"title\":\"%s\",\"status\":%u", http_status_text(p->status), p->status);
+	text_printf(t, "{\"type\":\"about:blank\",\"title\":\"%s\",\"status\":%u",
+		    http_status_text(p->status), p->status);
 	problem_member(t, "code", p->code);
 	problem_member(t, "detail", p->detail);
 	problem_member(t, "hint", p->hint);
@@ -123,13 +131,16 @@ void conn_problem(struct conn *c, const struct problem *p)
 	struct text t = { 0 };
 
 	problem_json(&t, p);
-	conn_reply(c, p->status, "application/problem+json", p->status == 401 ? "WWW-Authenticate: Bearer\r\n" :
-							     p->status == 503 ? "Retry-After: 1\r\n" :
-										NULL, t.s ? t.s : "", t.len);
+	conn_reply(c, p->status, "application/problem+json",
+		   p->status == 401   ? "WWW-Authenticate: Bearer\r\n"
+		   : p->status == 503 ? "Retry-After: 1\r\n"
+				      : NULL,
+		   t.s ? t.s : "", t.len);
 	text_free(&t);
 }
 
-void conn_refuse(struct conn *c, unsigned status, const char *code, const char *hint, const char *fmt, ...)
+void conn_refuse(struct conn *c, unsigned status, const char *code, const char *hint,
+		 const char *fmt, ...)
 {
 	char detail[400];
 	va_list ap;
@@ -137,5 +148,6 @@ void conn_refuse(struct conn *c, unsigned status, const char *code, const char *
 	va_start(ap, fmt);
 	vsnprintf(detail, sizeof(detail), fmt, ap);
 	va_end(ap);
-	conn_problem(c, &(struct problem){ .status = status, .code = code, .detail = detail, .hint = hint });
+	conn_problem(
+	    c, &(struct problem){ .status = status, .code = code, .detail = detail, .hint = hint });
 }

@@ -1,6 +1,7 @@
-/* request.c - from a parsed head to an answer: Host and Origin, route, credentials, role, query and body by the table, then the
- * handler. Order matters: nothing about the objects is said to somebody without credentials, and no body is read that will
- * be refused. The handlers are a table indexed by enum route_id: a route that nobody handles does not build.
+/* request.c - from a parsed head to an answer: Host and Origin, route, credentials, role, query and
+ * body by the table, then the handler. Order matters: nothing about the objects is said to somebody
+ * without credentials, and no body is read that will be refused. The handlers are a table indexed
+ * by enum route_id: a route that nobody handles does not build.
  */
 #include "api/server.h"
 
@@ -13,7 +14,7 @@
 #include "api/validate.h"
 #include "common/units.h"
 
-#define REQUEST_TIMEOUT_NS (120 * NS_PER_S)
+#define REQUEST_TIMEOUT_NS  (120 * NS_PER_S)
 #define REQUEST_WAIT_MAX_MS 3600000u
 
 typedef void route_handler(struct conn *c);
@@ -27,28 +28,37 @@ static void handle_export(struct conn *c);
 /* every row of the table names who answers it */
 static route_handler *const request_handlers[] = {
 #define H_CACHED(n) [ROUTE_##n] = handle_cached,
-#define H_CORE(n) [ROUTE_##n] = handle_core,
-	H_CACHED(GUEST_LIST) H_CORE(GUEST_CREATE) H_CACHED(GUEST_GET) H_CORE(GUEST_PATCH) H_CORE(GUEST_DELETE) H_CORE(GUEST_UNDELETE)
-	H_CORE(GUEST_START) H_CORE(GUEST_STOP) H_CORE(GUEST_RESTART) H_CORE(GUEST_RESET) H_CORE(GUEST_PAUSE) H_CORE(GUEST_RESUME)
+#define H_CORE(n)   [ROUTE_##n] = handle_core,
+	/* clang-format off */
+	H_CACHED(GUEST_LIST) H_CORE(GUEST_CREATE) H_CACHED(GUEST_GET) H_CORE(GUEST_PATCH)
+	H_CORE(GUEST_DELETE) H_CORE(GUEST_UNDELETE)
+	H_CORE(GUEST_START) H_CORE(GUEST_STOP) H_CORE(GUEST_RESTART) H_CORE(GUEST_RESET)
+	H_CORE(GUEST_PAUSE) H_CORE(GUEST_RESUME)
 	H_CORE(GUEST_RENAME) [ROUTE_GUEST_WAIT] = handle_wait_guest,
 	H_CORE(GUEST_INFO) H_CORE(GUEST_NMI) [ROUTE_GUEST_LOGS] = handle_logs,
 	[ROUTE_GUEST_CONSOLE_TICKET] = console_ticket,
 	[ROUTE_GUEST_CONSOLE] = console_start,
-	H_CACHED(DISK_LIST) H_CORE(DISK_CREATE) H_CACHED(DISK_GET) H_CORE(DISK_DELETE) H_CORE(DISK_RESIZE) H_CORE(DISK_ATTACH)
+	H_CACHED(DISK_LIST) H_CORE(DISK_CREATE) H_CACHED(DISK_GET) H_CORE(DISK_DELETE)
+	H_CORE(DISK_RESIZE) H_CORE(DISK_ATTACH)
 	H_CORE(DISK_DETACH) H_CORE(DISK_CHECK) H_CORE(DISK_MAP) H_CORE(DISK_CONVERT)
-	H_CACHED(IMAGE_LIST) H_CORE(IMAGE_CREATE) H_CACHED(IMAGE_GET) [ROUTE_IMAGE_UPLOAD] = upload_start,
+	H_CACHED(IMAGE_LIST) H_CORE(IMAGE_CREATE) H_CACHED(IMAGE_GET)
+	[ROUTE_IMAGE_UPLOAD] = upload_start,
 	H_CORE(IMAGE_DELETE) [ROUTE_IMAGE_EXPORT] = handle_export,
 	H_CACHED(POOL_LIST) H_CORE(POOL_CREATE) H_CACHED(POOL_GET) H_CORE(POOL_DELETE)
-	H_CACHED(NET_LIST) H_CORE(NET_CREATE) H_CACHED(NET_GET) H_CORE(NET_DELETE) H_CORE(NET_LEASES)
+	H_CACHED(NET_LIST) H_CORE(NET_CREATE) H_CACHED(NET_GET) H_CORE(NET_DELETE)
+	H_CORE(NET_LEASES)
 	H_CACHED(OP_LIST) H_CACHED(OP_GET) H_CORE(OP_CANCEL)
 	[ROUTE_EVENT_STREAM] = sse_start,
-	H_CORE(TOKEN_LIST) H_CORE(TOKEN_CREATE) H_CORE(TOKEN_DELETE) H_CORE(HOST_GET) H_CORE(TOP) H_CORE(DOCTOR)
+	H_CORE(TOKEN_LIST) H_CORE(TOKEN_CREATE) H_CORE(TOKEN_DELETE) H_CORE(HOST_GET)
+	H_CORE(TOP) H_CORE(DOCTOR)
 	[ROUTE_METRICS] = handle_metrics,
 	[ROUTE_OPENAPI] = handle_openapi,
 	[ROUTE_HEALTHZ] = handle_healthz,
 	[ROUTE_VERSION] = handle_version,
+	/* clang-format on */
 };
-_Static_assert(sizeof(request_handlers) / sizeof(request_handlers[0]) == ROUTE_COUNT, "a route has no handler");
+_Static_assert(sizeof(request_handlers) / sizeof(request_handlers[0]) == ROUTE_COUNT,
+	       "a route has no handler");
 
 /* ---- where it goes ---- */
 
@@ -84,7 +94,11 @@ static void request_no_path(struct conn *c)
 			words[n++] = last;
 	}
 	words[n] = NULL;
-	near = c->req.parts ? suggest(c->req.part[c->req.parts == 4 ? 3 : c->req.parts > 1 ? 1 : 0], words) : NULL;
+	near = c->req.parts ? suggest(c->req.part[c->req.parts == 4  ? 3
+						  : c->req.parts > 1 ? 1
+								     : 0],
+				      words)
+			    : NULL;
 	if (near && !strcmp(near, c->req.part[c->req.parts == 4 ? 3 : c->req.parts > 1 ? 1 : 0]))
 		near = NULL;
 	if (near)
@@ -109,12 +123,16 @@ static bool request_find_route(struct conn *c)
 			c->name = name;
 			return true;
 		}
-		snprintf(allow + strlen(allow), sizeof(allow) - strlen(allow), "%s%s", *allow ? ", " : "", r->method);
+		snprintf(allow + strlen(allow), sizeof(allow) - strlen(allow), "%s%s",
+			 *allow ? ", " : "", r->method);
 	}
 	if (*allow) {
 		struct text t = { 0 };
 
-		problem_json(&t, &(struct problem){ .status = 405, .code = "wrong-method", .detail = "the path does not take this method", .hint = allow });
+		problem_json(&t, &(struct problem){ .status = 405,
+						    .code = "wrong-method",
+						    .detail = "the path does not take this method",
+						    .hint = allow });
 		snprintf(extra, sizeof(extra), "Allow: %s\r\n", allow);
 		conn_reply(c, 405, "application/problem+json", extra, t.s ? t.s : "", t.len);
 		text_free(&t);
@@ -124,7 +142,8 @@ static bool request_find_route(struct conn *c)
 	return false;
 }
 
-/* The name in Host must be ours: a page on another site whose DNS name is made to point here is refused. */
+/* The name in Host must be ours: a page on another site whose DNS name is made to point here is
+ * refused. */
 static bool request_host_ok(const struct api *a, const char *host)
 {
 	size_t n = strcspn(host, ":");
@@ -161,7 +180,8 @@ static bool request_authenticate(struct conn *c)
 	if (!h || strncasecmp(h, "Bearer ", 7) || strlen(h + 7) < 16 || strlen(h + 7) > 512) {
 		if (c->route->flags & RF_PUBLIC)
 			return true;
-		conn_refuse(c, 401, "no-credentials", "vmctl token create NAME", "this listener wants a bearer token or a client certificate");
+		conn_refuse(c, 401, "no-credentials", "vmctl token create NAME",
+			    "this listener wants a bearer token or a client certificate");
 		return false;
 	}
 	if (core_auth(c, h + 7) < 0)
@@ -176,9 +196,12 @@ static bool request_authorise(struct conn *c)
 	if (c->role >= c->route->role)
 		return true;
 	if (c->role == ROLE_NONE)
-		conn_refuse(c, 403, "no-role", "add the user to the group vmd-viewer, vmd-operator or vmd-admin", "%s has no role on this host", c->principal);
+		conn_refuse(c, 403, "no-role",
+			    "add the user to the group vmd-viewer, vmd-operator or vmd-admin",
+			    "%s has no role on this host", c->principal);
 	else
-		conn_refuse(c, 403, "role-too-low", NULL, "%s is %s; this needs %s", c->principal, roles[c->role], roles[c->route->role]);
+		conn_refuse(c, 403, "role-too-low", NULL, "%s is %s; this needs %s", c->principal,
+			    roles[c->role], roles[c->route->role]);
 	return false;
 }
 
@@ -193,14 +216,17 @@ static bool request_check_query(struct conn *c)
 
 		if (!strcmp(key, "dry_run") && strcmp(c->req.method, "GET"))
 			continue;
-		if (validate_query(c->route->query, key, c->req.query[i].value, value, sizeof(value), &e) == 0)
+		if (validate_query(c->route->query, key, c->req.query[i].value, value,
+				   sizeof(value), &e) == 0)
 			continue;
 		conn_problem(c, &(struct problem){ 400, e.code, e.detail, e.hint, key, NULL });
 		return false;
 	}
-	for (const struct schema_field *f = c->route->query ? c->route->query->fields : NULL; f && f->name; f++) {
+	for (const struct schema_field *f = c->route->query ? c->route->query->fields : NULL;
+	     f && f->name; f++) {
 		if ((f->flags & SF_REQUIRED) && !http_query(&c->req, f->name)) {
-			conn_problem(c, &(struct problem){ 400, "missing-parameter", f->help, "", f->name, NULL });
+			conn_problem(c, &(struct problem){ 400, "missing-parameter", f->help, "",
+							   f->name, NULL });
 			return false;
 		}
 	}
@@ -215,7 +241,8 @@ static bool request_check_name(struct conn *c)
 
 	if (!*c->name)
 		return true;
-	if (slash && c->route->resource == &schema_disk && (size_t)(slash - c->name) < sizeof(pool)) {
+	if (slash && c->route->resource == &schema_disk &&
+	    (size_t)(slash - c->name) < sizeof(pool)) {
 		memcpy(pool, c->name, (size_t)(slash - c->name));
 		pool[slash - c->name] = '\0';
 		if (name_valid(pool) && name_valid(slash + 1))
@@ -223,7 +250,8 @@ static bool request_check_name(struct conn *c)
 	}
 	if (n <= 63 && name_valid(c->name))
 		return true;
-	conn_refuse(c, 400, "bad-name", NULL, "the name in the path is not one: 1 to 63 of letters, digits, . _ -");
+	conn_refuse(c, 400, "bad-name", NULL,
+		    "the name in the path is not one: 1 to 63 of letters, digits, . _ -");
 	return false;
 }
 
@@ -234,13 +262,16 @@ static bool request_check_headers(struct conn *c)
 	if (m && strcmp(m, "*")) {
 		size_t n = strlen(m);
 
-		if (n < 3 || n > 20 || m[0] != '"' || m[n - 1] != '"' || strspn(m + 1, "0123456789") != n - 2) {
-			conn_refuse(c, 412, "stale-revision", NULL, "If-Match holds no ETag of this server");
+		if (n < 3 || n > 20 || m[0] != '"' || m[n - 1] != '"' ||
+		    strspn(m + 1, "0123456789") != n - 2) {
+			conn_refuse(c, 412, "stale-revision", NULL,
+				    "If-Match holds no ETag of this server");
 			return false;
 		}
 	}
 	if (k && (strlen(k) < 1 || strlen(k) > 127)) {
-		conn_refuse(c, 400, "bad-idempotency-key", NULL, "Idempotency-Key must have 1 to 127 characters");
+		conn_refuse(c, 400, "bad-idempotency-key", NULL,
+			    "Idempotency-Key must have 1 to 127 characters");
 		return false;
 	}
 	return true;
@@ -266,10 +297,12 @@ static bool request_check_body(struct conn *c)
 		conn_refuse(c, 400, "unexpected-body", NULL, "this request takes no body");
 		return false;
 	}
-	if ((n == 16 && !strncasecmp(type, "application/json", n)) || (n == 28 && !strncasecmp(type, "application/merge-patch+json", n)))
+	if ((n == 16 && !strncasecmp(type, "application/json", n)) ||
+	    (n == 28 && !strncasecmp(type, "application/merge-patch+json", n)))
 		return true;
 	c->keep = false;
-	conn_refuse(c, 415, "not-json", "set Content-Type: application/json", "the body must be JSON");
+	conn_refuse(c, 415, "not-json", "set Content-Type: application/json",
+		    "the body must be JSON");
 	return false;
 }
 
@@ -280,12 +313,15 @@ void request_head(struct conn *c)
 	if (!c->route) {
 		if (!request_host_ok(c->api, c->req.header[HTTP_HOST])) {
 			c->keep = false;
-			conn_refuse(c, 421, "unknown-host", "use localhost, or add the name to host_allow in vmd.conf", "this server does not go by the name in the Host header");
+			conn_refuse(c, 421, "unknown-host",
+				    "use localhost, or add the name to host_allow in vmd.conf",
+				    "this server does not go by the name in the Host header");
 			return;
 		}
 		if (!request_origin_ok(&c->req)) {
 			c->keep = false;
-			conn_refuse(c, 403, "foreign-origin", NULL, "requests from pages of other sites are refused");
+			conn_refuse(c, 403, "foreign-origin", NULL,
+				    "requests from pages of other sites are refused");
 			return;
 		}
 		/* a refusal below leaves a body unread: then the connection ends */
@@ -294,7 +330,8 @@ void request_head(struct conn *c)
 		if (!request_find_route(c) || !request_authenticate(c))
 			return;
 	}
-	if (!request_authorise(c) || !request_check_name(c) || !request_check_query(c) || !request_check_headers(c) || !request_check_body(c))
+	if (!request_authorise(c) || !request_check_name(c) || !request_check_query(c) ||
+	    !request_check_headers(c) || !request_check_body(c))
 		return;
 	c->keep = !c->req.close;
 	if (c->route->flags & RF_UPLOAD) {
@@ -325,9 +362,9 @@ void request_complete(struct conn *c)
 {
 	c->deadline_ns = 0;
 	if (c->route->body) {
-		enum validate_mode mode = !strcmp(c->req.method, "PATCH")    ? VALIDATE_PATCH :
-					  c->route->body == c->route->resource ? VALIDATE_CREATE :
-										 VALIDATE_BODY;
+		enum validate_mode mode = !strcmp(c->req.method, "PATCH")	 ? VALIDATE_PATCH
+					  : c->route->body == c->route->resource ? VALIDATE_CREATE
+										 : VALIDATE_BODY;
 		char field[VALIDATE_FIELD_LEN];
 		struct err e = { 0 };
 		json_t *j = validate_body(c->body, c->body_len, c->route->body, mode, &e, field);
@@ -335,8 +372,10 @@ void request_complete(struct conn *c)
 		if (!j) {
 			char detail[540];
 
-			snprintf(detail, sizeof(detail), "%s%s%s", field, *field ? ": " : "", e.detail);
-			conn_problem(c, &(struct problem){ 400, e.code, detail, e.hint, field, NULL });
+			snprintf(detail, sizeof(detail), "%s%s%s", field, *field ? ": " : "",
+				 e.detail);
+			conn_problem(c,
+				     &(struct problem){ 400, e.code, detail, e.hint, field, NULL });
 			return;
 		}
 		free(c->body);
@@ -369,7 +408,8 @@ static void request_ask(struct conn *c, pending_fn *done)
 {
 	c->state = CONN_WAIT;
 	if (core_request(c, c->route, "", c->body, c->body_len, done, REQUEST_TIMEOUT_NS) < 0)
-		conn_refuse(c, 503, "daemon-restarting", NULL, "the daemon is restarting or overloaded; try again");
+		conn_refuse(c, 503, "daemon-restarting", NULL,
+			    "the daemon is restarting or overloaded; try again");
 }
 
 static void handle_core(struct conn *c)
@@ -411,7 +451,9 @@ static void logs_done(struct conn *c, struct pending *p)
 {
 	const char *tail = http_query(&c->req, "tail"), *follow = http_query(&c->req, "follow");
 
-	source_done(c, p, "text/plain; charset=utf-8", follow && strcmp(follow, "false") && strcmp(follow, "0"), tail ? strtol(tail, NULL, 10) : 0);
+	source_done(c, p, "text/plain; charset=utf-8",
+		    follow && strcmp(follow, "false") && strcmp(follow, "0"),
+		    tail ? strtol(tail, NULL, 10) : 0);
 }
 
 static void handle_logs(struct conn *c)

@@ -1,9 +1,12 @@
 /* server.h - what the files of api share: connections, requests to core, replies.
  *
- * Life of a request: conn.c reads and checks the head → request.c finds the route, authenticates, checks query and body by the table →
- * a handler answers from the read model, or request.c sends a_request to core and the connection waits → conn_reply().
- * While a connection waits nothing is read from it, so the strings of its request live until it is answered.
- * Threading: one loop. Trust: clients are hostile; core is a peer whose messages went through the permit table.
+ * Life of a request: conn.c reads and checks the head → request.c finds the route, authenticates,
+ * checks query and body by the table → a handler answers from the read model, or request.c sends
+ * a_request to core and the connection waits → conn_reply().
+ * While a connection waits nothing is read from it, so the strings of its request live until it is
+ * answered.
+ * Threading: one loop. Trust: clients are hostile; core is a peer whose messages went through the
+ * permit table.
  */
 #ifndef API_SERVER_H
 #define API_SERVER_H
@@ -25,10 +28,10 @@
 #include "common/tls.h"
 #include "common/wire.h"
 
-#define API_BODY_MAX (1u << 20)
+#define API_BODY_MAX	  (1u << 20)
 #define API_PRINCIPAL_LEN 128
-#define API_HOSTS_MAX 32
-#define API_EVENTS_KEPT 1024
+#define API_HOSTS_MAX	  32
+#define API_EVENTS_KEPT	  1024
 
 struct conn;
 struct pending;
@@ -37,7 +40,8 @@ struct console;
 struct upload;
 struct source;
 
-/* All connections of one uid (or of one remote address) share a bound, so that none starves the others. */
+/* All connections of one uid (or of one remote address) share a bound, so that none starves the
+ * others. */
 struct peer {
 	struct list node;
 	uint64_t key;
@@ -49,18 +53,18 @@ enum conn_state {
 	CONN_HANDSHAKE, /* TLS */
 	CONN_HEAD,	/* idle or within a head */
 	CONN_BODY,
-	CONN_WAIT,     /* core or a waiter will answer */
-	CONN_UPLOAD,   /* the body goes to a file */
-	CONN_SOURCE,   /* a file goes to the client */
+	CONN_WAIT,   /* core or a waiter will answer */
+	CONN_UPLOAD, /* the body goes to a file */
+	CONN_SOURCE, /* a file goes to the client */
 	CONN_SSE,
-	CONN_CONSOLE,  /* WebSocket */
-	CONN_CLOSING,  /* what is in `out` still goes, then the end */
+	CONN_CONSOLE, /* WebSocket */
+	CONN_CLOSING, /* what is in `out` still goes, then the end */
 };
 
 struct waiter {
 	struct list node; /* of api->waiters */
 	uint64_t deadline_ns;
-	bool on_guest;	/* else on an operation */
+	bool on_guest; /* else on an operation */
 	char id[128];
 	char state[24];
 	char location[160];
@@ -95,7 +99,7 @@ struct conn {
 	const char *name; /* the {parameter} of the path, or "" */
 	char *body;
 	size_t body_len, body_cap;
-	bool keep;	  /* the connection goes on after this reply */
+	bool keep; /* the connection goes on after this reply */
 	uint64_t start_ns;
 
 	struct pending *pending;
@@ -107,7 +111,8 @@ struct conn {
 };
 
 struct api_counters {
-	uint64_t requests, refused, by_class[6], accepted, evicted, turned_away, bytes_in, bytes_out, events, ws, uploads;
+	uint64_t requests, refused, by_class[6], accepted, evicted, turned_away, bytes_in,
+	    bytes_out, events, ws, uploads;
 	uint64_t latency_ns_sum;
 };
 
@@ -128,7 +133,7 @@ struct api {
 	uid_t own_uid;
 	gid_t gid_admin, gid_operator, gid_viewer; /* (gid_t)-1: none */
 	uint64_t max_upload;
-	uint64_t now_ns; /* of the current event */
+	uint64_t now_ns;	       /* of the current event */
 	char *events[API_EVENTS_KEPT]; /* ring by seq */
 	uint64_t event_seq[API_EVENTS_KEPT], last_seq;
 	struct text put_parts; /* of an a_put in several messages */
@@ -152,27 +157,31 @@ long conn_send(struct conn *c, const void *buf, size_t len);
 void conn_events(struct conn *c, uint32_t events);
 /* the request is answered: next one, or the end */
 void conn_done(struct conn *c);
-/* go on with what has arrived, after an answer from outside the connection's own event; harmless within it */
+/* go on with what has arrived, after an answer from outside the connection's own event; harmless
+ * within it */
 void conn_resume(struct conn *c);
 void conn_continue(struct conn *c); /* "100 Continue" where the client waits for it */
 
 /* ---- reply.c ---- */
-/* head of a reply; @len -1: no Content-Length (stream until close or chunked by @extra). @extra: header lines with CRLF, or NULL */
+/* head of a reply; @len -1: no Content-Length (stream until close or chunked by @extra). @extra:
+ * header lines with CRLF, or NULL */
 void reply_head(struct conn *c, unsigned status, const char *type, int64_t len, const char *extra);
-void conn_reply(struct conn *c, unsigned status, const char *type, const char *extra, const void *body, size_t len);
-void conn_reply_json(struct conn *c, unsigned status, const char *extra, const char *json, size_t len);
+void conn_reply(struct conn *c, unsigned status, const char *type, const char *extra,
+		const void *body, size_t len);
+void conn_reply_json(struct conn *c, unsigned status, const char *extra, const char *json,
+		     size_t len);
 struct problem {
 	unsigned status;
 	const char *code, *detail, *hint, *field, *op;
 };
 void conn_problem(struct conn *c, const struct problem *p);
-void conn_refuse(struct conn *c, unsigned status, const char *code, const char *hint, const char *fmt, ...)
-	__attribute__((format(printf, 5, 6)));
+void conn_refuse(struct conn *c, unsigned status, const char *code, const char *hint,
+		 const char *fmt, ...) __attribute__((format(printf, 5, 6)));
 void problem_json(struct text *t, const struct problem *p);
 
 /* ---- request.c ---- */
-void request_head(struct conn *c);     /* the head is parsed: decide how to go on */
-void request_complete(struct conn *c); /* the body is there too */
+void request_head(struct conn *c);		/* the head is parsed: decide how to go on */
+void request_complete(struct conn *c);		/* the body is there too */
 uint64_t request_wait_ms(const struct conn *c); /* of Prefer: wait=SECONDS */
 
 /* ---- core.c ---- */
@@ -191,16 +200,17 @@ struct pending {
 	struct text body;
 };
 int core_start(struct api *a, int sock);
-/* core_request() - @done runs when the reply is whole, or with status 503/504 when it will not come. 0 or -errno. */
-int core_request(struct conn *c, const struct schema_route *route, const char *sub, const char *body, size_t len, pending_fn *done,
-		 uint64_t timeout_ns);
+/* core_request() - @done runs when the reply is whole, or with status 503/504 when it will not
+ * come. 0 or -errno. */
+int core_request(struct conn *c, const struct schema_route *route, const char *sub,
+		 const char *body, size_t len, pending_fn *done, uint64_t timeout_ns);
 void core_abandon(struct pending *p);
 void core_free_pending(struct pending *p);
 void core_tick(struct api *a);
 int core_auth(struct conn *c, const char *token);
 int core_events_since(struct conn *c, uint64_t seq);
-void core_notify(struct api *a, const struct schema_route *route, const char *name, const char *sub, const char *principal,
-		 enum role role, const char *body);
+void core_notify(struct api *a, const struct schema_route *route, const char *name, const char *sub,
+		 const char *principal, enum role role, const char *body);
 /* common end of a request that core answered */
 void core_reply_done(struct conn *c, struct pending *p);
 
@@ -224,7 +234,8 @@ void sse_tick(struct api *a);
 void sse_free(struct conn *c);
 
 /* ---- source.c: a file to the client ---- */
-void source_start(struct conn *c, int fd, const char *type, bool follow, long tail_lines); /* takes fd */
+void source_start(struct conn *c, int fd, const char *type, bool follow,
+		  long tail_lines); /* takes fd */
 void source_writable(struct conn *c);
 void source_free(struct conn *c);
 

@@ -1,6 +1,7 @@
-/* source.c - a file that core opened goes to the client: an image, whole, with its length; a log, perhaps only its last lines,
- * perhaps for as long as it grows (chunked, looked at four times a second). Read in pieces when the socket has room, so that a slow
- * client costs one piece of memory.
+/* source.c - a file that core opened goes to the client: an image, whole, with its length; a log,
+ * perhaps only its last lines, perhaps for as long as it grows (chunked, looked at four times a
+ * second). Read in pieces when the socket has room, so that a slow client costs one piece of
+ * memory.
  */
 #include "api/server.h"
 
@@ -12,7 +13,7 @@
 
 #include "common/units.h"
 
-#define SOURCE_PIECE 65536
+#define SOURCE_PIECE   65536
 #define SOURCE_POLL_NS (250 * NS_PER_MS)
 
 struct source {

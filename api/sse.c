@@ -1,8 +1,11 @@
-/* sse.c - GET /v1/events: what happens, as server-sent events, with a Last-Event-ID that survives restarts.
+/* sse.c - GET /v1/events: what happens, as server-sent events, with a Last-Event-ID that survives
+ * restarts.
  *
- * The last events are kept here; older ones core replays from its data base. A client that comes late gets what it missed first:
- * while core replays, live events wait in the ring, and the stream then goes on by number, so that none is lost or told twice.
- * A heartbeat each 15 s keeps proxies awake; a client that lets a megabyte pile up is dropped, and may come back with its number.
+ * The last events are kept here; older ones core replays from its data base. A client that comes
+ * late gets what it missed first: while core replays, live events wait in the ring, and the stream
+ * then goes on by number, so that none is lost or told twice.
+ * A heartbeat each 15 s keeps proxies awake; a client that lets a megabyte pile up is dropped, and
+ * may come back with its number.
  */
 #include "api/server.h"
 
@@ -14,15 +17,15 @@
 
 #include "common/units.h"
 
-#define SSE_UNSENT_MAX (1u << 20)
+#define SSE_UNSENT_MAX	 (1u << 20)
 #define SSE_HEARTBEAT_NS (15 * NS_PER_S)
-#define SSE_CHUNK_MAX 65536
+#define SSE_CHUNK_MAX	 65536
 
 struct sse {
 	struct list node; /* of api->sse_list */
 	struct conn *c;
-	uint64_t last;	  /* number of the last event sent or passed over */
-	uint64_t until;	  /* not following: end here */
+	uint64_t last;	/* number of the last event sent or passed over */
+	uint64_t until; /* not following: end here */
 	uint64_t beat_ns;
 	uint64_t replayed; /* events in the current batch of core's */
 	bool replaying, follow, ended;
@@ -40,7 +43,8 @@ static bool sse_wanted(const struct sse *s, const char *json, size_t len)
 	j = json_loadb(json, len, 0, NULL);
 	kind = json_string_value(json_object_get(j, "kind"));
 	name = json_string_value(json_object_get(j, "name"));
-	ok = (!*s->kind || (kind && !strncmp(kind, s->kind, strlen(s->kind)))) && (!*s->name || (name && !strcmp(name, s->name)));
+	ok = (!*s->kind || (kind && !strncmp(kind, s->kind, strlen(s->kind)))) &&
+	     (!*s->name || (name && !strcmp(name, s->name)));
 	json_decref(j);
 	return ok;
 }
@@ -109,8 +113,10 @@ static void sse_catch_up(struct sse *s)
 void sse_start(struct conn *c)
 {
 	struct api *a = c->api;
-	const char *since = http_query(&c->req, "since"), *kind = http_query(&c->req, "kind"), *name = http_query(&c->req, "name");
-	const char *follow = http_query(&c->req, "follow"), *last = c->req.header[HTTP_LAST_EVENT_ID];
+	const char *since = http_query(&c->req, "since"), *kind = http_query(&c->req, "kind"),
+		   *name = http_query(&c->req, "name");
+	const char *follow = http_query(&c->req, "follow"),
+		   *last = c->req.header[HTTP_LAST_EVENT_ID];
 	struct sse *s = calloc(1, sizeof(*s));
 
 	if (!s) {
@@ -129,7 +135,8 @@ void sse_start(struct conn *c)
 	c->state = CONN_SSE;
 	c->deadline_ns = 0;
 	s->beat_ns = a->now_ns + SSE_HEARTBEAT_NS;
-	reply_head(c, 200, "text/event-stream", -1, "Transfer-Encoding: chunked\r\nX-Accel-Buffering: no\r\n");
+	reply_head(c, 200, "text/event-stream", -1,
+		   "Transfer-Encoding: chunked\r\nX-Accel-Buffering: no\r\n");
 	sse_chunk(c, "retry: 1000\n\n", 13);
 	/* a daemon that has just started knows no last number yet; core does */
 	if (!a->last_seq && (since || !s->follow)) {
@@ -159,7 +166,7 @@ void sse_event(struct api *a, uint64_t seq, const char *json, size_t len)
 		return;
 	a->n.events++;
 	sse_keep(a, seq, json, len);
-	list_for_each_safe(n, &a->sse_list) {
+	list_for_each_safe (n, &a->sse_list) {
 		struct sse *s = container_of(n, struct sse, node);
 
 		if (s->replaying || s->c->dead)
@@ -174,7 +181,8 @@ void sse_replayed(struct conn *c, uint64_t seq, const char *json, size_t len)
 {
 	struct sse *s = c->sse;
 
-	if (!s || s->ended || c->dead || seq <= s->last || memchr(json, '\n', len) || memchr(json, '\r', len))
+	if (!s || s->ended || c->dead || seq <= s->last || memchr(json, '\n', len) ||
+	    memchr(json, '\r', len))
 		return;
 	s->replayed++;
 	if (seq > c->api->last_seq)
@@ -208,7 +216,7 @@ void sse_replay_end(struct conn *c)
 
 void sse_tick(struct api *a)
 {
-	list_for_each_safe(n, &a->sse_list) {
+	list_for_each_safe (n, &a->sse_list) {
 		struct sse *s = container_of(n, struct sse, node);
 
 		if (s->c->dead || a->now_ns < s->beat_ns)

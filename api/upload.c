@@ -1,9 +1,10 @@
 /* upload.c - PUT /v1/images/NAME/content: an octet stream into the file that core hands over.
  *
- * core is asked first, with the length: it knows quota, name and pool, and answers with a descriptor; only then does the client
- * send (where it waits for "100 Continue") and is its body read. What arrives is hashed and written as it comes, in bounded pieces, so
- * that several uploads and all other requests share the loop. At the end core gets length and SHA-256; whatever goes wrong
- * before, core is told to forget it. A client slower than 1 MiB in 60 s is dropped.
+ * core is asked first, with the length: it knows quota, name and pool, and answers with a
+ * descriptor; only then does the client send (where it waits for "100 Continue") and is its body
+ * read. What arrives is hashed and written as it comes, in bounded pieces, so that several uploads
+ * and all other requests share the loop. At the end core gets length and SHA-256; whatever goes
+ * wrong before, core is told to forget it. A client slower than 1 MiB in 60 s is dropped.
  */
 #include "api/server.h"
 
@@ -17,11 +18,11 @@
 
 #include "common/units.h"
 
-#define UPLOAD_PIECE (256u << 10)
-#define UPLOAD_ROUNDS 4
-#define UPLOAD_WINDOW_NS (60 * NS_PER_S)
+#define UPLOAD_PIECE	    (256u << 10)
+#define UPLOAD_ROUNDS	    4
+#define UPLOAD_WINDOW_NS    (60 * NS_PER_S)
 #define UPLOAD_WINDOW_BYTES MIB
-#define UPLOAD_END_NS (600 * NS_PER_S)
+#define UPLOAD_END_NS	    (600 * NS_PER_S)
 
 struct upload {
 	int fd;
@@ -67,7 +68,8 @@ static void upload_end(struct conn *c)
 	sha256_hex(&u->hash, hex);
 	if (want && strcasecmp(want, hex)) {
 		upload_abort(c);
-		conn_refuse(c, 400, "wrong-hash", NULL, "the upload hashes to %s, not to %.64s", hex, want);
+		conn_refuse(c, 400, "wrong-hash", NULL, "the upload hashes to %s, not to %.64s",
+			    hex, want);
 		return;
 	}
 	u->told = true;
@@ -76,8 +78,10 @@ static void upload_end(struct conn *c)
 	c->deadline_ns = 0;
 	snprintf(body, sizeof(body), "{\"length\":%" PRIu64 ",\"sha256\":\"%s\"}", u->got, hex);
 	c->api->n.uploads++;
-	if (core_request(c, c->route, "end", body, strlen(body), upload_end_done, UPLOAD_END_NS) < 0)
-		conn_refuse(c, 503, "daemon-restarting", NULL, "the daemon is restarting; try again");
+	if (core_request(c, c->route, "end", body, strlen(body), upload_end_done, UPLOAD_END_NS) <
+	    0)
+		conn_refuse(c, 503, "daemon-restarting", NULL,
+			    "the daemon is restarting; try again");
 }
 
 static int upload_write(struct conn *c, const char *buf, size_t len)
@@ -93,9 +97,12 @@ static int upload_write(struct conn *c, const char *buf, size_t len)
 	upload_abort(c);
 	c->keep = false;
 	if (n == -ENOSPC || n == -EDQUOT)
-		conn_refuse(c, 507, "pool-full", "vmctl pool ls", "image \"%s\": no space left in its pool", c->name);
+		conn_refuse(c, 507, "pool-full", "vmctl pool ls",
+			    "image \"%s\": no space left in its pool", c->name);
 	else
-		conn_refuse(c, 500, "write-failed", NULL, "image \"%s\": the upload cannot be written: %s", c->name, strerror((int)-n));
+		conn_refuse(c, 500, "write-failed", NULL,
+			    "image \"%s\": the upload cannot be written: %s", c->name,
+			    strerror((int)-n));
 	return -1;
 }
 
@@ -113,7 +120,8 @@ void upload_readable(struct conn *c)
 		memmove(c->in, c->in + n, c->in_len);
 	}
 	for (unsigned i = 0; i < UPLOAD_ROUNDS && u->got < u->want; i++) {
-		static char piece[UPLOAD_PIECE]; /* scratch of the one loop; holds nothing between calls */
+		/* scratch of the one loop; holds nothing between calls */
+		static char piece[UPLOAD_PIECE];
 		uint64_t left = u->want - u->got;
 		long n = conn_recv(c, piece, left < sizeof(piece) ? (size_t)left : sizeof(piece));
 
@@ -170,11 +178,13 @@ void upload_start(struct conn *c)
 		return;
 	}
 	if (type && strncasecmp(type, "application/octet-stream", 24)) {
-		conn_refuse(c, 415, "not-bytes", "set Content-Type: application/octet-stream", "an upload is application/octet-stream");
+		conn_refuse(c, 415, "not-bytes", "set Content-Type: application/octet-stream",
+			    "an upload is application/octet-stream");
 		return;
 	}
 	if ((uint64_t)c->req.content_length > c->api->max_upload) {
-		conn_refuse(c, 413, "body-too-large", NULL, "the upload is larger than this server takes");
+		conn_refuse(c, 413, "body-too-large", NULL,
+			    "the upload is larger than this server takes");
 		return;
 	}
 	c->upload = calloc(1, sizeof(*c->upload));
@@ -187,10 +197,12 @@ void upload_start(struct conn *c)
 	c->keep = !c->req.close;
 	c->state = CONN_WAIT;
 	snprintf(body, sizeof(body), "{\"length\":%" PRId64 "}", c->req.content_length);
-	if (core_request(c, c->route, "begin", body, strlen(body), upload_begin_done, 30 * NS_PER_S) < 0) {
+	if (core_request(c, c->route, "begin", body, strlen(body), upload_begin_done,
+			 30 * NS_PER_S) < 0) {
 		c->upload->told = true;
 		c->keep = false;
-		conn_refuse(c, 503, "daemon-restarting", NULL, "the daemon is restarting; try again");
+		conn_refuse(c, 503, "daemon-restarting", NULL,
+			    "the daemon is restarting; try again");
 	}
 }
 

@@ -1,5 +1,6 @@
-/* validate.c - see validate.h. The one place where JSON from outside becomes trusted shape: by the table of common/schema.h, a member at a
- * time, each refusal naming the member's path. What passes is rebuilt, so nothing that the table does not know goes on to core.
+/* validate.c - see validate.h. The one place where JSON from outside becomes trusted shape: by the
+ * table of common/schema.h, a member at a time, each refusal naming the member's path. What passes
+ * is rebuilt, so nothing that the table does not know goes on to core.
  */
 #include "api/validate.h"
 
@@ -20,7 +21,8 @@ struct validate {
 	enum validate_mode mode;
 };
 
-static json_t *validate_object(struct validate *v, const json_t *j, const struct schema_object *o, bool nested);
+static json_t *validate_object(struct validate *v, const json_t *j, const struct schema_object *o,
+			       bool nested);
 
 /* longer than any path the table can make is cut, not refused */
 static size_t validate_push(struct validate *v, const char *name, int index)
@@ -53,11 +55,14 @@ static json_t *validate_number(struct validate *v, const json_t *j, const struct
 		n = json_integer_value(j);
 	} else if (json_is_string(j) && f->type != ST_INT) {
 		uint64_t u;
-		int r = f->type == ST_SIZE ? units_parse_size(json_string_value(j), &u) : units_parse_duration(json_string_value(j), &u);
+		int r = f->type == ST_SIZE ? units_parse_size(json_string_value(j), &u)
+					   : units_parse_duration(json_string_value(j), &u);
 
 		if (r < 0) {
-			err_set(v->e, EINVAL, "bad-value", "\"%.60s\" is not %s", json_string_value(j),
-				f->type == ST_SIZE ? "a size, as 512M or 4G" : "a duration, as 30s or 5m");
+			err_set(v->e, EINVAL, "bad-value", "\"%.60s\" is not %s",
+				json_string_value(j),
+				f->type == ST_SIZE ? "a size, as 512M or 4G"
+						   : "a duration, as 30s or 5m");
 			return NULL;
 		}
 		n = (int64_t)u;
@@ -109,8 +114,12 @@ static json_t *validate_array(struct validate *v, const json_t *j, const struct 
 
 static json_t *validate_map(struct validate *v, const json_t *j, const struct schema_field *f)
 {
-	static const struct schema_field key_rule = { .name = "key", .type = ST_STRING, .format = "name" };
-	static const struct schema_field value_rule = { .name = "value", .type = ST_STRING, .max = 255 };
+	static const struct schema_field key_rule = { .name = "key",
+						      .type = ST_STRING,
+						      .format = "name" };
+	static const struct schema_field value_rule = { .name = "value",
+							.type = ST_STRING,
+							.max = 255 };
 	json_t *out, *val;
 	const char *key;
 
@@ -122,7 +131,8 @@ static json_t *validate_map(struct validate *v, const json_t *j, const struct sc
 	json_object_foreach((json_t *)j, key, val)
 	{
 		size_t mark = validate_push(v, key, 0);
-		bool gone = json_is_null(val) && v->mode == VALIDATE_PATCH; /* merge patch: take it out */
+		/* merge patch: take it out */
+		bool gone = json_is_null(val) && v->mode == VALIDATE_PATCH;
 
 		if (schema_check_string(&key_rule, key, v->e) < 0)
 			goto bad;
@@ -152,7 +162,9 @@ static json_t *validate_value(struct validate *v, const json_t *j, const struct 
 			err_set(v->e, EINVAL, "bad-value", "holds a NUL character");
 			return NULL;
 		}
-		return schema_check_string(f, json_string_value(j), v->e) < 0 ? NULL : json_copy((json_t *)j);
+		return schema_check_string(f, json_string_value(j), v->e) < 0
+			   ? NULL
+			   : json_copy((json_t *)j);
 	case ST_INT:
 	case ST_SIZE:
 	case ST_DURATION:
@@ -175,7 +187,8 @@ static bool validate_settable(const struct validate *v, const struct schema_fiel
 	return f->flags & (v->mode == VALIDATE_PATCH && !nested ? SF_PATCH : SF_CREATE);
 }
 
-static void validate_unknown(struct validate *v, const struct schema_object *o, const char *key, bool nested)
+static void validate_unknown(struct validate *v, const struct schema_object *o, const char *key,
+			     bool nested)
 {
 	const char *names[64];
 	unsigned n = 0;
@@ -193,7 +206,8 @@ static void validate_unknown(struct validate *v, const struct schema_object *o, 
 		err_hint(v->e, "GET /v1/openapi.json lists the members");
 }
 
-static json_t *validate_object(struct validate *v, const json_t *j, const struct schema_object *o, bool nested)
+static json_t *validate_object(struct validate *v, const json_t *j, const struct schema_object *o,
+			       bool nested)
 {
 	json_t *out, *val, *one;
 	const char *key;
@@ -213,8 +227,10 @@ static json_t *validate_object(struct validate *v, const json_t *j, const struct
 			goto bad;
 		}
 		if (!validate_settable(v, f, nested)) {
-			err_set(v->e, EINVAL, "read-only-field", v->mode == VALIDATE_PATCH && (f->flags & SF_CREATE) ?
-					"can only be given when the object is made" : "is told by the daemon, it cannot be set");
+			err_set(v->e, EINVAL, "read-only-field",
+				v->mode == VALIDATE_PATCH && (f->flags & SF_CREATE)
+				    ? "can only be given when the object is made"
+				    : "is told by the daemon, it cannot be set");
 			goto bad;
 		}
 		if (json_is_null(val) && v->mode == VALIDATE_PATCH && !nested)
@@ -226,7 +242,8 @@ static json_t *validate_object(struct validate *v, const json_t *j, const struct
 		validate_pop(v, mark);
 		json_object_set_new(out, key, one);
 	}
-	for (const struct schema_field *f = o->fields; f->name && (v->mode != VALIDATE_PATCH || nested); f++) {
+	for (const struct schema_field *f = o->fields;
+	     f->name && (v->mode != VALIDATE_PATCH || nested); f++) {
 		if ((f->flags & SF_REQUIRED) && !json_object_get(out, f->name)) {
 			validate_push(v, f->name, 0);
 			err_set(v->e, EINVAL, "missing-field", "is required: %s", f->help);
@@ -263,8 +280,8 @@ static int validate_depth(const char *s, size_t len)
 	return 0;
 }
 
-json_t *validate_body(const char *text, size_t len, const struct schema_object *o, enum validate_mode mode, struct err *e,
-		      char field[VALIDATE_FIELD_LEN])
+json_t *validate_body(const char *text, size_t len, const struct schema_object *o,
+		      enum validate_mode mode, struct err *e, char field[VALIDATE_FIELD_LEN])
 {
 	struct validate v = { .e = e, .field = field, .mode = mode };
 	json_error_t je;
@@ -280,7 +297,8 @@ json_t *validate_body(const char *text, size_t len, const struct schema_object *
 		in = json_loadb(text, len, JSON_REJECT_DUPLICATES, &je);
 	}
 	if (!in) {
-		err_set(e, EINVAL, "bad-json", "the body is not JSON: line %d, column %d: %s", je.line, je.column, je.text);
+		err_set(e, EINVAL, "bad-json", "the body is not JSON: line %d, column %d: %s",
+			je.line, je.column, je.text);
 		return NULL;
 	}
 	out = validate_object(&v, in, o, false);
@@ -288,7 +306,8 @@ json_t *validate_body(const char *text, size_t len, const struct schema_object *
 	return out;
 }
 
-int validate_query(const struct schema_object *o, const char *key, const char *value, char *out, size_t len, struct err *e)
+int validate_query(const struct schema_object *o, const char *key, const char *value, char *out,
+		   size_t len, struct err *e)
 {
 	const struct schema_field *f = o ? schema_field_find(o, key) : NULL;
 	uint64_t u = 0;
@@ -304,14 +323,16 @@ int validate_query(const struct schema_object *o, const char *key, const char *v
 			names[count++] = f->name;
 		names[count] = NULL;
 		near = suggest(key, names);
-		err_set(e, EINVAL, "unknown-parameter", "there is no query parameter \"%.60s\" here", key);
+		err_set(e, EINVAL, "unknown-parameter",
+			"there is no query parameter \"%.60s\" here", key);
 		if (near)
 			err_hint(e, "did you mean \"%s\"?", near);
 		return -EINVAL;
 	}
 	switch (f->type) {
 	case ST_BOOL:
-		if (strcmp(value, "true") && strcmp(value, "false") && strcmp(value, "") && strcmp(value, "1") && strcmp(value, "0"))
+		if (strcmp(value, "true") && strcmp(value, "false") && strcmp(value, "") &&
+		    strcmp(value, "1") && strcmp(value, "0"))
 			return err_set(e, EINVAL, "bad-value", "must be true or false");
 		snprintf(out, len, "%d", strcmp(value, "false") && strcmp(value, "0"));
 		return 0;
@@ -336,7 +357,8 @@ int validate_query(const struct schema_object *o, const char *key, const char *v
 		return r;
 	}
 	if (r < 0)
-		return err_set(e, EINVAL, "bad-value", "\"%.60s\" is not %s", value, f->type == ST_SIZE ? "a size, as 512M" : "a duration, as 30s");
+		return err_set(e, EINVAL, "bad-value", "\"%.60s\" is not %s", value,
+			       f->type == ST_SIZE ? "a size, as 512M" : "a duration, as 30s");
 	r = schema_check_number(f, n, e);
 	if (!r)
 		snprintf(out, len, "%" PRId64, n);

@@ -27,8 +27,8 @@ static inline void cleanup_free(void *p)
 }
 
 #define _cleanup_close_ __attribute__((cleanup(cleanup_close)))
-#define _cleanup_free_ __attribute__((cleanup(cleanup_free)))
-#define _cleanup_(fn) __attribute__((cleanup(fn)))
+#define _cleanup_free_	__attribute__((cleanup(cleanup_free)))
+#define _cleanup_(fn)	__attribute__((cleanup(fn)))
 
 static inline int take_fd(int *fd)
 {
@@ -38,11 +38,11 @@ static inline int take_fd(int *fd)
 	return r;
 }
 
-#define take_ptr(p)                          \
-	({                                   \
-		__typeof__(*(p)) _r = *(p);  \
-		*(p) = NULL;                 \
-		_r;                          \
+#define take_ptr(p) \
+	({ \
+		__typeof__(*(p)) _r = *(p); \
+		*(p) = NULL; \
+		_r; \
 	})
 
 /* close_fd() - close and forget; -1 is fine. */

@@ -1,4 +1,5 @@
-/* err.c - see err.h. Formatting into fixed buffers; bytes that could forge a log line are replaced. */
+/* err.c - see err.h. Formatting into fixed buffers; bytes that could forge a log line are replaced.
+ */
 #include "common/err.h"
 
 #include <stdarg.h>

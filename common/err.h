@@ -11,17 +11,18 @@
 #include <stdbool.h>
 
 struct err {
-	int num;	   /* positive errno; 0 = no error recorded */
-	char code[48];	   /* stable, machine-read: "disk-not-found" (REST "code") */
-	char detail[400];  /* names object and cause; no trailing full stop, no newline */
-	char hint[200];	   /* the next command to try, or "" */
+	int num;	  /* positive errno; 0 = no error recorded */
+	char code[48];	  /* stable, machine-read: "disk-not-found" (REST "code") */
+	char detail[400]; /* names object and cause; no trailing full stop, no newline */
+	char hint[200];	  /* the next command to try, or "" */
 };
 
 /* err_set() - record an error; an earlier one in @e is replaced. @e may be NULL.
  * @num: positive errno. @code: stable kebab-case identifier. Control bytes in the formatted text
- * become '?', so that hostile names cannot forge log lines. Return: -num, to be returned at once. */
+ * become '?', so that hostile names cannot forge log lines. Return: -num, to be returned at once.
+  */
 int err_set(struct err *e, int num, const char *code, const char *fmt, ...)
-	__attribute__((format(printf, 4, 5)));
+    __attribute__((format(printf, 4, 5)));
 
 /* err_hint() - add the way out ("vmctl image ls") to an error already set. @e may be NULL. */
 void err_hint(struct err *e, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

@@ -9,7 +9,10 @@ struct list {
 	struct list *prev, *next;
 };
 
-#define LIST_INIT(name) { &(name), &(name) }
+#define LIST_INIT(name) \
+	{ \
+		&(name), &(name) \
+	}
 #define container_of(ptr, type, member) ((type *)((char *)(ptr)-offsetof(type, member)))
 
 static inline void list_init(struct list *l)
@@ -48,8 +51,8 @@ static inline void list_del(struct list *node)
 #define list_for_each(pos, head) \
 	for (struct list *pos = (head)->next; pos != (head); pos = pos->next)
 /* safe against deletion of @pos inside the body */
-#define list_for_each_safe(pos, head)                                                   \
-	for (struct list *pos = (head)->next, *pos##_next = pos->next; pos != (head);   \
+#define list_for_each_safe(pos, head) \
+	for (struct list *pos = (head)->next, *pos##_next = pos->next; pos != (head); \
 	     pos = pos##_next, pos##_next = pos->next)
 
 #endif

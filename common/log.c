@@ -16,7 +16,8 @@ static char log_role[80] = "vmd";
 static bool log_journal;
 static _Atomic int log_max = LOG_INFO_;
 
-/* The journal is at the far end where JOURNAL_STREAM names our fd's device and inode (systemd.exec(5)). */
+/* The journal is at the far end where JOURNAL_STREAM names our fd's device and inode
+ * (systemd.exec(5)). */
 static bool log_is_journal(int fd)
 {
 	const char *s = getenv("JOURNAL_STREAM");
@@ -78,8 +79,9 @@ void log_write(enum log_level level, const char *fmt, ...)
 
 		clock_gettime(CLOCK_REALTIME, &ts);
 		gmtime_r(&ts.tv_sec, &tm);
-		n = snprintf(line, sizeof(line), "%02d:%02d:%02d.%03d %s %s: ", tm.tm_hour, tm.tm_min,
-			     tm.tm_sec, (int)(ts.tv_nsec / 1000000), log_level_name(level), log_role);
+		n = snprintf(line, sizeof(line), "%02d:%02d:%02d.%03d %s %s: ", tm.tm_hour,
+			     tm.tm_min, tm.tm_sec, (int)(ts.tv_nsec / 1000000),
+			     log_level_name(level), log_role);
 	}
 	body = n;
 	va_start(ap, fmt);

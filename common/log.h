@@ -19,12 +19,12 @@ bool log_wants(enum log_level level);
 void log_write(enum log_level level, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 #define log_error(...) log_write(LOG_ERR_, __VA_ARGS__)
-#define log_warn(...) log_write(LOG_WARN_, __VA_ARGS__)
-#define log_info(...) log_write(LOG_INFO_, __VA_ARGS__)
-#define log_debug(...)                                         \
-	do {                                                   \
-		if (log_wants(LOG_DEBUG_))                     \
-			log_write(LOG_DEBUG_, __VA_ARGS__);    \
+#define log_warn(...)  log_write(LOG_WARN_, __VA_ARGS__)
+#define log_info(...)  log_write(LOG_INFO_, __VA_ARGS__)
+#define log_debug(...) \
+	do { \
+		if (log_wants(LOG_DEBUG_)) \
+			log_write(LOG_DEBUG_, __VA_ARGS__); \
 	} while (0)
 
 #endif

@@ -16,7 +16,7 @@
 
 #include "common/units.h"
 
-#define LOOP_EVENTS 64
+#define LOOP_EVENTS  64
 #define LOOP_SIGNALS 65
 
 struct loop_posted {
@@ -41,7 +41,7 @@ struct loop {
 	struct {
 		loop_signal_fn *fn;
 		void *arg;
-	} *sig; /* LOOP_SIGNALS, on first use */
+	} * sig; /* LOOP_SIGNALS, on first use */
 	pthread_mutex_t post_lock;
 	struct loop_posted *post_head, **post_tail;
 };
@@ -250,7 +250,8 @@ void loop_timer_stop(struct loop_timer *t)
 
 /* ---- descriptors ---- */
 
-int loop_fd_add(struct loop *l, struct loop_fd *w, int fd, uint32_t events, loop_fd_fn *fn, void *arg)
+int loop_fd_add(struct loop *l, struct loop_fd *w, int fd, uint32_t events, loop_fd_fn *fn,
+		void *arg)
 {
 	struct epoll_event ev = { .events = events, .data.ptr = w };
 

@@ -28,7 +28,10 @@ struct loop_fd {
 	void *arg;
 	struct loop *loop;
 };
-#define LOOP_FD_NONE { .fd = -1 }
+#define LOOP_FD_NONE \
+	{ \
+		.fd = -1 \
+	}
 
 struct loop_timer {
 	uint64_t deadline_ns; /* CLOCK_MONOTONIC; 0 = stopped */
@@ -38,7 +41,7 @@ struct loop_timer {
 	unsigned heap_index;
 };
 
-struct loop *loop_new(void);   /* NULL and errno on failure */
+struct loop *loop_new(void);	/* NULL and errno on failure */
 void loop_free(struct loop *l); /* watchers still there are forgotten, their fds stay open */
 
 /* loop_fd_add() - watch @fd (not owned) for EPOLLIN, EPOLLOUT, ... Return: 0 or -errno. */
@@ -59,8 +62,8 @@ int loop_signal(struct loop *l, int signo, loop_signal_fn *fn, void *arg);
  * it runs in the next round. Return: 0 or -ENOMEM. */
 int loop_post(struct loop *l, loop_fn *fn, void *arg);
 
-int loop_run(struct loop *l);			    /* until loop_stop(); 0 or -errno */
+int loop_run(struct loop *l);			   /* until loop_stop(); 0 or -errno */
 int loop_run_once(struct loop *l, int timeout_ms); /* one round; events handled or -errno */
-void loop_stop(struct loop *l);			    /* any thread */
+void loop_stop(struct loop *l);			   /* any thread */
 
 #endif

@@ -1,5 +1,6 @@
-/* sandbox.c - see sandbox.h. The filter is a straight run over the rules: since Linux 5.11 the kernel caches the
- * verdict of every call that is allowed whatever its arguments, so that the length costs next to nothing.
+/* sandbox.c - see sandbox.h. The filter is a straight run over the rules: since Linux 5.11 the
+ * kernel caches the verdict of every call that is allowed whatever its arguments, so that the
+ * length costs next to nothing.
  */
 #include "common/sandbox.h"
 
@@ -14,7 +15,7 @@
 #include <unistd.h>
 
 #define SANDBOX_BPF_MAX 1024u
-#define X32_BIT 0x40000000u
+#define X32_BIT		0x40000000u
 
 struct sandbox_prog {
 	struct sock_filter f[SANDBOX_BPF_MAX];
@@ -39,12 +40,14 @@ static void sandbox_ret(struct sandbox_prog *p, uint32_t action)
 static void sandbox_load_arg(struct sandbox_prog *p, unsigned arg, bool high)
 {
 	sandbox_op(p, BPF_LD | BPF_W | BPF_ABS,
-		   (uint32_t)(offsetof(struct seccomp_data, args) + 8 * arg + (high ? 4 : 0)), 0, 0);
+		   (uint32_t)(offsetof(struct seccomp_data, args) + 8 * arg + (high ? 4 : 0)), 0,
+		   0);
 }
 
 #define DENY (SECCOMP_RET_ERRNO | EPERM)
 
-/* Each rule ends in a RET: what follows a match is that rule's verdict, so A need not be reloaded between rules. */
+/* Each rule ends in a RET: what follows a match is that rule's verdict, so A need not be reloaded
+ * between rules. */
 static void sandbox_rule_emit(struct sandbox_prog *p, const struct sandbox_rule *r)
 {
 	unsigned at = p->n;
@@ -108,7 +111,8 @@ int sandbox_seccomp(const struct sandbox_rule *const *lists, bool all_threads)
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
 		return -errno;
 	struct sock_fprog fprog = { .len = (unsigned short)p->n, .filter = p->f };
-	long ret = syscall(__NR_seccomp, SECCOMP_SET_MODE_FILTER, all_threads ? SECCOMP_FILTER_FLAG_TSYNC : 0, &fprog);
+	long ret = syscall(__NR_seccomp, SECCOMP_SET_MODE_FILTER,
+			   all_threads ? SECCOMP_FILTER_FLAG_TSYNC : 0, &fprog);
 
 	if (ret > 0)
 		return -EBUSY; /* a thread with a filter of its own */
@@ -116,7 +120,7 @@ int sandbox_seccomp(const struct sandbox_rule *const *lists, bool all_threads)
 }
 
 /* landlock(7), by number: the headers of Debian 12 know less than its newer kernels. */
-#define LANDLOCK_CREATE 444
+#define LANDLOCK_CREATE	  444
 #define LANDLOCK_RESTRICT 446
 
 int sandbox_landlock(void)
@@ -160,7 +164,8 @@ int sandbox_drop_caps(void)
 
 	for (int cap = 0; cap <= 63; cap++)
 		if (prctl(PR_CAPBSET_READ, cap, 0, 0, 0) == 1)
-			prctl(PR_CAPBSET_DROP, cap, 0, 0, 0); /* needs CAP_SETPCAP; capset below decides */
+			prctl(PR_CAPBSET_DROP, cap, 0, 0,
+			      0); /* needs CAP_SETPCAP; capset below decides */
 	prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
 	return syscall(__NR_capset, &hdr, none) < 0 ? -errno : 0;
 }

@@ -1,5 +1,6 @@
-/* schema.c - the rows of schema.h that describe routes: method, path, least role, body, query, vmctl verb, help. Objects are in
- * schema_objects.c, checks of single values in schema_check.c. Bodies and queries that belong to one verb stand here beside it.
+/* schema.c - the rows of schema.h that describe routes: method, path, least role, body, query,
+ * vmctl verb, help. Objects are in schema_objects.c, checks of single values in schema_check.c.
+ * Bodies and queries that belong to one verb stand here beside it.
  *
  * A verb of vmctl is named by `cli`; its path parameter, if any, is the first argument.
  */
@@ -7,6 +8,9 @@
 
 #include <stddef.h>
 #include <string.h>
+
+/* tables, a row a line */
+/* clang-format off */
 
 #define HOUR_MS 3600000LL
 #define DAY_MS (24 * HOUR_MS)

@@ -1,5 +1,7 @@
-/* schema_check.c - does one value fit its field? Strings by format, length, allowed words; numbers by bounds.
- * The caller knows the path of the field and prefixes it; the sentences here speak of the value. Trust: values are hostile.
+/* schema_check.c - does one value fit its field? Strings by format, length, allowed words; numbers
+ * by bounds.
+ * The caller knows the path of the field and prefixes it; the sentences here speak of the value.
+ * Trust: values are hostile.
  */
 #include "common/schema.h"
 
@@ -46,7 +48,8 @@ static bool check_cidr4(const char *s)
 	unsigned long bits;
 	char *end;
 
-	if (!slash || slash == s || (size_t)(slash - s) >= sizeof(addr) || slash[1] < '0' || slash[1] > '9')
+	if (!slash || slash == s || (size_t)(slash - s) >= sizeof(addr) || slash[1] < '0' ||
+	    slash[1] > '9')
 		return false;
 	memcpy(addr, s, (size_t)(slash - s));
 	addr[slash - s] = '\0';
@@ -108,7 +111,8 @@ static bool check_serialspec(const char *spec)
 	snprintf(buf, sizeof(buf), "%s", spec);
 	comma = strrchr(buf, ',');
 	if (comma) {
-		if (strcmp(comma, ",connect") || (strncmp(buf, "unix:", 5) && strncmp(buf, "tcp:", 4)))
+		if (strcmp(comma, ",connect") ||
+		    (strncmp(buf, "unix:", 5) && strncmp(buf, "tcp:", 4)))
 			return false;
 		*comma = '\0';
 	}
@@ -151,7 +155,8 @@ static const struct {
 	bool (*ok)(const char *s);
 	const char *what;
 } check_formats[] = {
-	{ "name", name_valid, "a name: 1 to 63 of letters, digits, . _ -, the first a letter or digit, no .." },
+	{ "name", name_valid,
+	  "a name: 1 to 63 of letters, digits, . _ -, the first a letter or digit, no .." },
 	{ "image", name_valid, "the name of an image" },
 	{ "network", name_valid, "the name of a network" },
 	{ "guest", name_valid, "the name or UUID of a guest" },
@@ -163,7 +168,8 @@ static const struct {
 	{ "ifname", check_ifname, "an interface name of at most 15 letters, digits, . _ -" },
 	{ "path", check_path, "an absolute path without . or .. in it" },
 	{ "serialspec", check_serialspec,
-	  "one of log, null, pty, file:PATH, unix:PATH[,connect], tcp:HOST:PORT[,connect], tty:PATH, guest:NAME:PORT" },
+	  "one of log, null, pty, file:PATH, unix:PATH[,connect], tcp:HOST:PORT[,connect], "
+	  "tty:PATH, guest:NAME:PORT" },
 };
 
 int schema_check_string(const struct schema_field *f, const char *s, struct err *e)
@@ -188,12 +194,14 @@ int schema_check_string(const struct schema_field *f, const char *s, struct err 
 		return -EINVAL;
 	}
 	if (len < (size_t)f->min || len > max)
-		return err_set(e, EINVAL, "bad-length", "%zu bytes long; must be %" PRId64 " to %zu", len, f->min, max);
+		return err_set(e, EINVAL, "bad-length",
+			       "%zu bytes long; must be %" PRId64 " to %zu", len, f->min, max);
 	if (!check_printable(s))
 		return err_set(e, EINVAL, "bad-value", "holds a control character");
 	for (size_t i = 0; f->format && i < sizeof(check_formats) / sizeof(check_formats[0]); i++)
 		if (!strcmp(f->format, check_formats[i].format) && !check_formats[i].ok(s))
-			return err_set(e, EINVAL, "bad-value", "\"%.80s\" is not %s", s, check_formats[i].what);
+			return err_set(e, EINVAL, "bad-value", "\"%.80s\" is not %s", s,
+				       check_formats[i].what);
 	return 0;
 }
 
@@ -206,12 +214,17 @@ int schema_check_number(const struct schema_field *f, int64_t v, struct err *e)
 	if (v >= f->min && v <= f->max)
 		return 0;
 	if (f->type == ST_SIZE && v >= 0)
-		return err_set(e, EINVAL, "out-of-range", "%" PRId64 " bytes is out of range: %s to %s", v,
-			       units_format_size((uint64_t)f->min, a, sizeof(a)), units_format_size((uint64_t)f->max, b, sizeof(b)));
+		return err_set(e, EINVAL, "out-of-range",
+			       "%" PRId64 " bytes is out of range: %s to %s", v,
+			       units_format_size((uint64_t)f->min, a, sizeof(a)),
+			       units_format_size((uint64_t)f->max, b, sizeof(b)));
 	if (f->type == ST_DURATION && v >= 0)
-		return err_set(e, EINVAL, "out-of-range", "%" PRId64 " ms is out of range: %s to %s", v,
-			       units_format_duration((uint64_t)f->min, a, sizeof(a)), units_format_duration((uint64_t)f->max, b, sizeof(b)));
-	return err_set(e, EINVAL, "out-of-range", "%" PRId64 " is out of range: %" PRId64 " to %" PRId64, v, f->min, f->max);
+		return err_set(e, EINVAL, "out-of-range",
+			       "%" PRId64 " ms is out of range: %s to %s", v,
+			       units_format_duration((uint64_t)f->min, a, sizeof(a)),
+			       units_format_duration((uint64_t)f->max, b, sizeof(b)));
+	return err_set(e, EINVAL, "out-of-range",
+		       "%" PRId64 " is out of range: %" PRId64 " to %" PRId64, v, f->min, f->max);
 }
 
 const char *schema_type_name(const struct schema_field *f)

@@ -1,10 +1,14 @@
-/* schema_objects.c - the rows of schema.h that describe objects: what a guest, disk, image, ... is made of, what may be
- * given on create, changed by PATCH, seen by GET, and what each member means. Help texts are one line and hold the default.
+/* schema_objects.c - the rows of schema.h that describe objects: what a guest, disk, image, ... is
+ * made of, what may be given on create, changed by PATCH, seen by GET, and what each member means.
+ * Help texts are one line and hold the default.
  * Order of fields is the order of table columns, of help and of the manual.
  */
 #include "common/schema.h"
 
 #include <stddef.h>
+
+/* tables, a row a line */
+/* clang-format off */
 
 #define KIB_ 1024LL
 #define MIB_ (1024 * KIB_)

@@ -5,17 +5,19 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define STATE_MAGIC 0x54534d56u /* "VMST" */
-#define STATE_HDR 24u		/* magic, name_len, version, instance, pad, len */
+#define STATE_MAGIC	0x54534d56u /* "VMST" */
+#define STATE_HDR	24u	    /* magic, name_len, version, instance, pad, len */
 #define STATE_FIELD_HDR 8u
-#define STATE_OPTIONAL 0x8000u
+#define STATE_OPTIONAL	0x8000u
 enum { STATE_U64 = 1, STATE_BYTES = 2 };
 
-/* CRC-32C (Castagnoli), reflected polynomial 0x82f63b78, nibble table: 64 bytes instead of 8 KiB. */
+/* CRC-32C (Castagnoli), reflected polynomial 0x82f63b78, nibble table: 64 bytes instead of 8 KiB.
+ */
 uint32_t crc32c(uint32_t crc, const void *p, size_t len)
 {
-	static const uint32_t table[16] = { 0x00000000, 0x105ec76f, 0x20bd8ede, 0x30e349b1, 0x417b1dbc, 0x5125dad3,
-					    0x61c69362, 0x7198540d, 0x82f63b78, 0x92a8fc17, 0xa24bb5a6, 0xb21572c9,
+	static const uint32_t table[16] = { 0x00000000, 0x105ec76f, 0x20bd8ede, 0x30e349b1,
+					    0x417b1dbc, 0x5125dad3, 0x61c69362, 0x7198540d,
+					    0x82f63b78, 0x92a8fc17, 0xa24bb5a6, 0xb21572c9,
 					    0xc38d26c4, 0xd3d3e1ab, 0xe330a81a, 0xf36e6f75 };
 	const uint8_t *b = p;
 
@@ -101,7 +103,8 @@ void state_begin(struct state_writer *w, const char *name, uint32_t instance, ui
 	memcpy(p + STATE_HDR, name, n);
 }
 
-static void state_put(struct state_writer *w, uint16_t tag, unsigned kind, const void *data, size_t len)
+static void state_put(struct state_writer *w, uint16_t tag, unsigned kind, const void *data,
+		      size_t len)
 {
 	uint8_t *p;
 
@@ -153,7 +156,8 @@ void state_reader_init(struct state_reader *r, const void *data, size_t len)
 
 static int state_bad(const struct state_reader *r, struct err *e, const char *what)
 {
-	return err_set(e, EBADMSG, "state-corrupt", "saved state: %s at byte %zu of %zu", what, r->off, r->len);
+	return err_set(e, EBADMSG, "state-corrupt", "saved state: %s at byte %zu of %zu", what,
+		       r->off, r->len);
 }
 
 /* Walk the fields once, so that the getters need no checks. */

@@ -107,8 +107,9 @@ void uuid_make(char text[UUID_TEXT_LEN])
 	b[6] = (uint8_t)((b[6] & 0x0f) | 0x40);
 	b[8] = (uint8_t)((b[8] & 0x3f) | 0x80);
 	snprintf(text, UUID_TEXT_LEN,
-		 "%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", b[0], b[1], b[2],
-		 b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]);
+		 "%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", b[0], b[1],
+		 b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14],
+		 b[15]);
 }
 
 static int hex_digit(char c)
@@ -158,7 +159,8 @@ bool uuid_valid(const char *text)
 static unsigned suggest_distance(const char *a, const char *b)
 {
 	unsigned rows[3][SUGGEST_LEN + 1];
-	unsigned la = (unsigned)strnlen(a, SUGGEST_LEN - 1), lb = (unsigned)strnlen(b, SUGGEST_LEN - 1);
+	unsigned la = (unsigned)strnlen(a, SUGGEST_LEN - 1),
+		 lb = (unsigned)strnlen(b, SUGGEST_LEN - 1);
 	unsigned *prev2 = rows[0], *prev = rows[1], *cur = rows[2];
 
 	for (unsigned j = 0; j <= lb; j++)
@@ -168,14 +170,16 @@ static unsigned suggest_distance(const char *a, const char *b)
 
 		cur[0] = i;
 		for (unsigned j = 1; j <= lb; j++) {
-			unsigned cost = tolower((unsigned char)a[i - 1]) != tolower((unsigned char)b[j - 1]);
+			unsigned cost =
+			    tolower((unsigned char)a[i - 1]) != tolower((unsigned char)b[j - 1]);
 			unsigned d = prev[j - 1] + cost;
 
 			if (prev[j] + 1 < d)
 				d = prev[j] + 1;
 			if (cur[j - 1] + 1 < d)
 				d = cur[j - 1] + 1;
-			if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] && prev2[j - 2] + 1 < d)
+			if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] &&
+			    prev2[j - 2] + 1 < d)
 				d = prev2[j - 2] + 1;
 			cur[j] = d;
 		}
@@ -236,8 +240,8 @@ bool utf8_valid(const char *str, size_t len)
 				return false;
 			cp = cp << 6 | (s[i] & 0x3f);
 		}
-		if ((n == 1 && cp < 0x80) || (n == 2 && cp < 0x800) || (n == 3 && cp < 0x10000) || cp > 0x10ffff ||
-		    (cp >= 0xd800 && cp <= 0xdfff))
+		if ((n == 1 && cp < 0x80) || (n == 2 && cp < 0x800) || (n == 3 && cp < 0x10000) ||
+		    cp > 0x10ffff || (cp >= 0xd800 && cp <= 0xdfff))
 			return false;
 		s += n + 1;
 	}

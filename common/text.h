@@ -26,7 +26,8 @@ void uuid_make(char text[UUID_TEXT_LEN]); /* version 4, getrandom(2) */
 bool uuid_valid(const char *text);
 int uuid_parse(const char *text, uint8_t out[16]);
 
-/* suggest() - nearest of @words (NULL-terminated) to @typed by edit distance, or NULL if none is near. */
+/* suggest() - nearest of @words (NULL-terminated) to @typed by edit distance, or NULL if none is
+ * near. */
 const char *suggest(const char *typed, const char *const *words);
 
 bool utf8_valid(const char *s, size_t len);

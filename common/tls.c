@@ -1,5 +1,6 @@
-/* tls.c - see tls.h. GnuTLS is opened by dlopen(3) at first use: most daemons serve only the unix socket and most commands of vmctl
- * use only that, and loading it costs each process some milliseconds and megabytes. Only TLS 1.3 is offered. Threading: one thread.
+/* tls.c - see tls.h. GnuTLS is opened by dlopen(3) at first use: most daemons serve only the unix
+ * socket and most commands of vmctl use only that, and loading it costs each process some
+ * milliseconds and megabytes. Only TLS 1.3 is offered. Threading: one thread.
  */
 #include "common/tls.h"
 
@@ -13,13 +14,20 @@
 
 #include "common/err.h"
 
-#define TLS_FUNCTIONS(X)                                                                                             \
-	X(certificate_allocate_credentials) X(certificate_free_credentials) X(certificate_set_x509_key_mem)          \
-	X(certificate_set_x509_trust_mem) X(certificate_set_x509_system_trust) X(init) X(deinit) X(priority_set_direct) \
-	X(credentials_set) X(transport_set_int2) X(handshake) X(record_recv) X(record_send) X(record_get_direction)  \
-	X(record_check_pending) X(bye) X(strerror) X(error_is_fatal) X(certificate_server_set_request)               \
-	X(session_set_verify_cert) X(server_name_set) X(certificate_get_peers) X(x509_crt_init) X(x509_crt_import)   \
+/* clang-format off */
+#define TLS_FUNCTIONS(X) \
+	X(certificate_allocate_credentials) X(certificate_free_credentials) \
+	X(certificate_set_x509_key_mem) \
+	X(certificate_set_x509_trust_mem) X(certificate_set_x509_system_trust) X(init) X(deinit) \
+	X(priority_set_direct) \
+	X(credentials_set) X(transport_set_int2) X(handshake) X(record_recv) X(record_send) \
+	X(record_get_direction) \
+	X(record_check_pending) X(bye) X(strerror) X(error_is_fatal) \
+	X(certificate_server_set_request) \
+	X(session_set_verify_cert) X(server_name_set) X(certificate_get_peers) X(x509_crt_init) \
+	X(x509_crt_import) \
 	X(x509_crt_get_dn_by_oid) X(x509_crt_deinit) X(certificate_verify_peers2)
+/* clang-format on */
 
 static struct {
 	void *lib;
@@ -46,15 +54,17 @@ static int tls_load(struct err *e)
 		return 0;
 	lib = dlopen("libgnutls.so.30", RTLD_NOW | RTLD_LOCAL);
 	if (!lib) {
-		err_set(e, ENOTSUP, "tls-missing", "TLS needs the library libgnutls.so.30, which is not here");
+		err_set(e, ENOTSUP, "tls-missing",
+			"TLS needs the library libgnutls.so.30, which is not here");
 		err_hint(e, "apt-get install libgnutls30");
 		return -ENOTSUP;
 	}
-#define X(f)                                                                                              \
-	*(void **)&gt.f = dlsym(lib, "gnutls_" #f);                                                       \
-	if (!gt.f) {                                                                                      \
-		dlclose(lib);                                                                             \
-		return err_set(e, ENOTSUP, "tls-missing", "libgnutls.so.30 is too old (no gnutls_" #f ")"); \
+#define X(f) \
+	*(void **)&gt.f = dlsym(lib, "gnutls_" #f); \
+	if (!gt.f) { \
+		dlclose(lib); \
+		return err_set(e, ENOTSUP, "tls-missing", \
+			       "libgnutls.so.30 is too old (no gnutls_" #f ")"); \
 	}
 	TLS_FUNCTIONS(X)
 #undef X
@@ -76,11 +86,13 @@ static struct tls_ctx *tls_ctx_new(const char *cert, const char *key, struct err
 		return NULL;
 	}
 	if (cert) {
-		gnutls_datum_t cd = { (unsigned char *)cert, (unsigned)strlen(cert) }, kd = { (unsigned char *)key, (unsigned)strlen(key) };
+		gnutls_datum_t cd = { (unsigned char *)cert, (unsigned)strlen(cert) },
+			       kd = { (unsigned char *)key, (unsigned)strlen(key) };
 
 		r = gt.certificate_set_x509_key_mem(c->cred, &cd, &kd, GNUTLS_X509_FMT_PEM);
 		if (r < 0) {
-			err_set(e, EINVAL, "tls-certificate", "the TLS certificate or key cannot be used: %s", gt.strerror(r));
+			err_set(e, EINVAL, "tls-certificate",
+				"the TLS certificate or key cannot be used: %s", gt.strerror(r));
 			tls_ctx_free(c);
 			return NULL;
 		}
@@ -93,10 +105,13 @@ static int tls_trust(struct tls_ctx *c, const char *ca, struct err *e)
 	gnutls_datum_t d = { (unsigned char *)ca, (unsigned)strlen(ca) };
 	int r = gt.certificate_set_x509_trust_mem(c->cred, &d, GNUTLS_X509_FMT_PEM);
 
-	return r > 0 ? 0 : err_set(e, EINVAL, "tls-ca", "the CA certificates cannot be read: %s", r ? gt.strerror(r) : "none found");
+	return r > 0 ? 0
+		     : err_set(e, EINVAL, "tls-ca", "the CA certificates cannot be read: %s",
+			       r ? gt.strerror(r) : "none found");
 }
 
-struct tls_ctx *tls_server_new(const char *cert_pem, const char *key_pem, const char *client_ca_pem, struct err *e)
+struct tls_ctx *tls_server_new(const char *cert_pem, const char *key_pem, const char *client_ca_pem,
+			       struct err *e)
 {
 	struct tls_ctx *c = tls_ctx_new(cert_pem, key_pem, e);
 
@@ -111,7 +126,8 @@ struct tls_ctx *tls_server_new(const char *cert_pem, const char *key_pem, const 
 	return c;
 }
 
-struct tls_ctx *tls_client_new(const char *ca_pem, const char *cert_pem, const char *key_pem, struct err *e)
+struct tls_ctx *tls_client_new(const char *ca_pem, const char *cert_pem, const char *key_pem,
+			       struct err *e)
 {
 	struct tls_ctx *c = tls_ctx_new(cert_pem, key_pem, e);
 
@@ -141,7 +157,8 @@ struct tls *tls_open(struct tls_ctx *c, int fd, const char *host)
 	if (!t)
 		return NULL;
 	t->ctx = c;
-	if (gt.init(&t->s, (c->server ? GNUTLS_SERVER : GNUTLS_CLIENT) | GNUTLS_NONBLOCK | GNUTLS_NO_SIGNAL) < 0) {
+	if (gt.init(&t->s, (c->server ? GNUTLS_SERVER : GNUTLS_CLIENT) | GNUTLS_NONBLOCK |
+			       GNUTLS_NO_SIGNAL) < 0) {
 		free(t);
 		return NULL;
 	}
@@ -188,7 +205,8 @@ int tls_handshake(struct tls *t, struct err *e)
 		return -EAGAIN;
 	if (r == 0)
 		return 0;
-	return err_set(e, ECONNREFUSED, "tls-handshake", "TLS handshake failed: %s", gt.strerror(r));
+	return err_set(e, ECONNREFUSED, "tls-handshake", "TLS handshake failed: %s",
+		       gt.strerror(r));
 }
 
 bool tls_wants_write(struct tls *t)
@@ -202,7 +220,8 @@ long tls_recv(struct tls *t, void *buf, size_t len)
 
 	do /* key updates and tickets are told as warnings */
 		r = gt.record_recv(t->s, buf, len);
-	while (r < 0 && r != GNUTLS_E_AGAIN && r != GNUTLS_E_INTERRUPTED && !gt.error_is_fatal((int)r));
+	while (r < 0 && r != GNUTLS_E_AGAIN && r != GNUTLS_E_INTERRUPTED &&
+	       !gt.error_is_fatal((int)r));
 	return tls_result(r);
 }
 

@@ -1,4 +1,5 @@
-/* tls.h - TLS 1.3 over a non-blocking socket, by GnuTLS, which is loaded only when a listener or a client asks for it. */
+/* tls.h - TLS 1.3 over a non-blocking socket, by GnuTLS, which is loaded only when a listener or a
+ * client asks for it. */
 #ifndef COMMON_TLS_H
 #define COMMON_TLS_H
 
@@ -9,16 +10,21 @@ struct err;
 struct tls_ctx;
 struct tls;
 
-/* PEM texts, not paths: the roles that speak TLS open no files. @client_ca: NULL: no client certificates. */
-struct tls_ctx *tls_server_new(const char *cert_pem, const char *key_pem, const char *client_ca_pem, struct err *e);
+/* PEM texts, not paths: the roles that speak TLS open no files. @client_ca: NULL: no client
+ * certificates. */
+struct tls_ctx *tls_server_new(const char *cert_pem, const char *key_pem, const char *client_ca_pem,
+			       struct err *e);
 /* @ca_pem: NULL: the system's. @cert_pem, @key_pem: a client certificate, or NULL. */
-struct tls_ctx *tls_client_new(const char *ca_pem, const char *cert_pem, const char *key_pem, struct err *e);
+struct tls_ctx *tls_client_new(const char *ca_pem, const char *cert_pem, const char *key_pem,
+			       struct err *e);
 void tls_ctx_free(struct tls_ctx *c);
 
-/* @host: the name the certificate must carry (client); NULL on the server. The fd stays the caller's. */
+/* @host: the name the certificate must carry (client); NULL on the server. The fd stays the
+ * caller's. */
 struct tls *tls_open(struct tls_ctx *c, int fd, const char *host);
 void tls_free(struct tls *t);
-/* tls_handshake() - 0 done; -EAGAIN call again when the socket is ready; other -errno refused, with @e. */
+/* tls_handshake() - 0 done; -EAGAIN call again when the socket is ready; other -errno refused, with
+ * @e. */
 int tls_handshake(struct tls *t, struct err *e);
 bool tls_wants_write(struct tls *t);
 /* as recv(2), send(2): bytes, 0 at the end, -EAGAIN, -errno */

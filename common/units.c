@@ -10,7 +10,8 @@
 #include <time.h>
 
 /* Number with an optional fraction of up to 9 digits, scaled by @mult without floating point. */
-static int units_parse_scaled(const char *text, const char **end, uint64_t *whole, uint64_t *frac_e9)
+static int units_parse_scaled(const char *text, const char **end, uint64_t *whole,
+			      uint64_t *frac_e9)
 {
 	uint64_t w = 0, f = 0, scale = 100000000;
 	bool any = false;
@@ -78,7 +79,7 @@ int units_parse_duration(const char *text, uint64_t *duration_ms)
 	static const struct {
 		const char *name;
 		uint64_t ms;
-	} units[] = { { "ms", 1 },	 { "s", 1000 },	      { "", 1000 },    { "m", 60000 },
+	} units[] = { { "ms", 1 },	{ "s", 1000 },	  { "", 1000 },	    { "m", 60000 },
 		      { "min", 60000 }, { "h", 3600000 }, { "d", 86400000 } };
 	uint64_t whole, frac;
 	const char *end;
@@ -118,7 +119,8 @@ char *units_format_duration(uint64_t duration_ms, char *buf, size_t len)
 	else if (s < 60)
 		snprintf(buf, len, "%.1f s", (double)duration_ms / 1000.0);
 	else if (s < 3600)
-		snprintf(buf, len, "%llum%02llus", (unsigned long long)(s / 60), (unsigned long long)(s % 60));
+		snprintf(buf, len, "%llum%02llus", (unsigned long long)(s / 60),
+			 (unsigned long long)(s % 60));
 	else if (s < 86400)
 		snprintf(buf, len, "%lluh%02llum", (unsigned long long)(s / 3600),
 			 (unsigned long long)(s / 60 % 60));

@@ -5,12 +5,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define KIB 1024ULL
-#define MIB (1024 * KIB)
-#define GIB (1024 * MIB)
+#define KIB	  1024ULL
+#define MIB	  (1024 * KIB)
+#define GIB	  (1024 * MIB)
 #define NS_PER_US 1000ULL
 #define NS_PER_MS 1000000ULL
-#define NS_PER_S 1000000000ULL
+#define NS_PER_S  1000000000ULL
 
 /* units_parse_size() - "512M", "1.5G", "4096", "10GiB" → bytes (powers of 1,024; "GB" too).
  * Return: 0; -EINVAL not a size; -ERANGE does not fit in 63 bits. Whole string must match. */

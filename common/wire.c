@@ -347,7 +347,10 @@ int wire_recv(int sock, struct wire_buf *b, unsigned max_fds)
 		struct cmsghdr align;
 	} ctl;
 	struct iovec iov;
-	struct msghdr mh = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = ctl.buf, .msg_controllen = sizeof(ctl.buf) };
+	struct msghdr mh = { .msg_iov = &iov,
+			     .msg_iovlen = 1,
+			     .msg_control = ctl.buf,
+			     .msg_controllen = sizeof(ctl.buf) };
 	ssize_t n;
 
 	wire_close_fds(b);
@@ -371,8 +374,9 @@ int wire_recv(int sock, struct wire_buf *b, unsigned max_fds)
 	if (n == 0)
 		return 0;
 	b->len = (size_t)n;
-	if ((mh.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) || b->len < WIRE_HDR_LEN || get32(b->data) != WIRE_MAGIC ||
-	    get32(b->data + 12) != b->len - WIRE_HDR_LEN || get16(b->data + 6) != b->nfds || b->nfds > max_fds ||
+	if ((mh.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) || b->len < WIRE_HDR_LEN ||
+	    get32(b->data) != WIRE_MAGIC || get32(b->data + 12) != b->len - WIRE_HDR_LEN ||
+	    get16(b->data + 6) != b->nfds || b->nfds > max_fds ||
 	    wire_check(b->data + WIRE_HDR_LEN, b->data + b->len, 0) < 0) {
 		wire_close_fds(b);
 		return -EPROTO;
@@ -385,7 +389,7 @@ int wire_recv(int sock, struct wire_buf *b, unsigned max_fds)
 /* ---- connections on a loop ---- */
 
 #define WIRE_QUEUE_LIMIT (8u << 20)
-#define WIRE_BATCH 64 /* messages handled before other watchers get their turn */
+#define WIRE_BATCH	 64 /* messages handled before other watchers get their turn */
 
 struct wire_queued {
 	struct list node;
@@ -408,7 +412,8 @@ struct wire_conn {
 
 static void wire_conn_events(struct wire_conn *c)
 {
-	uint32_t ev = (c->paused ? 0u : (uint32_t)EPOLLIN) | (list_empty(&c->queue) ? 0u : (uint32_t)EPOLLOUT);
+	uint32_t ev = (c->paused ? 0u : (uint32_t)EPOLLIN) |
+		      (list_empty(&c->queue) ? 0u : (uint32_t)EPOLLOUT);
 
 	if (!c->closed)
 		loop_fd_mod(&c->w, ev);
@@ -416,7 +421,7 @@ static void wire_conn_events(struct wire_conn *c)
 
 static void wire_conn_drop_queue(struct wire_conn *c)
 {
-	list_for_each_safe(n, &c->queue) {
+	list_for_each_safe (n, &c->queue) {
 		struct wire_queued *q = container_of(n, struct wire_queued, node);
 
 		list_del(n);
@@ -453,7 +458,8 @@ static void wire_conn_flush(struct wire_conn *c)
 
 		if (r == -EAGAIN)
 			break;
-		/* other errors: reading finds the end and reports it, after what is still to be read */
+		/* other errors: reading finds the end and reports it, after what is still to be
+		 * read */
 		list_del(&q->node);
 		c->queued -= q->b.len;
 		wire_buf_clear(&q->b);
@@ -503,8 +509,13 @@ struct wire_conn *wire_conn_new(struct loop *l, int sock, unsigned max_fds, wire
 		errno = ENOMEM;
 		return NULL;
 	}
-	*c = (struct wire_conn){ .loop = l, .sock = sock, .max_fds = max_fds, .on_msg = on_msg,
-				 .on_close = on_close, .arg = arg, .limit = WIRE_QUEUE_LIMIT };
+	*c = (struct wire_conn){ .loop = l,
+				 .sock = sock,
+				 .max_fds = max_fds,
+				 .on_msg = on_msg,
+				 .on_close = on_close,
+				 .arg = arg,
+				 .limit = WIRE_QUEUE_LIMIT };
 	list_init(&c->queue);
 	r = fd_set_nonblock(sock);
 	if (!r)

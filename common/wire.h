@@ -6,7 +6,8 @@
  * kind WIRE_MSG. At most WIRE_MSG_MAX bytes and WIRE_FDS_MAX descriptors a message. No struct is
  * ever sent by sizeof. Typed codecs for each message are generated from vmd/proto.def.
  * Trust: a received message is hostile until decoded; every length is checked, strings hold no
- * NUL and are valid UTF-8, descriptors beyond the permitted number are closed and the message refused.
+ * NUL and are valid UTF-8, descriptors beyond the permitted number are closed and the message
+ * refused.
  */
 #ifndef COMMON_WIRE_H
 #define COMMON_WIRE_H
@@ -18,10 +19,10 @@
 #include "list.h"
 #include "loop.h"
 
-#define WIRE_MAGIC 0x31444d56u /* "VMD1" */
-#define WIRE_MSG_MAX 65536u
-#define WIRE_FDS_MAX 16u
-#define WIRE_HDR_LEN 16u
+#define WIRE_MAGIC    0x31444d56u /* "VMD1" */
+#define WIRE_MSG_MAX  65536u
+#define WIRE_FDS_MAX  16u
+#define WIRE_HDR_LEN  16u
 #define WIRE_NEST_MAX 8u
 
 enum wire_kind { WIRE_U64 = 1, WIRE_I64 = 2, WIRE_STR = 3, WIRE_BYTES = 4, WIRE_MSG = 5 };

@@ -1,7 +1,8 @@
 /* acpi.c - ACPI tables of the pc machine (ACPI 6.4): RSDP, FACS, DSDT, FADT, MADT, MCFG, XSDT.
  *
- * The DSDT has the PCI root bridge with its windows and interrupt routing, the UARTs, the RTC, pvpanic and the
- * VM generation ID; nothing that has to be patched at run time, so that any restore has the same bytes.
+ * The DSDT has the PCI root bridge with its windows and interrupt routing, the UARTs, the RTC,
+ * pvpanic and the VM generation ID; nothing that has to be patched at run time, so that any restore
+ * has the same bytes.
  * Pure function of its config: no state, no lock.
  */
 #include "devices/acpi.h"
@@ -290,7 +291,8 @@ static size_t acpi_fadt(struct aml *a, uint64_t facs, uint64_t dsdt)
 	aml_le(a, PM_BASE + 8, 4);
 	aml_le(a, PM_GPE_BASE, 4);
 	aml_le(a, 0, 4);
-	aml_byte(a, 4); /* lengths: PM1_EVT, PM1_CNT, PM2_CNT, PM_TMR, GPE0, GPE1, GPE1_BASE, CST_CNT */
+	aml_byte(
+	    a, 4); /* lengths: PM1_EVT, PM1_CNT, PM2_CNT, PM_TMR, GPE0, GPE1, GPE1_BASE, CST_CNT */
 	aml_byte(a, 2);
 	aml_byte(a, 0);
 	aml_byte(a, 4);
@@ -399,7 +401,8 @@ int acpi_build(const struct acpi_config *cfg, struct aml *out)
 	size_t facs, dsdt, fadt, madt, mcfg, xsdt;
 
 	*a = (struct aml){ 0 };
-	aml_bytes(a, "RSD PTR \0VMD   \2\0\0\0\0", 20); /* checksum and XSDT follow below; no RSDT */
+	aml_bytes(a, "RSD PTR \0VMD   \2\0\0\0\0",
+		  20); /* checksum and XSDT follow below; no RSDT */
 	aml_le(a, 36, 4);
 	aml_le(a, 0, 12);
 

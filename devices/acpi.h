@@ -23,7 +23,8 @@ struct acpi_config {
 	struct acpi_serial serials[4];
 };
 
-/* acpi_build() - all tables as they lie from @cfg->base on, into @out (freed by the caller with aml_free()).
+/* acpi_build() - all tables as they lie from @cfg->base on, into @out (freed by the caller with
+ * aml_free()).
  * The RSDP is at its start. Return: 0 or -ENOMEM. */
 int acpi_build(const struct acpi_config *cfg, struct aml *out);
 

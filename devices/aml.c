@@ -40,7 +40,8 @@ void aml_byte(struct aml *a, uint8_t v)
 void aml_le(struct aml *a, uint64_t v, unsigned bytes)
 {
 	for (unsigned i = 0; i < bytes; i++)
-		aml_byte(a, i < 8 ? (uint8_t)(v >> 8 * i) : 0); /* longer: zeroes, as reserved fields want */
+		aml_byte(a, i < 8 ? (uint8_t)(v >> 8 * i)
+				  : 0); /* longer: zeroes, as reserved fields want */
 }
 
 void aml_path(struct aml *a, const char *path)
@@ -95,8 +96,9 @@ static unsigned aml_hex(char c)
 
 void aml_eisaid(struct aml *a, const char *id)
 {
-	uint32_t v = (uint32_t)(id[0] - 0x40) << 26 | (uint32_t)(id[1] - 0x40) << 21 | (uint32_t)(id[2] - 0x40) << 16 |
-		     aml_hex(id[3]) << 12 | aml_hex(id[4]) << 8 | aml_hex(id[5]) << 4 | aml_hex(id[6]);
+	uint32_t v = (uint32_t)(id[0] - 0x40) << 26 | (uint32_t)(id[1] - 0x40) << 21 |
+		     (uint32_t)(id[2] - 0x40) << 16 | aml_hex(id[3]) << 12 | aml_hex(id[4]) << 8 |
+		     aml_hex(id[5]) << 4 | aml_hex(id[6]);
 
 	aml_byte(a, 0x0c);
 	aml_le(a, __builtin_bswap32(v), 4);

@@ -1,5 +1,6 @@
-/* aml.h - a small AML writer (ACPI 6.4, chapter 20): appends terms to a buffer, closes packages by inserting
- * their length. No objects, no tree: the caller writes terms in order. Errors (memory) are sticky.
+/* aml.h - a small AML writer (ACPI 6.4, chapter 20): appends terms to a buffer, closes packages by
+ * inserting their length. No objects, no tree: the caller writes terms in order. Errors (memory)
+ * are sticky.
  */
 #ifndef DEVICES_AML_H
 #define DEVICES_AML_H

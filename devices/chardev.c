@@ -1,13 +1,16 @@
 /* chardev.c - where a serial or console port leads (chardev.h).
  *
- * One ring of bytes a port, written by the guest, with an absolute position. Every reader of it (the far
- * side and each attached console) is a position of its own behind the writer's: the same ring is output
- * buffer and scrollback, and a reader that falls more than a ring behind loses the oldest bytes, counted.
- * Only files hold the guest instead. The ring grows as it is used, so that an idle port costs nothing.
+ * One ring of bytes a port, written by the guest, with an absolute position. Every reader of it
+ * (the far side and each attached console) is a position of its own behind the writer's: the same
+ * ring is output buffer and scrollback, and a reader that falls more than a ring behind loses the
+ * oldest bytes, counted.
+ * Only files hold the guest instead. The ring grows as it is used, so that an idle port costs
+ * nothing.
  *
- * A vCPU thread only appends, and posts one flush to the main loop; what a boot log writes byte by byte thus
- * leaves in few large writes. All descriptors are non-blocking and watched edge-triggered, in both
- * directions, from the start: a pty whose other side is closed would otherwise report hang-up for ever.
+ * A vCPU thread only appends, and posts one flush to the main loop; what a boot log writes byte by
+ * byte thus leaves in few large writes. All descriptors are non-blocking and watched
+ * edge-triggered, in both directions, from the start: a pty whose other side is closed would
+ * otherwise report hang-up for ever.
  *
  * Locking: the machine lock covers everything here; loop callbacks take it.
  */
@@ -42,8 +45,8 @@ struct chardev_sink {
 	struct loop_fd watch;
 	enum sink_kind kind;
 	int fd;
-	uint64_t pos;	    /* next byte of the ring to write */
-	bool main;	    /* the configured far side, not a console */
+	uint64_t pos;		     /* next byte of the ring to write */
+	bool main;		     /* the configured far side, not a console */
 	bool read_only, input_waits; /* bytes are there, the guest had no room */
 	bool is_socket;
 };
@@ -79,7 +82,7 @@ static bool chardev_connected(const struct chardev *c)
 {
 	bool main = false;
 
-	list_for_each(p, (struct list *)&c->sinks) {
+	list_for_each (p, (struct list *)&c->sinks) {
 		const struct chardev_sink *s = container_of(p, struct chardev_sink, node);
 
 		if (!s->main)
@@ -166,7 +169,8 @@ static bool chardev_sink_flush(struct chardev_sink *s)
 			return true;
 		if (n < 0) {
 			if (s->kind == SINK_FILE || (s->main && errno == EIO)) {
-				/* Disk full, or a pty nobody has open: these bytes are lost, later ones may not be. */
+				/* Disk full, or a pty nobody has open: these bytes are lost, later
+				 * ones may not be. */
 				c->dropped += c->wpos - s->pos;
 				s->pos = c->wpos;
 				return true;
@@ -180,7 +184,7 @@ static bool chardev_sink_flush(struct chardev_sink *s)
 
 static uint64_t chardev_file_room(const struct chardev *c)
 {
-	list_for_each(p, (struct list *)&c->sinks) {
+	list_for_each (p, (struct list *)&c->sinks) {
 		const struct chardev_sink *s = container_of(p, struct chardev_sink, node);
 
 		if (s->kind == SINK_FILE)
@@ -207,7 +211,7 @@ size_t chardev_write(struct chardev *c, const uint8_t *p, size_t len)
 		return taken;
 	}
 	/* Readers that this overruns lose their oldest bytes. */
-	list_for_each(q, &c->sinks) {
+	list_for_each (q, &c->sinks) {
 		struct chardev_sink *s = container_of(q, struct chardev_sink, node);
 
 		if (s->kind != SINK_LISTEN && c->wpos + taken - s->pos > c->size) {
@@ -244,12 +248,14 @@ static bool chardev_sink_read(struct chardev_sink *s)
 
 	for (;;) {
 		uint8_t buf[READ_CHUNK];
-		size_t room = c->ops && c->ops->room && !s->read_only ? c->ops->room(c->owner) : sizeof(buf);
+		size_t room =
+		    c->ops && c->ops->room && !s->read_only ? c->ops->room(c->owner) : sizeof(buf);
 		ssize_t n;
 
 		s->input_waits = room == 0;
 		if (!room) {
-			/* A console that hangs up must go even if the guest never reads: look without taking. */
+			/* A console that hangs up must go even if the guest never reads: look
+			 * without taking. */
 			char peek;
 
 			return !s->is_socket || recv(s->fd, &peek, 1, MSG_PEEK | MSG_DONTWAIT) != 0;
@@ -269,8 +275,8 @@ static bool chardev_sink_read(struct chardev_sink *s)
 	}
 }
 
-static int chardev_sink_add(struct chardev *c, int fd, enum sink_kind kind, bool main, bool read_only,
-			    struct chardev_sink **out);
+static int chardev_sink_add(struct chardev *c, int fd, enum sink_kind kind, bool main,
+			    bool read_only, struct chardev_sink **out);
 
 static void chardev_accept(struct chardev_sink *s)
 {
@@ -280,7 +286,8 @@ static void chardev_accept(struct chardev_sink *s)
 
 		if (fd < 0)
 			return;
-		if (c->nconsoles >= CONSOLES_MAX || chardev_sink_add(c, fd, SINK_STREAM, false, false, NULL))
+		if (c->nconsoles >= CONSOLES_MAX ||
+		    chardev_sink_add(c, fd, SINK_STREAM, false, false, NULL))
 			close(fd);
 		else
 			chardev_post(c);
@@ -320,7 +327,7 @@ static void chardev_work(void *arg)
 	}
 	vm_lock(vm);
 	c->posted = false;
-	list_for_each_safe(p, &c->sinks) {
+	list_for_each_safe (p, &c->sinks) {
 		struct chardev_sink *s = container_of(p, struct chardev_sink, node);
 
 		if (!chardev_sink_flush(s) || (s->input_waits && !chardev_sink_read(s)))
@@ -337,7 +344,7 @@ static void chardev_work(void *arg)
 
 void chardev_room(struct chardev *c)
 {
-	list_for_each(p, &c->sinks) {
+	list_for_each (p, &c->sinks) {
 		if (container_of(p, struct chardev_sink, node)->input_waits) {
 			chardev_post(c);
 			return;
@@ -348,8 +355,8 @@ void chardev_room(struct chardev *c)
 /* ---- making and unmaking ---- */
 
 /* @fd is taken on success. Machine lock held, main loop's thread. */
-static int chardev_sink_add(struct chardev *c, int fd, enum sink_kind kind, bool main, bool read_only,
-			    struct chardev_sink **out)
+static int chardev_sink_add(struct chardev *c, int fd, enum sink_kind kind, bool main,
+			    bool read_only, struct chardev_sink **out)
 {
 	struct chardev_sink *s = calloc(1, sizeof(*s));
 	int type, ret = 0;
@@ -369,7 +376,9 @@ static int chardev_sink_add(struct chardev *c, int fd, enum sink_kind kind, bool
 		ret = fd_set_nonblock(fd);
 		if (!ret)
 			ret = loop_fd_add(c->vm->loop, &s->watch, fd,
-					  kind == SINK_LISTEN ? EPOLLIN : EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
+					  kind == SINK_LISTEN
+					      ? EPOLLIN
+					      : EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
 					  chardev_event, s);
 		/* A regular file given as a stream cannot be polled; it is written like a file. */
 		if (ret == -EPERM && kind == SINK_STREAM) {
@@ -391,16 +400,17 @@ static int chardev_sink_add(struct chardev *c, int fd, enum sink_kind kind, bool
 
 static int chardev_far_side(struct chardev *c, const struct chardev_config *cfg, struct err *e)
 {
-	static const enum sink_kind kinds[] = {
-		[CHARDEV_STREAM] = SINK_STREAM, [CHARDEV_LISTEN] = SINK_LISTEN, [CHARDEV_FILE] = SINK_FILE
-	};
+	static const enum sink_kind kinds[] = { [CHARDEV_STREAM] = SINK_STREAM,
+						[CHARDEV_LISTEN] = SINK_LISTEN,
+						[CHARDEV_FILE] = SINK_FILE };
 	int ret;
 
 	if (cfg->kind == CHARDEV_NULL)
 		return 0;
 	ret = chardev_sink_add(c, cfg->fd, kinds[cfg->kind], true, false, NULL);
 	if (ret)
-		return err_set(e, -ret, "port-failed", "port %s: its far side cannot be used: %s", c->id, strerror(-ret));
+		return err_set(e, -ret, "port-failed", "port %s: its far side cannot be used: %s",
+			       c->id, strerror(-ret));
 	return 0;
 }
 
@@ -443,7 +453,7 @@ void chardev_free(struct chardev *c)
 {
 	if (!c)
 		return;
-	list_for_each_safe(p, &c->sinks) {
+	list_for_each_safe (p, &c->sinks) {
 		struct chardev_sink *s = container_of(p, struct chardev_sink, node);
 
 		chardev_sink_flush(s);
@@ -464,11 +474,12 @@ int chardev_attach(struct chardev *c, int fd, bool read_only, struct err *e)
 	int ret;
 
 	if (c->nconsoles >= CONSOLES_MAX)
-		return err_set(e, EMFILE, "too-many-consoles", "port %s: %u consoles are attached already", c->id,
-			       c->nconsoles);
+		return err_set(e, EMFILE, "too-many-consoles",
+			       "port %s: %u consoles are attached already", c->id, c->nconsoles);
 	ret = chardev_sink_add(c, fd, SINK_STREAM, false, read_only, NULL);
 	if (ret)
-		return err_set(e, -ret, "console-failed", "port %s: cannot attach a console: %s", c->id, strerror(-ret));
+		return err_set(e, -ret, "console-failed", "port %s: cannot attach a console: %s",
+			       c->id, strerror(-ret));
 	chardev_carrier(c);
 	chardev_post(c);
 	return 0;
@@ -481,7 +492,7 @@ int chardev_replace(struct chardev *c, const struct chardev_config *cfg, struct 
 
 	if (ret)
 		return ret;
-	list_for_each_safe(p, &c->sinks) {
+	list_for_each_safe (p, &c->sinks) {
 		struct chardev_sink *s = container_of(p, struct chardev_sink, node);
 
 		if (s->main && (cfg->kind == CHARDEV_NULL || p != c->sinks.prev || p == last))
@@ -504,7 +515,7 @@ struct chardev *chardev_find(struct vm *vm, const char *id)
 {
 	if (!vm->chardevs.next)
 		return NULL;
-	list_for_each(p, &vm->chardevs) {
+	list_for_each (p, &vm->chardevs) {
 		struct chardev *c = container_of(p, struct chardev, node);
 
 		if (strcmp(c->id, id) == 0)

@@ -1,8 +1,9 @@
-/* i8042.c - keyboard controller (IBM PS/2 Technical Reference, keyboard/auxiliary controller) and system control
- * port A (92h): what guests use to reset the machine and to switch A20.
+/* i8042.c - keyboard controller (IBM PS/2 Technical Reference, keyboard/auxiliary controller) and
+ * system control port A (92h): what guests use to reset the machine and to switch A20.
  *
- * No keyboard and no mouse are attached: commands to them come back as a timeout (0xfe, status bit 6), at
- * once, so that a driver that probes is done in microseconds. The controller itself passes its self-tests.
+ * No keyboard and no mouse are attached: commands to them come back as a timeout (0xfe, status bit
+ * 6), at once, so that a driver that probes is done in microseconds. The controller itself passes
+ * its self-tests.
  * A20 is always on; the bit is stored. Locking: machine lock.
  */
 #include "devices/i8042.h"
@@ -12,7 +13,14 @@
 
 #include "hypervisor-core/vm.h"
 
-enum { ST_OUT_FULL = 0x01, ST_SYSTEM = 0x04, ST_COMMAND = 0x08, ST_UNLOCKED = 0x10, ST_AUX = 0x20, ST_TIMEOUT = 0x40 };
+enum {
+	ST_OUT_FULL = 0x01,
+	ST_SYSTEM = 0x04,
+	ST_COMMAND = 0x08,
+	ST_UNLOCKED = 0x10,
+	ST_AUX = 0x20,
+	ST_TIMEOUT = 0x40
+};
 enum { CTR_KBD_IRQ = 0x01, CTR_SYSTEM = 0x04, CTR_KBD_OFF = 0x10, CTR_AUX_OFF = 0x20 };
 enum { OUT_RESET_N = 0x01, OUT_A20 = 0x02 };
 
@@ -131,7 +139,7 @@ static uint64_t i8042_read60(void *opaque, uint64_t off, unsigned size)
 {
 	struct i8042 *k = opaque;
 
-	k->status &= (uint8_t)~(ST_OUT_FULL | ST_AUX | ST_TIMEOUT);
+	k->status &= (uint8_t) ~(ST_OUT_FULL | ST_AUX | ST_TIMEOUT);
 	irq_set(&k->irq1, false);
 	return k->data;
 }

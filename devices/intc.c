@@ -70,7 +70,8 @@ static uint32_t intc_apic_mmio_read(void *opaque, unsigned cpu, uint32_t off, un
 	return lapic_mmio_read(((struct intc *)opaque)->lapic, cpu, off, size);
 }
 
-static void intc_apic_mmio_write(void *opaque, unsigned cpu, uint32_t off, unsigned size, uint32_t val)
+static void intc_apic_mmio_write(void *opaque, unsigned cpu, uint32_t off, unsigned size,
+				 uint32_t val)
 {
 	lapic_mmio_write(((struct intc *)opaque)->lapic, cpu, off, size, val);
 }

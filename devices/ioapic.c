@@ -1,8 +1,9 @@
 /* ioapic.c - I/O APIC with 24 pins at 0xfec00000 (Intel 82093AA datasheet).
  *
- * Each pin's redirection entry becomes one message (vm_msi). The accelerator hears of every change by
- * accel->ioapic_route, so that a LAPIC inside it reports the EOIs of level-triggered vectors.
- * An edge on a masked pin is lost, as in the chip; a level-triggered pin is sent when it is unmasked.
+ * Each pin's redirection entry becomes one message (vm_msi). The accelerator hears of every change
+ * by accel->ioapic_route, so that a LAPIC inside it reports the EOIs of level-triggered vectors.
+ * An edge on a masked pin is lost, as in the chip; a level-triggered pin is sent when it is
+ * unmasked.
  * Locking: one mutex; messages and route changes are sent with it held (LAPIC mutexes and the
  * accelerator's come below it). Lines arrive with the machine lock, EOIs from vCPU threads without.
  */
@@ -134,9 +135,9 @@ static void ioapic_reg_write(struct ioapic *io, uint32_t val)
 		new = (old & 0xffffffff) | (uint64_t)val << 32;
 	else
 		new = (old & ~0xffffffffull) | val;
-	new = (new & RTE_WRITABLE) | (old & RTE_REMOTE_IRR);
+	new = (new &RTE_WRITABLE) | (old & RTE_REMOTE_IRR);
 	/* Linux clears a stuck remote IRR by switching the pin to edge and back. */
-	if (!(new & RTE_LEVEL))
+	if (!(new &RTE_LEVEL))
 		new &= ~RTE_REMOTE_IRR;
 	io->rte[n] = new;
 	if (new != old)
@@ -205,7 +206,8 @@ static int ioapic_load(struct device *d, const struct state_reader *r, struct er
 	uint64_t rte[IOAPIC_PINS];
 
 	if (state_get_bytes(r, 4, rte, sizeof(rte)))
-		return err_set(e, EBADMSG, "state-corrupt", "ioapic: the redirection table is missing in the state");
+		return err_set(e, EBADMSG, "state-corrupt",
+			       "ioapic: the redirection table is missing in the state");
 	pthread_mutex_lock(&io->lock);
 	io->select = (uint8_t)state_get_u64_or(r, 1, 0);
 	io->id = state_get_u64_or(r, 2, 0) & 0xf;
@@ -248,7 +250,8 @@ struct ioapic *ioapic_new(struct vm *vm, struct err *e)
 	for (unsigned n = 0; n < IOAPIC_PINS; n++)
 		io->rte[n] = RTE_MASKED;
 	if (bus_add(vm->mmio, IOAPIC_BASE, 0x1000, &ioapic_bus_ops, io, "ioapic", BUS_UNLOCKED)) {
-		err_set(e, EEXIST, "address-conflict", "ioapic: address 0x%x is taken", IOAPIC_BASE);
+		err_set(e, EEXIST, "address-conflict", "ioapic: address 0x%x is taken",
+			IOAPIC_BASE);
 		free(io);
 		return NULL;
 	}

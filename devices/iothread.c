@@ -65,7 +65,8 @@ struct iothread *iothread_get(struct vm *vm, struct err *e)
 	t = calloc(1, sizeof(*t));
 	if (!t || !(t->loop = loop_new())) {
 		free(t);
-		err_set(e, ENOMEM, "no-memory", "guest %s: no memory or descriptors for an I/O thread", vm->name);
+		err_set(e, ENOMEM, "no-memory",
+			"guest %s: no memory or descriptors for an I/O thread", vm->name);
 		return NULL;
 	}
 	t->vm = vm;
@@ -76,7 +77,8 @@ struct iothread *iothread_get(struct vm *vm, struct err *e)
 	if (r < 0) {
 		loop_free(t->loop);
 		free(t);
-		err_set(e, -r, "no-thread", "guest %s: cannot start an I/O thread: %s", vm->name, strerror(-r));
+		err_set(e, -r, "no-thread", "guest %s: cannot start an I/O thread: %s", vm->name,
+			strerror(-r));
 		return NULL;
 	}
 	vm->iothread = t;
@@ -116,7 +118,8 @@ void iothread_call(struct iothread *t, loop_fn *fn, void *arg)
 {
 	struct iothread_wait w = { .t = t, .fn = fn, .arg = arg };
 
-	/* the caller cannot go on without it: better to end loudly than to use a queue two threads share */
+	/* the caller cannot go on without it: better to end loudly than to use a queue two threads
+	 * share */
 	if (loop_post(t->loop, iothread_called, &w) < 0)
 		abort();
 	pthread_mutex_lock(&t->lock);

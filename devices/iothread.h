@@ -1,7 +1,8 @@
 /* iothread.h - an I/O thread: an event loop of its own, shared by a VM's disks and network ports.
  *
- * Made on first use, ended with its last user. It never takes the machine lock, so a caller that holds it may wait
- * for the thread (iothread_call). Stack 64 KiB, no arena of its own (mallopt in vmd-guest).
+ * Made on first use, ended with its last user. It never takes the machine lock, so a caller that
+ * holds it may wait for the thread (iothread_call). Stack 64 KiB, no arena of its own (mallopt in
+ * vmd-guest).
  */
 #ifndef DEVICES_IOTHREAD_H
 #define DEVICES_IOTHREAD_H
@@ -16,7 +17,8 @@ struct iothread;
 struct iothread *iothread_get(struct vm *vm, struct err *e);
 void iothread_put(struct iothread *t);
 struct loop *iothread_loop(struct iothread *t);
-/* iothread_call() - run @fn(@arg) on the thread and wait until it returned. Not from the thread itself. */
+/* iothread_call() - run @fn(@arg) on the thread and wait until it returned. Not from the thread
+ * itself. */
 void iothread_call(struct iothread *t, loop_fn *fn, void *arg);
 
 #endif

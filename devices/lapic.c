@@ -1,14 +1,16 @@
-/* lapic.c - local APIC: xAPIC page, x2APIC MSRs, timer, IPIs (Intel SDM vol. 3, chapter 10 and 10.12).
+/* lapic.c - local APIC: xAPIC page, x2APIC MSRs, timer, IPIs (Intel SDM vol. 3, chapter 10 and
+ * 10.12).
  *
- * Locking: each LAPIC has its own mutex, a leaf: nothing is called with it held. The accelerator calls in
- * from vCPU threads without the machine lock, other chips with it. Arming the timer needs the machine lock
- * (vm_timer), so a vCPU thread first lets go of its LAPIC, then takes the machine lock; the timer's callback
- * checks the deadline again under the LAPIC's mutex, so a late one of an older setting is harmless.
+ * Locking: each LAPIC has its own mutex, a leaf: nothing is called with it held. The accelerator
+ * calls in from vCPU threads without the machine lock, other chips with it. Arming the timer needs
+ * the machine lock (vm_timer), so a vCPU thread first lets go of its LAPIC, then takes the machine
+ * lock; the timer's callback checks the deadline again under the LAPIC's mutex, so a late one of an
+ * older setting is harmless.
  * The timer counts 1 GHz, as KVM's does; TSC deadlines are converted by accel->tsc_to_ns.
  * Not modelled: SMI, remote read, relocation of the page, EOI-broadcast suppression, thermal and
  * performance interrupts (their LVT registers only store).
- * Trust: registers and messages come from the guest; reserved bits are masked, bad MSR values answer false
- * (#GP), vectors below 16 set the error status register.
+ * Trust: registers and messages come from the guest; reserved bits are masked, bad MSR values
+ * answer false (#GP), vectors below 16 set the error status register.
  */
 #include "devices/lapic.h"
 
@@ -219,9 +221,10 @@ static void lapic_timer_due(struct lapic *l, uint64_t now)
 	l->timer_due_ns = 0;
 	if (mode == 2) {
 		if (l->tsc_deadline) {
-			l->timer_due_ns = vm->accel->tsc_to_ns && l->index < vm->nvcpus ?
-				vm->accel->tsc_to_ns(vm->vcpus[l->index], l->tsc_deadline) :
-				l->tsc_deadline;
+			l->timer_due_ns =
+			    vm->accel->tsc_to_ns && l->index < vm->nvcpus
+				? vm->accel->tsc_to_ns(vm->vcpus[l->index], l->tsc_deadline)
+				: l->tsc_deadline;
 			if (!l->timer_due_ns)
 				l->timer_due_ns = 1;
 		}
@@ -375,9 +378,10 @@ static void lapic_deliver_one(struct lapic *l, unsigned mode, uint8_t vector, bo
 	}
 }
 
-/* lapic_deliver() - to every LAPIC that matches. @except: index left out, or -1. No LAPIC lock held. */
-static void lapic_deliver(struct lapic_set *s, uint32_t dest, bool logical, bool x2, unsigned mode, uint8_t vector,
-			  bool level, int except)
+/* lapic_deliver() - to every LAPIC that matches. @except: index left out, or -1. No LAPIC lock
+ * held. */
+static void lapic_deliver(struct lapic_set *s, uint32_t dest, bool logical, bool x2, unsigned mode,
+			  uint8_t vector, bool level, int except)
 {
 	unsigned first = mode == DM_LOWEST ? atomic_fetch_add(&s->lowest_next, 1) % s->n : 0;
 
@@ -408,7 +412,8 @@ void lapic_msi(struct lapic_set *s, uint64_t addr, uint32_t data)
 		return;
 	if (mode == DM_SIPI || mode == DM_REMRD)
 		return; /* not allowed in a message */
-	lapic_deliver(s, addr >> 12 & 0xff, addr >> 2 & 1, false, mode, (uint8_t)data, data >> 15 & 1, -1);
+	lapic_deliver(s, addr >> 12 & 0xff, addr >> 2 & 1, false, mode, (uint8_t)data,
+		      data >> 15 & 1, -1);
 }
 
 /* ICR written; @l not locked. */
@@ -438,7 +443,8 @@ static void lapic_send_ipi(struct lapic *l, uint32_t icr, uint32_t dest, bool x2
 		break;
 	default: /* all including self, all but self */
 		lapic_deliver(l->set, 0xffffffff, false, true, mode, vector, false,
-			      shorthand == 3 || mode == DM_INIT || mode == DM_SIPI ? (int)l->index : -1);
+			      shorthand == 3 || mode == DM_INIT || mode == DM_SIPI ? (int)l->index
+										   : -1);
 		break;
 	}
 }
@@ -910,20 +916,21 @@ static void lapic_dev_reset(struct device *d)
 	atomic_store(&s->lowest_next, 0);
 }
 
-/* A LAPIC in the state stream: 64-bit words in this order, little-endian. New words go at the end. */
+/* A LAPIC in the state stream: 64-bit words in this order, little-endian. New words go at the end.
+ */
 #define LAPIC_WORDS (15 + 24 + LVT_COUNT)
 
 static void lapic_words(struct lapic *l, uint64_t w[LAPIC_WORDS], bool load)
 {
 	unsigned n = 0;
 
-#define WORD(field)                                        \
-	do {                                               \
-		if (load)                                  \
+#define WORD(field) \
+	do { \
+		if (load) \
 			(field) = (__typeof__(field))w[n]; \
-		else                                       \
-			w[n] = (field);                    \
-		n++;                                       \
+		else \
+			w[n] = (field); \
+		n++; \
 	} while (0)
 	WORD(l->base);
 	WORD(l->id);
@@ -969,7 +976,8 @@ static int lapic_dev_load(struct device *d, const struct state_reader *r, struct
 	struct lapic_set *s = container_of(d, struct lapic_set, dev);
 
 	if (state_get_u64_or(r, 1, 0) != s->n)
-		return err_set(e, EINVAL, "state-mismatch", "lapic: the state has %llu vCPUs, this machine %u",
+		return err_set(e, EINVAL, "state-mismatch",
+			       "lapic: the state has %llu vCPUs, this machine %u",
 			       (unsigned long long)state_get_u64_or(r, 1, 0), s->n);
 	atomic_store(&s->lowest_next, (unsigned)state_get_u64_or(r, 2, 0));
 	for (unsigned i = 0; i < s->n; i++) {
@@ -977,7 +985,8 @@ static int lapic_dev_load(struct device *d, const struct state_reader *r, struct
 		uint64_t words[LAPIC_WORDS];
 
 		if (state_get_bytes(r, (uint16_t)(0x100 + i), words, sizeof(words)))
-			return err_set(e, EBADMSG, "state-corrupt", "lapic: vCPU %u is missing in the state", i);
+			return err_set(e, EBADMSG, "state-corrupt",
+				       "lapic: vCPU %u is missing in the state", i);
 		pthread_mutex_lock(&l->lock);
 		lapic_words(l, words, true);
 		l->base = (l->base & (BASE_ENABLE | BASE_X2APIC)) | APIC_PAGE | (i ? 0 : BASE_BSP);
@@ -1011,8 +1020,9 @@ static const struct device_ops lapic_ops = {
 	.destroy = lapic_dev_destroy,
 };
 
-struct lapic_set *lapic_set_new(struct vm *vm, unsigned ncpus, void (*eoi)(void *opaque, uint8_t vector),
-				void *opaque, struct err *e)
+struct lapic_set *lapic_set_new(struct vm *vm, unsigned ncpus,
+				void (*eoi)(void *opaque, uint8_t vector), void *opaque,
+				struct err *e)
 {
 	struct lapic_set *s = calloc(1, sizeof(*s) + ncpus * sizeof(s->cpu[0]));
 

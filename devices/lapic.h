@@ -13,12 +13,15 @@
 struct vm;
 struct lapic_set;
 
-/* lapic_set_new() - one LAPIC for each of @ncpus, APIC id = index. @eoi(@opaque, vector) is called without
- * any LAPIC lock after the EOI of a level-triggered vector. Owned by the VM (vm_device_add). */
-struct lapic_set *lapic_set_new(struct vm *vm, unsigned ncpus, void (*eoi)(void *opaque, uint8_t vector),
-				void *opaque, struct err *e);
+/* lapic_set_new() - one LAPIC for each of @ncpus, APIC id = index. @eoi(@opaque, vector) is called
+ * without any LAPIC lock after the EOI of a level-triggered vector. Owned by the VM
+ * (vm_device_add). */
+struct lapic_set *lapic_set_new(struct vm *vm, unsigned ncpus,
+				void (*eoi)(void *opaque, uint8_t vector), void *opaque,
+				struct err *e);
 
-/* lapic_msi() - deliver a message as if written to 0xfeexxxxx. Any thread, any lock but a LAPIC's. */
+/* lapic_msi() - deliver a message as if written to 0xfeexxxxx. Any thread, any lock but a LAPIC's.
+ */
 void lapic_msi(struct lapic_set *s, uint64_t addr, uint32_t data);
 int lapic_pending(struct lapic_set *s, unsigned cpu);
 int lapic_ack(struct lapic_set *s, unsigned cpu);

@@ -12,18 +12,19 @@
 #include "hypervisor-core/load/load.h"
 #include "storage/blockdev.h"
 
-#define MC_DISKS_MAX 64
-#define MC_NICS_MAX 32
-#define MC_SERIALS_MAX 4    /* 16550A on ISA */
+#define MC_DISKS_MAX	64
+#define MC_NICS_MAX	32
+#define MC_SERIALS_MAX	4   /* 16550A on ISA */
 #define MC_CONSOLES_MAX 128 /* virtio-console ports */
 
-enum io_error_policy { IO_ERROR_PAUSE, IO_ERROR_REPORT }; /* ENOSPC and EIO: stop the guest, or hand it the error */
+/* ENOSPC and EIO: stop the guest, or hand it the error */
+enum io_error_policy { IO_ERROR_PAUSE, IO_ERROR_REPORT };
 
 struct mc_disk {
-	char name[32];	 /* "vda" */
-	char serial[21]; /* virtio-blk ID, 20 bytes */
+	char name[32];	     /* "vda" */
+	char serial[21];     /* virtio-blk ID, 20 bytes */
 	struct blockdev *bd; /* opened by vmd-guest; taken */
-	unsigned queues; /* 0 = one a vCPU, at most 8 */
+	unsigned queues;     /* 0 = one a vCPU, at most 8 */
 	bool read_only;
 	enum io_error_policy on_error;
 };
@@ -44,7 +45,7 @@ struct mc_port {
 
 struct machine_config {
 	uint64_t memory_bytes;
-	int memory_fd;	     /* sealed template to map privately, or -1 */
+	int memory_fd;	       /* sealed template to map privately, or -1 */
 	uint32_t memory_flags; /* MEM_HUGETLB, MEM_THP */
 	unsigned vcpus;
 	unsigned ndisks, nnics, nserials, nconsoles;
@@ -52,8 +53,8 @@ struct machine_config {
 	struct mc_nic *nics;
 	struct mc_port *serials;
 	struct mc_port *consoles;
-	bool rng;	      /* virtio-rng from getrandom(2) */
-	uint8_t uuid[16];     /* SMBIOS */
+	bool rng;	  /* virtio-rng from getrandom(2) */
+	uint8_t uuid[16]; /* SMBIOS */
 	uint8_t vmgenid[16];
 	struct boot_config boot;
 	const char *cmdline;

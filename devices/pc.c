@@ -10,11 +10,12 @@
  *	0xe0000000              ECAM, bus 0
  *	0xfec00000, 0xfee00000  I/O APIC, LAPICs
  *	4 GiB and on            the rest of RAM; behind it the 64-bit PCI window
- * RAM below 3 GiB is one region: what lies between 0xa0000 and 1 MiB is RAM that the memory map keeps from kernels.
+ * RAM below 3 GiB is one region: what lies between 0xa0000 and 1 MiB is RAM that the memory map
+ * keeps from kernels.
  *
- * One function wires it all; a restore is the same build followed by vm_load(). A guest cloned from a template
- * (memory_fd given) has its payload in that memory already, and nothing is written to it before the load, so
- * that no page of it is copied for nothing.
+ * One function wires it all; a restore is the same build followed by vm_load(). A guest cloned from
+ * a template (memory_fd given) has its payload in that memory already, and nothing is written to it
+ * before the load, so that no page of it is copied for nothing.
  * Threading: build, reset and destroy on the main thread with no vCPU running.
  */
 #include "devices/pc.h"
@@ -82,10 +83,12 @@ struct pc {
 
 /* ---- boot payload ---- */
 
-static int pc_store(struct vm *vm, gpa_t gpa, const struct aml *blob, uint64_t room, const char *what, struct err *e)
+static int pc_store(struct vm *vm, gpa_t gpa, const struct aml *blob, uint64_t room,
+		    const char *what, struct err *e)
 {
 	if (blob->len > room || mem_store(vm->mem, gpa, blob->p, blob->len))
-		return err_set(e, ENOSPC, "tables-too-large", "guest %s: its %s tables (%zu bytes) do not fit below 1 MiB",
+		return err_set(e, ENOSPC, "tables-too-large",
+			       "guest %s: its %s tables (%zu bytes) do not fit below 1 MiB",
 			       vm->name, what, blob->len);
 	return 0;
 }
@@ -118,13 +121,15 @@ static int pc_tables(struct pc *pc, struct err *e)
 	for (unsigned i = 0; i < pc->nserials; i++)
 		ac.serials[i] = (struct acpi_serial){ pc_serials[i].port, pc_serials[i].irq };
 	if (acpi_build(&ac, &blob))
-		return err_set(e, ENOMEM, "no-memory", "guest %s: no memory for its ACPI tables", vm->name);
+		return err_set(e, ENOMEM, "no-memory", "guest %s: no memory for its ACPI tables",
+			       vm->name);
 	ret = pc_store(vm, PC_ACPI_BASE, &blob, PC_VMGENID - PC_ACPI_BASE, "ACPI", e);
 	aml_free(&blob);
 	if (ret)
 		return ret;
 	if (smbios_build(&sc, &blob))
-		return err_set(e, ENOMEM, "no-memory", "guest %s: no memory for its SMBIOS tables", vm->name);
+		return err_set(e, ENOMEM, "no-memory", "guest %s: no memory for its SMBIOS tables",
+			       vm->name);
 	ret = pc_store(vm, PC_SMBIOS_BASE, &blob, 0x10000, "SMBIOS", e);
 	aml_free(&blob);
 	return ret;
@@ -170,7 +175,8 @@ static int pc_payload(struct pc *pc, struct err *e)
 	if (!ret)
 		ret = vm->accel->vcpu_set_state(vm->vcpus[0], s, e);
 	if (!ret)
-		log_debug("kernel entered as %s at 0x%llx", boot_format_name(used), (unsigned long long)s->rip);
+		log_debug("kernel entered as %s at 0x%llx", boot_format_name(used),
+			  (unsigned long long)s->rip);
 	free(s);
 	return ret;
 }
@@ -188,12 +194,14 @@ static int pc_ram(struct pc *pc, const struct machine_config *cfg, struct err *e
 	if (pc->high_bytes && cfg->memory_fd >= 0) {
 		fd2 = fcntl(cfg->memory_fd, F_DUPFD_CLOEXEC, 3);
 		if (fd2 < 0)
-			return err_set(e, errno, "no-descriptor", "guest %s: cannot map its memory twice: %s", vm->name,
+			return err_set(e, errno, "no-descriptor",
+				       "guest %s: cannot map its memory twice: %s", vm->name,
 				       strerror(errno));
 	}
 	ret = vm_add_ram(vm, "ram", 0, pc->low_bytes, cfg->memory_fd, 0, flags, e);
 	if (!ret && pc->high_bytes) {
-		ret = vm_add_ram(vm, "ram-high", PC_HIGH_BASE, pc->high_bytes, fd2, fd2 < 0 ? 0 : pc->low_bytes, flags, e);
+		ret = vm_add_ram(vm, "ram-high", PC_HIGH_BASE, pc->high_bytes, fd2,
+				 fd2 < 0 ? 0 : pc->low_bytes, flags, e);
 		if (!ret)
 			fd2 = -1;
 	}
@@ -289,18 +297,23 @@ static int pc_virtio(struct pc *pc, const struct machine_config *cfg, struct err
 
 static int pc_check(const struct vm *vm, const struct machine_config *cfg, struct err *e)
 {
-	if (cfg->memory_bytes < PC_MEMORY_MIN || cfg->memory_bytes % MEM_PAGE || cfg->memory_bytes > 16384 * GIB)
-		return err_set(e, EINVAL, "memory-out-of-range",
-			       "guest %s: %llu bytes of memory; a pc needs 16 MiB to 16 TiB in whole pages", vm->name,
-			       (unsigned long long)cfg->memory_bytes);
+	if (cfg->memory_bytes < PC_MEMORY_MIN || cfg->memory_bytes % MEM_PAGE ||
+	    cfg->memory_bytes > 16384 * GIB)
+		return err_set(
+		    e, EINVAL, "memory-out-of-range",
+		    "guest %s: %llu bytes of memory; a pc needs 16 MiB to 16 TiB in whole pages",
+		    vm->name, (unsigned long long)cfg->memory_bytes);
 	if (cfg->vcpus < 1 || cfg->vcpus > VM_VCPUS_MAX)
-		return err_set(e, EINVAL, "vcpus-out-of-range", "guest %s: %u vCPUs; a pc has 1 to %u", vm->name,
-			       cfg->vcpus, VM_VCPUS_MAX);
-	if (cfg->ndisks > MC_DISKS_MAX || cfg->nnics > MC_NICS_MAX || cfg->nserials > MC_SERIALS_MAX ||
-	    cfg->nconsoles > MC_CONSOLES_MAX)
+		return err_set(e, EINVAL, "vcpus-out-of-range",
+			       "guest %s: %u vCPUs; a pc has 1 to %u", vm->name, cfg->vcpus,
+			       VM_VCPUS_MAX);
+	if (cfg->ndisks > MC_DISKS_MAX || cfg->nnics > MC_NICS_MAX ||
+	    cfg->nserials > MC_SERIALS_MAX || cfg->nconsoles > MC_CONSOLES_MAX)
 		return err_set(e, EINVAL, "too-many-devices",
-			       "guest %s: a pc takes %u disks, %u network ports, %u serial ports and %u console ports",
-			       vm->name, MC_DISKS_MAX, MC_NICS_MAX, MC_SERIALS_MAX, MC_CONSOLES_MAX);
+			       "guest %s: a pc takes %u disks, %u network ports, %u serial ports "
+			       "and %u console ports",
+			       vm->name, MC_DISKS_MAX, MC_NICS_MAX, MC_SERIALS_MAX,
+			       MC_CONSOLES_MAX);
 	return 0;
 }
 
@@ -317,10 +330,11 @@ static int pc_dev_load(struct device *d, const struct state_reader *r, struct er
 {
 	struct pc *pc = container_of(d, struct pc, dev);
 
-	if (state_get_u64_or(r, 1, 0) != pc->low_bytes || state_get_u64_or(r, 2, 0) != pc->high_bytes ||
-	    state_get_u64_or(r, 3, 0) != pc->vcpus)
+	if (state_get_u64_or(r, 1, 0) != pc->low_bytes ||
+	    state_get_u64_or(r, 2, 0) != pc->high_bytes || state_get_u64_or(r, 3, 0) != pc->vcpus)
 		return err_set(e, EINVAL, "state-mismatch",
-			       "guest %s: the saved state is of a pc with other memory or another number of vCPUs",
+			       "guest %s: the saved state is of a pc with other memory or another "
+			       "number of vCPUs",
 			       d->vm->name);
 	return 0;
 }
@@ -361,7 +375,9 @@ static int pc_build(struct vm *vm, const struct machine_config *cfg, struct err 
 	memcpy(pc->uuid, cfg->uuid, sizeof(pc->uuid));
 	vm_device_add(vm, &pc->dev, &pc_device_ops, "pc");
 	vm->machine = pc;
-	pc->cmdline = strdup(cfg->cmdline ? cfg->cmdline : cfg->boot.cmdline ? cfg->boot.cmdline : "");
+	pc->cmdline = strdup(cfg->cmdline	 ? cfg->cmdline
+			     : cfg->boot.cmdline ? cfg->boot.cmdline
+						 : "");
 	if (!pc->cmdline)
 		return err_set(e, ENOMEM, "no-memory", "guest %s: out of memory", vm->name);
 	/* RAM, then controllers, then vCPUs: the order costs (accel.h). */
@@ -403,7 +419,8 @@ static void pc_power_button(struct vm *vm)
 	vm_unlock(vm);
 }
 
-/* The machine is the VM's first device and goes with it; this lets go of the payload's files early. */
+/* The machine is the VM's first device and goes with it; this lets go of the payload's files early.
+ */
 static void pc_destroy(struct vm *vm)
 {
 	struct pc *pc = vm->machine;

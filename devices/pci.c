@@ -1,10 +1,11 @@
 /* pci.c - PCI root bus: configuration by type 1 ports and ECAM, BAR placement and moves, INTx.
  *
- * A BAR is mapped while its decode bit is set and its address lies, aligned, inside the bus's window of that
- * kind: a guest that writes wild addresses (or sizes a BAR with decoding on) unmaps it, and can never lay a
- * device over RAM or another chip. Two BARs at one address: the first keeps it.
- * Locking: machine lock. Trust: offsets, sizes and values are the guest's; each function's wmask says which
- * bits stick. MSI-X is in pci_msix.c.
+ * A BAR is mapped while its decode bit is set and its address lies, aligned, inside the bus's
+ * window of that kind: a guest that writes wild addresses (or sizes a BAR with decoding on) unmaps
+ * it, and can never lay a device over RAM or another chip. Two BARs at one address: the first keeps
+ * it.
+ * Locking: machine lock. Trust: offsets, sizes and values are the guest's; each function's wmask
+ * says which bits stick. MSI-X is in pci_msix.c.
  */
 #include "devices/pci.h"
 
@@ -68,7 +69,8 @@ static unsigned pci_command(const struct pci_dev *d)
 
 /* ---- BARs ---- */
 
-static void pci_window(const struct pci_bus *b, const struct pci_bar *bar, uint64_t *base, uint64_t *size)
+static void pci_window(const struct pci_bus *b, const struct pci_bar *bar, uint64_t *base,
+		       uint64_t *size)
 {
 	if (bar->io) {
 		*base = b->cfg.io_base;
@@ -147,10 +149,10 @@ static void pci_bar_update(struct pci_dev *d, unsigned n)
 	pci_bar_unmap(d, n);
 	if (!on)
 		return;
-	if (bus_add(bar->io ? vm->pio : vm->mmio, addr, bar->size_bytes, bar->ops, bar->opaque, d->name,
-		    bar->bus_flags)) {
-		log_debug("pci %02x.%x: BAR %u at 0x%llx overlaps another; left unmapped", d->devfn >> 3,
-			  d->devfn & 7, n, (unsigned long long)addr);
+	if (bus_add(bar->io ? vm->pio : vm->mmio, addr, bar->size_bytes, bar->ops, bar->opaque,
+		    d->name, bar->bus_flags)) {
+		log_debug("pci %02x.%x: BAR %u at 0x%llx overlaps another; left unmapped",
+			  d->devfn >> 3, d->devfn & 7, n, (unsigned long long)addr);
 		return;
 	}
 	bar->addr = addr;
@@ -279,7 +281,8 @@ static uint64_t pci_cfg_read(struct pci_bus *b, unsigned devfn, uint32_t off, un
 	return v;
 }
 
-static void pci_cfg_write(struct pci_bus *b, unsigned devfn, uint32_t off, unsigned size, uint64_t val)
+static void pci_cfg_write(struct pci_bus *b, unsigned devfn, uint32_t off, unsigned size,
+			  uint64_t val)
 {
 	struct pci_dev *d = b->devs[devfn];
 	bool intx;
@@ -329,7 +332,8 @@ static uint64_t pci_type1_read(void *opaque, uint64_t off, unsigned size)
 	if (off >= 4) {
 		if (!(b->address >> 31) || (b->address >> 16 & 0xff))
 			return ~0ull;
-		return pci_cfg_read(b, b->address >> 8 & 0xff, (b->address & 0xfc) + (off - 4), size);
+		return pci_cfg_read(b, b->address >> 8 & 0xff, (b->address & 0xfc) + (off - 4),
+				    size);
 	}
 	if (off == 0 && size == 4)
 		return b->address;
@@ -344,7 +348,8 @@ static void pci_type1_write(void *opaque, uint64_t off, unsigned size, uint64_t 
 
 	if (off >= 4) {
 		if ((b->address >> 31) && !(b->address >> 16 & 0xff))
-			pci_cfg_write(b, b->address >> 8 & 0xff, (b->address & 0xfc) + (uint32_t)(off - 4), size, val);
+			pci_cfg_write(b, b->address >> 8 & 0xff,
+				      (b->address & 0xfc) + (uint32_t)(off - 4), size, val);
 	} else if (off == 0 && size == 4) {
 		b->address = (uint32_t)val & 0x80fffffc;
 	} else if (off == 1 && size == 1 && b->cfg.cf9) {
@@ -378,7 +383,8 @@ int pci_dev_add(struct pci_bus *b, struct pci_dev *d, int devfn, uint16_t vendor
 	if (devfn < 0)
 		devfn = pci_devfn_free(b);
 	if (devfn < 0 || devfn > 255 || b->devs[devfn])
-		return err_set(e, ENOSPC, "pci-full", "device %s: no free place on the PCI bus (255 functions)", d->name);
+		return err_set(e, ENOSPC, "pci-full",
+			       "device %s: no free place on the PCI bus (255 functions)", d->name);
 	d->bus = b;
 	d->devfn = (uint8_t)devfn;
 	pci_put32(d->cfg, vendor | (uint32_t)device << 16);
@@ -392,8 +398,9 @@ int pci_dev_add(struct pci_bus *b, struct pci_dev *d, int devfn, uint16_t vendor
 		ret = pci_bar_setup(d, n);
 		if (ret) {
 			d->bus = NULL;
-			return err_set(e, -ret, "pci-window-full", "device %s: no room for BAR %u (%llu bytes)", d->name,
-				       n, (unsigned long long)d->bar[n].size_bytes);
+			return err_set(e, -ret, "pci-window-full",
+				       "device %s: no room for BAR %u (%llu bytes)", d->name, n,
+				       (unsigned long long)d->bar[n].size_bytes);
 		}
 	}
 	b->devs[devfn] = d;
@@ -467,8 +474,8 @@ int pci_dev_load(struct pci_dev *d, const struct state_reader *r, uint16_t base_
 	uint8_t cfg[PCI_CFG_SIZE];
 
 	if (state_get_bytes(r, base_tag + TAG_CFG, cfg, sizeof(cfg)) || memcmp(cfg, d->cfg, 4))
-		return err_set(e, EBADMSG, "state-mismatch", "device %s: its PCI state is missing or another device's",
-			       d->name);
+		return err_set(e, EBADMSG, "state-mismatch",
+			       "device %s: its PCI state is missing or another device's", d->name);
 	pci_dev_reset(d);
 	/* Only what a guest could have written is taken from the state. */
 	for (unsigned i = 0; i < PCI_CFG_SIZE; i++)
@@ -478,7 +485,8 @@ int pci_dev_load(struct pci_dev *d, const struct state_reader *r, uint16_t base_
 
 		if (state_get_bytes(r, base_tag + TAG_MSIX_TABLE, table, d->nvectors * 16) ||
 		    state_get_bytes(r, base_tag + TAG_MSIX_PBA, d->msix_pba, pci_msix_pba_bytes(d)))
-			return err_set(e, EBADMSG, "state-mismatch", "device %s: its MSI-X state does not fit %u vectors",
+			return err_set(e, EBADMSG, "state-mismatch",
+				       "device %s: its MSI-X state does not fit %u vectors",
 				       d->name, d->nvectors);
 	}
 	pci_bars_update(d);
@@ -495,7 +503,8 @@ static void pci_bus_reset(struct device *dev)
 	struct pci_bus *b = container_of(dev, struct pci_bus, dev);
 
 	b->address = 0;
-	/* Functions reset themselves: each belongs to a device of its own, but for the host bridge. */
+	/* Functions reset themselves: each belongs to a device of its own, but for the host bridge.
+	 */
 	if (b->devs[0])
 		pci_dev_reset(b->devs[0]);
 }
@@ -556,7 +565,8 @@ struct pci_bus *pci_bus_new(const struct pci_bus_config *cfg, struct err *e)
 		err_set(e, EEXIST, "port-conflict", "pci: ports 0xcf8-0xcff are taken");
 		goto fail;
 	}
-	if (bus_add(cfg->vm->mmio, cfg->ecam_base, (uint64_t)cfg->ecam_buses << 20, &pci_ecam_ops, b, "pci-ecam", 0)) {
+	if (bus_add(cfg->vm->mmio, cfg->ecam_base, (uint64_t)cfg->ecam_buses << 20, &pci_ecam_ops,
+		    b, "pci-ecam", 0)) {
 		bus_del(cfg->vm->pio, 0xcf8);
 		err_set(e, EEXIST, "address-conflict", "pci: the ECAM range is taken");
 		goto fail;

@@ -1,5 +1,6 @@
 /* pci.h - one PCI root bus (ECAM and type 1), functions with BARs that move, MSI-X, INTx.
- * Spec: PCI Local Bus 3.0, PCI Express 4.0 7.2.2 (ECAM). Under the machine lock, but for pci_msix_fire().
+ * Spec: PCI Local Bus 3.0, PCI Express 4.0 7.2.2 (ECAM). Under the machine lock, but for
+ * pci_msix_fire().
  * Functions are conventional ones: 256 bytes of configuration; what lies above reads all ones.
  */
 #ifndef DEVICES_PCI_H
@@ -19,7 +20,8 @@ struct pci_dev;
 #define PCI_CFG_SIZE 256u
 
 struct pci_bar {
-	uint64_t size_bytes; /* 0 = not there; power of two; memory at least 4 KiB, ports at least 4 */
+	/* 0 = not there; power of two; memory at least 4 KiB, ports at least 4 */
+	uint64_t size_bytes;
 	bool io, mem64, prefetch;
 	const struct bus_ops *ops;
 	void *opaque;
@@ -27,7 +29,8 @@ struct pci_bar {
 	uint64_t addr;	    /* where mapped now */
 	uint64_t home;	    /* where placed at first; reset goes back there */
 	bool mapped;
-	void (*moved)(struct pci_dev *d, unsigned bar); /* optional: after map or unmap (doorbells) */
+	void (*moved)(struct pci_dev *d,
+		      unsigned bar); /* optional: after map or unmap (doorbells) */
 };
 
 struct pci_dev {
@@ -66,20 +69,24 @@ struct pci_bus_config {
 	void *cf9_opaque;
 };
 
-/* pci_bus_new() - owned by the VM (vm_device_add). Functions still on it when it goes are taken off. */
+/* pci_bus_new() - owned by the VM (vm_device_add). Functions still on it when it goes are taken
+ * off. */
 struct pci_bus *pci_bus_new(const struct pci_bus_config *cfg, struct err *e);
-/* pci_dev_add() - @devfn < 0: next free slot (function 0), or, with all 32 slots used, next free function.
- * BARs given in @d are placed inside the windows at once, so that a kernel without firmware finds them
- * assigned. Fills vendor, device, class from the arguments (@class_rev: class << 8 | revision). @d is zeroed
- * by its owner before and stays the owner's. */
+/* pci_dev_add() - @devfn < 0: next free slot (function 0), or, with all 32 slots used, next free
+ * function.
+ * BARs given in @d are placed inside the windows at once, so that a kernel without firmware finds
+ * them assigned. Fills vendor, device, class from the arguments (@class_rev: class << 8 |
+ * revision). @d is zeroed by its owner before and stays the owner's. */
 int pci_dev_add(struct pci_bus *b, struct pci_dev *d, int devfn, uint16_t vendor, uint16_t device,
 		uint32_t class_rev, struct err *e);
 void pci_dev_del(struct pci_dev *d); /* unmaps, frees MSI-X; harmless twice */
 struct pci_dev *pci_dev_find(struct pci_bus *b, unsigned devfn);
 int pci_add_cap(struct pci_dev *d, uint8_t id, uint8_t len); /* offset or -ENOSPC */
-/* pci_msix_init() - capability and table, before or after pci_dev_add(). Where bar[@bar] has no ops yet, it
- * becomes the table's (size set where 0); else its owner forwards accesses to pci_msix_bar_ops with @d. */
-int pci_msix_init(struct pci_dev *d, unsigned nvectors, unsigned bar, uint32_t table_off, uint32_t pba_off);
+/* pci_msix_init() - capability and table, before or after pci_dev_add(). Where bar[@bar] has no ops
+ * yet, it becomes the table's (size set where 0); else its owner forwards accesses to
+ * pci_msix_bar_ops with @d. */
+int pci_msix_init(struct pci_dev *d, unsigned nvectors, unsigned bar, uint32_t table_off,
+		  uint32_t pba_off);
 extern const struct bus_ops pci_msix_bar_ops; /* opaque: struct pci_dev; offsets inside the BAR */
 void pci_msix_fire(struct pci_dev *d, unsigned vector); /* any thread; latches PBA when masked */
 bool pci_msix_enabled(const struct pci_dev *d);

@@ -1,9 +1,10 @@
 /* pci_msix.c - MSI-X capability, table and pending bits (PCI 3.0, 6.8.2).
  *
- * Threading: the guest's table writes come under the machine lock; pci_msix_fire() from any thread without
- * it. They meet in one byte a vector: live (deliver), masked (latch the pending bit), off (drop). Fire latches,
- * then looks at the byte again; unmasking sets the byte, then takes the pending bit: whichever comes second
- * delivers, so no interrupt is lost, and the bit's owner delivers it once.
+ * Threading: the guest's table writes come under the machine lock; pci_msix_fire() from any thread
+ * without it. They meet in one byte a vector: live (deliver), masked (latch the pending bit), off
+ * (drop). Fire latches, then looks at the byte again; unmasking sets the byte, then takes the
+ * pending bit: whichever comes second delivers, so no interrupt is lost, and the bit's owner
+ * delivers it once.
  * A masked vector keeps its route: Linux masks and unmasks often, rerouting is dear.
  */
 #include "devices/pci_msix.h"
@@ -54,7 +55,8 @@ void pci_msix_fire(struct pci_dev *d, unsigned vector)
 		msi_fire(&d->vectors[vector]);
 		break;
 	case MSIX_MASKED:
-		__atomic_fetch_or(&d->msix_pba[vector >> 3], (uint8_t)(1u << (vector & 7)), __ATOMIC_SEQ_CST);
+		__atomic_fetch_or(&d->msix_pba[vector >> 3], (uint8_t)(1u << (vector & 7)),
+				  __ATOMIC_SEQ_CST);
 		if (msix_state_get(d, vector) == MSIX_LIVE && msix_pending_take(d, vector))
 			msi_fire(&d->vectors[vector]);
 		break;
@@ -85,10 +87,12 @@ static void msix_vector_update(struct pci_dev *d, unsigned v)
 		return;
 	}
 	if (state == MSIX_LIVE) {
-		int ret = msi_vector_set(&d->vectors[v], pci_bus_vm(d->bus), addr, msix_word(d, v, 2));
+		int ret =
+		    msi_vector_set(&d->vectors[v], pci_bus_vm(d->bus), addr, msix_word(d, v, 2));
 
 		if (ret)
-			log_warn("device %s: MSI-X vector %u: %s; its interrupts are lost", d->name, v, strerror(-ret));
+			log_warn("device %s: MSI-X vector %u: %s; its interrupts are lost", d->name,
+				 v, strerror(-ret));
 	}
 	__atomic_store_n(&d->msix_state[v], state, __ATOMIC_SEQ_CST);
 	if (state == MSIX_LIVE && msix_pending_take(d, v))
@@ -109,9 +113,11 @@ static uint64_t msix_bar_read(void *opaque, uint64_t off, unsigned size)
 	const uint8_t *from;
 	uint64_t v = 0;
 
-	if (off >= d->msix_table_off && range_within(off - d->msix_table_off, size, d->nvectors * 16))
+	if (off >= d->msix_table_off &&
+	    range_within(off - d->msix_table_off, size, d->nvectors * 16))
 		from = &d->msix_table[off - d->msix_table_off];
-	else if (off >= d->msix_pba_off && range_within(off - d->msix_pba_off, size, pci_msix_pba_bytes(d)))
+	else if (off >= d->msix_pba_off &&
+		 range_within(off - d->msix_pba_off, size, pci_msix_pba_bytes(d)))
 		from = &d->msix_pba[off - d->msix_pba_off];
 	else
 		return 0;
@@ -139,7 +145,8 @@ static void msix_bar_write(void *opaque, uint64_t off, unsigned size, uint64_t v
 
 const struct bus_ops pci_msix_bar_ops = { .read = msix_bar_read, .write = msix_bar_write };
 
-int pci_msix_init(struct pci_dev *d, unsigned nvectors, unsigned bar, uint32_t table_off, uint32_t pba_off)
+int pci_msix_init(struct pci_dev *d, unsigned nvectors, unsigned bar, uint32_t table_off,
+		  uint32_t pba_off)
 {
 	uint64_t need;
 	int cap;
@@ -197,7 +204,7 @@ void pci_msix_reset(struct pci_dev *d)
 {
 	if (!d->msix_cap)
 		return;
-	d->cfg[d->msix_cap + 3u] &= (uint8_t)~(MSIX_ENABLE | MSIX_MASKALL);
+	d->cfg[d->msix_cap + 3u] &= (uint8_t) ~(MSIX_ENABLE | MSIX_MASKALL);
 	memset(d->msix_table, 0, d->nvectors * 16);
 	for (unsigned v = 0; v < d->nvectors; v++)
 		d->msix_table[v * 16 + 12] = 1;

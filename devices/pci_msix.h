@@ -9,6 +9,7 @@ void pci_msix_update(struct pci_dev *d); /* the control word or the whole table 
 void pci_msix_reset(struct pci_dev *d);
 void pci_msix_fini(struct pci_dev *d);
 struct vm *pci_bus_vm(const struct pci_bus *b);
-int pci_bar_setup(struct pci_dev *d, unsigned n); /* pci.c: place a BAR that has a size and no home */
+int pci_bar_setup(struct pci_dev *d,
+		  unsigned n); /* pci.c: place a BAR that has a size and no home */
 
 #endif

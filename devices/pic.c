@@ -1,9 +1,12 @@
-/* pic.c - two cascaded 8259A interrupt controllers and the ELCR (Intel 8259A datasheet; 82371AB 4.7).
+/* pic.c - two cascaded 8259A interrupt controllers and the ELCR (Intel 8259A datasheet; 82371AB
+ * 4.7).
  *
- * Ports 0x20-21 (master), 0xa0-a1 (slave), 0x4d0-4d1 (edge/level). Modelled: initialisation, masks, fixed and
- * rotating priority, special mask, automatic EOI, poll, special fully nested mode, level inputs by ELCR.
+ * Ports 0x20-21 (master), 0xa0-a1 (slave), 0x4d0-4d1 (edge/level). Modelled: initialisation, masks,
+ * fixed and rotating priority, special mask, automatic EOI, poll, special fully nested mode, level
+ * inputs by ELCR.
  * An edge is latched in IRR at the rise and survives the line's fall.
- * Locking: one mutex, a leaf: lines come with the machine lock, pending and ack from vCPU threads without it.
+ * Locking: one mutex, a leaf: lines come with the machine lock, pending and ack from vCPU threads
+ * without it.
  */
 #include "devices/pic.h"
 
@@ -16,10 +19,11 @@
 
 struct pic_chip {
 	uint8_t irr, isr, imr, line, elcr, elcr_mask;
-	uint8_t base;	  /* vector of input 0 */
-	uint8_t lowest;	  /* input with the lowest priority */
-	uint8_t init;	  /* 0 = running, else the ICW awaited (2, 3, 4) */
-	bool need_icw4, single, auto_eoi, rotate_auto_eoi, special_mask, nested_special, read_isr, poll;
+	uint8_t base;	/* vector of input 0 */
+	uint8_t lowest; /* input with the lowest priority */
+	uint8_t init;	/* 0 = running, else the ICW awaited (2, 3, 4) */
+	bool need_icw4, single, auto_eoi, rotate_auto_eoi, special_mask, nested_special, read_isr,
+	    poll;
 };
 
 struct pic {
@@ -167,7 +171,7 @@ int pic_ack(struct pic *p)
 
 static void pic_chip_eoi(struct pic_chip *c, unsigned n)
 {
-	c->isr &= (uint8_t)~(1u << n);
+	c->isr &= (uint8_t) ~(1u << n);
 }
 
 static void pic_ocw2(struct pic_chip *c, uint8_t val)
@@ -310,7 +314,9 @@ static uint64_t pic_elcr_read(void *opaque, uint64_t off, unsigned size)
 {
 	struct pic *p = opaque;
 
-	return off ? p->chip[1].elcr : size == 2 ? p->chip[0].elcr | p->chip[1].elcr << 8 : p->chip[0].elcr;
+	return off	   ? p->chip[1].elcr
+	       : size == 2 ? p->chip[0].elcr | p->chip[1].elcr << 8
+			   : p->chip[0].elcr;
 }
 
 static void pic_elcr_write(void *opaque, uint64_t off, unsigned size, uint64_t val)
@@ -357,10 +363,14 @@ static void pic_save(struct device *d, struct state_writer *w)
 
 	for (unsigned i = 0; i < 2; i++) {
 		const struct pic_chip *c = &p->chip[i];
-		uint8_t b[16] = { c->irr,	c->isr,	     c->imr,	      c->line,		c->elcr,
-				  c->base,	c->lowest,   c->init,	      c->need_icw4,	c->single,
-				  c->auto_eoi,	c->rotate_auto_eoi, c->special_mask, c->nested_special,
-				  c->read_isr,	c->poll };
+		uint8_t b[16] = { c->irr,	   c->isr,
+				  c->imr,	   c->line,
+				  c->elcr,	   c->base,
+				  c->lowest,	   c->init,
+				  c->need_icw4,	   c->single,
+				  c->auto_eoi,	   c->rotate_auto_eoi,
+				  c->special_mask, c->nested_special,
+				  c->read_isr,	   c->poll };
 
 		state_put_bytes(w, (uint16_t)(1 + i), b, sizeof(b));
 	}
@@ -377,7 +387,8 @@ static int pic_load(struct device *d, const struct state_reader *r, struct err *
 
 		if (state_get_bytes(r, (uint16_t)(1 + i), b, sizeof(b))) {
 			pthread_mutex_unlock(&p->lock);
-			return err_set(e, EBADMSG, "state-corrupt", "pic: chip %u is missing in the state", i);
+			return err_set(e, EBADMSG, "state-corrupt",
+				       "pic: chip %u is missing in the state", i);
 		}
 		c->irr = b[0];
 		c->isr = b[1];
@@ -421,7 +432,8 @@ static const struct device_ops pic_ops = {
 	.destroy = pic_destroy,
 };
 
-struct pic *pic_new(struct vm *vm, void (*output)(void *opaque, bool level), void *opaque, struct err *e)
+struct pic *pic_new(struct vm *vm, void (*output)(void *opaque, bool level), void *opaque,
+		    struct err *e)
 {
 	struct pic *p = calloc(1, sizeof(*p));
 

@@ -1,12 +1,13 @@
-/* pit.c - 8254 programmable interval timer: three counters at 1.193182 MHz (Intel 8254 datasheet), and the
- * gate and speaker bits of port 61h by which kernels calibrate other clocks.
+/* pit.c - 8254 programmable interval timer: three counters at 1.193182 MHz (Intel 8254 datasheet),
+ * and the gate and speaker bits of port 61h by which kernels calibrate other clocks.
  *
- * No counter ticks: counts and outputs are computed from the time of their start when they are read. Only
- * channel 0 has a timer of the host's, which ends in pulses on IRQ 0 (rise and fall at once: both
- * controllers latch the edge). Channel 1 (DRAM refresh) has its gate high and no user; port 61h bit 4
- * toggles at its traditional 15 µs.
- * Locking: the machine lock. Trust: a guest's count of 1 would ask for a million interrupts a second; host
- * timers go no faster than PERIOD_MIN_NS, and ticks lost by lateness are not made up for.
+ * No counter ticks: counts and outputs are computed from the time of their start when they are
+ * read. Only channel 0 has a timer of the host's, which ends in pulses on IRQ 0 (rise and fall at
+ * once: both controllers latch the edge). Channel 1 (DRAM refresh) has its gate high and no user;
+ * port 61h bit 4 toggles at its traditional 15 µs.
+ * Locking: the machine lock. Trust: a guest's count of 1 would ask for a million interrupts a
+ * second; host timers go no faster than PERIOD_MIN_NS, and ticks lost by lateness are not made up
+ * for.
  */
 #include "devices/pit.h"
 
@@ -18,7 +19,7 @@
 #include "common/units.h"
 #include "hypervisor-core/vm.h"
 
-#define PIT_HZ 1193182ull
+#define PIT_HZ	      1193182ull
 #define PERIOD_MIN_NS (100 * NS_PER_US)
 
 struct pit_channel {
@@ -119,7 +120,8 @@ static void pit_arm(struct pit *p)
 
 	vm_timer_stop(&p->timer);
 	p->next_ns = 0;
-	if (!c->loaded || c->mode == 1 || c->mode == 5) /* gate of channel 0 is tied high: no trigger comes */
+	if (!c->loaded || c->mode == 1 ||
+	    c->mode == 5) /* gate of channel 0 is tied high: no trigger comes */
 		return;
 	period = pit_ns(c->count);
 	if (pit_periodic(c))
@@ -156,7 +158,8 @@ static void pit_load(struct pit *p, unsigned n, uint16_t val)
 	uint32_t count = val;
 
 	if (c->bcd)
-		count = (val & 15u) + (val >> 4 & 15u) * 10 + (val >> 8 & 15u) * 100 + (val >> 12) * 1000;
+		count = (val & 15u) + (val >> 4 & 15u) * 10 + (val >> 8 & 15u) * 100 +
+			(val >> 12) * 1000;
 	c->count = count ? count : c->bcd ? 10000 : 0x10000;
 	if (c->count == 1 && pit_periodic(c))
 		c->count = 2; /* 1 is illegal there */
@@ -186,8 +189,8 @@ static void pit_readback(struct pit *p, uint8_t val)
 			pit_latch_count(p, c);
 		if (!(val & 0x10) && !c->status_latched) {
 			c->status_latched = true;
-			c->status_latch = (uint8_t)(pit_output(p, c) << 7 | !c->loaded << 6 | c->access << 4 |
-						    c->mode << 1 | c->bcd);
+			c->status_latch = (uint8_t)(pit_output(p, c) << 7 | !c->loaded << 6 |
+						    c->access << 4 | c->mode << 1 | c->bcd);
 		}
 	}
 }
@@ -335,13 +338,13 @@ static void pit_words(struct pit_channel *c, uint64_t w[PIT_WORDS], bool load)
 {
 	unsigned n = 0;
 
-#define WORD(field)                                        \
-	do {                                               \
-		if (load)                                  \
+#define WORD(field) \
+	do { \
+		if (load) \
 			(field) = (__typeof__(field))w[n]; \
-		else                                       \
-			w[n] = (field);                    \
-		n++;                                       \
+		else \
+			w[n] = (field); \
+		n++; \
 	} while (0)
 	WORD(c->count);
 	WORD(c->start_ns);
@@ -385,7 +388,8 @@ static int pit_load_state(struct device *d, const struct state_reader *r, struct
 		uint64_t words[PIT_WORDS];
 
 		if (state_get_bytes(r, (uint16_t)(0x10 + i), words, sizeof(words)))
-			return err_set(e, EBADMSG, "state-corrupt", "pit: channel %u is missing in the state", i);
+			return err_set(e, EBADMSG, "state-corrupt",
+				       "pit: channel %u is missing in the state", i);
 		pit_words(c, words, true);
 		c->mode = c->mode > 5 ? c->mode & 3 : c->mode;
 		c->access &= 3;

@@ -1,8 +1,8 @@
-/* pm.c - ACPI fixed hardware (ACPI 6.4, 4.8): power button, S5, the 3.58 MHz timer, general-purpose events; and
- * the reset control register at port 0xcf9.
+/* pm.c - ACPI fixed hardware (ACPI 6.4, 4.8): power button, S5, the 3.58 MHz timer, general-purpose
+ * events; and the reset control register at port 0xcf9.
  *
- * The machine is born in ACPI mode: SCI_EN is always set and there is no SMI command port. The timer has 32
- * bits and counts vm_now_ns(). SCI is level-triggered, active high.
+ * The machine is born in ACPI mode: SCI_EN is always set and there is no SMI command port. The
+ * timer has 32 bits and counts vm_now_ns(). SCI is level-triggered, active high.
  * Locking: machine lock.
  */
 #include "devices/pm.h"
@@ -15,7 +15,13 @@
 
 #define PM_TIMER_HZ 3579545ull
 
-enum { STS_TIMER = 1 << 0, STS_GLOBAL = 1 << 5, STS_POWER_BUTTON = 1 << 8, STS_RTC = 1 << 10, STS_WAKE = 1 << 15 };
+enum {
+	STS_TIMER = 1 << 0,
+	STS_GLOBAL = 1 << 5,
+	STS_POWER_BUTTON = 1 << 8,
+	STS_RTC = 1 << 10,
+	STS_WAKE = 1 << 15
+};
 enum { CNT_SCI_EN = 1 << 0, CNT_SLP_EN = 1 << 13 };
 #define EN_WRITABLE  (STS_TIMER | STS_GLOBAL | STS_POWER_BUTTON | STS_RTC)
 #define CNT_WRITABLE 0x1c02u /* SLP_TYP, BM_RLD */
@@ -104,7 +110,7 @@ static void pm_reg_write(struct pm *p, unsigned off, uint16_t val, uint16_t mask
 {
 	switch (off) {
 	case 0:
-		p->sts &= (uint16_t)~(val & mask);
+		p->sts &= (uint16_t) ~(val & mask);
 		break;
 	case 2:
 		p->en = (uint16_t)((p->en & ~mask) | (val & mask & EN_WRITABLE));
@@ -124,7 +130,8 @@ static void pm_write(void *opaque, uint64_t off, unsigned size, uint64_t val)
 	struct pm *p = opaque;
 
 	if (size == 1)
-		pm_reg_write(p, off & ~1u, (uint16_t)(val << 8 * (off & 1)), off & 1 ? 0xff00 : 0xff);
+		pm_reg_write(p, off & ~1u, (uint16_t)(val << 8 * (off & 1)),
+			     off & 1 ? 0xff00 : 0xff);
 	else if (!(off & 1))
 		pm_reg_write(p, (unsigned)off, (uint16_t)val, 0xffff);
 	if (size == 4 && !(off & 1))

@@ -1,5 +1,6 @@
 /* pvpanic.c - paravirtual panic notification (QEMU docs/specs/pvpanic): one port, a bit an event.
- * Bit 0: the kernel panicked; bit 1: it panicked and a crash kernel takes over, which is only counted.
+ * Bit 0: the kernel panicked; bit 1: it panicked and a crash kernel takes over, which is only
+ * counted.
  * Locking: machine lock. A guest may write as often as it likes: an event is reported once a reset.
  */
 #include "devices/pvpanic.h"
@@ -96,8 +97,8 @@ struct pvpanic *pvpanic_new(struct vm *vm, struct err *e)
 	struct pvpanic *p = calloc(1, sizeof(*p));
 
 	if (!p || bus_add(vm->pio, PVPANIC_PORT, 1, &pvpanic_bus_ops, p, "pvpanic", 0)) {
-		err_set(e, p ? EEXIST : ENOMEM, "pvpanic-failed", "pvpanic: port 0x%x is taken or memory is out",
-			PVPANIC_PORT);
+		err_set(e, p ? EEXIST : ENOMEM, "pvpanic-failed",
+			"pvpanic: port 0x%x is taken or memory is out", PVPANIC_PORT);
 		free(p);
 		return NULL;
 	}

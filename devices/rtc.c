@@ -1,9 +1,10 @@
 /* rtc.c - real-time clock and 128 bytes of CMOS (Motorola MC146818A datasheet; ports 70h, 71h).
  *
- * The clock is the host's wall clock (UTC) plus a difference in seconds that the guest makes by setting it;
- * only the difference is saved, so a restored guest shows the present time. With virtual time (icount) it
- * starts at 2000-01-01 instead, so that runs are alike. Time registers are computed when read; a host
- * timer runs only while a guest wants interrupts: periodic, alarm or update-ended, by IRQ 8.
+ * The clock is the host's wall clock (UTC) plus a difference in seconds that the guest makes by
+ * setting it; only the difference is saved, so a restored guest shows the present time. With
+ * virtual time (icount) it starts at 2000-01-01 instead, so that runs are alike. Time registers are
+ * computed when read; a host timer runs only while a guest wants interrupts: periodic, alarm or
+ * update-ended, by IRQ 8.
  * Locking: machine lock. Trust: nonsense dates set by the guest are normalised by day arithmetic.
  */
 #include "devices/rtc.h"
@@ -45,9 +46,9 @@ struct rtc {
 	struct device dev;
 	struct irq irq8;
 	uint8_t index, cmos[CMOS_SIZE];
-	int64_t delta_s;	/* guest time less wall time */
-	uint64_t last_s;	/* guest second up to which update and alarm were looked at */
-	uint64_t periodic_ns;	/* next periodic edge, vm_now_ns(); 0 = none */
+	int64_t delta_s;      /* guest time less wall time */
+	uint64_t last_s;      /* guest second up to which update and alarm were looked at */
+	uint64_t periodic_ns; /* next periodic edge, vm_now_ns(); 0 = none */
 	struct vm_timer timer;
 };
 
@@ -169,7 +170,8 @@ static uint64_t rtc_period_ns(const struct rtc *r)
 static bool rtc_alarm_matches(const struct rtc *r, uint64_t second)
 {
 	unsigned s = (unsigned)(second % 86400);
-	uint8_t want[3] = { rtc_encode(r, s % 60), rtc_encode(r, s / 60 % 60), rtc_encode_hour(r, s / 3600) };
+	uint8_t want[3] = { rtc_encode(r, s % 60), rtc_encode(r, s / 60 % 60),
+			    rtc_encode_hour(r, s / 3600) };
 
 	for (unsigned i = 0; i < 3; i++) {
 		uint8_t a = r->cmos[R_SEC_ALARM + 2 * i];
@@ -188,7 +190,8 @@ static void rtc_catch_up(struct rtc *r)
 	if (!(r->cmos[R_B] & B_SET) && now_s != r->last_s) {
 		r->cmos[R_C] |= C_UF;
 		/* A clock that jumped looks at no more than a day of seconds. */
-		uint64_t from = now_s > r->last_s && now_s - r->last_s < 86400 ? r->last_s + 1 : now_s;
+		uint64_t from =
+		    now_s > r->last_s && now_s - r->last_s < 86400 ? r->last_s + 1 : now_s;
 
 		for (uint64_t s = from; s <= now_s; s++)
 			if (rtc_alarm_matches(r, s)) {
@@ -235,7 +238,8 @@ static void rtc_fired(void *arg)
 
 static bool rtc_is_time(unsigned i)
 {
-	return i == RTC_CENTURY || i == R_SEC || i == R_MIN || (i >= R_HOUR && i <= R_YEAR && i != R_HOUR_ALARM);
+	return i == RTC_CENTURY || i == R_SEC || i == R_MIN ||
+	       (i >= R_HOUR && i <= R_YEAR && i != R_HOUR_ALARM);
 }
 
 static void rtc_data_write(struct rtc *r, unsigned i, uint8_t v)
@@ -373,7 +377,8 @@ static int rtc_load(struct device *d, const struct state_reader *sr, struct err 
 	struct rtc *r = container_of(d, struct rtc, dev);
 
 	if (state_get_bytes(sr, 1, r->cmos, sizeof(r->cmos)))
-		return err_set(e, EBADMSG, "state-corrupt", "rtc: the CMOS memory is missing in the state");
+		return err_set(e, EBADMSG, "state-corrupt",
+			       "rtc: the CMOS memory is missing in the state");
 	r->index = state_get_u64_or(sr, 2, 0) & (CMOS_SIZE - 1);
 	r->delta_s = (int64_t)state_get_u64_or(sr, 3, 0);
 	/* A difference that no guest can have made would overflow the arithmetic. */

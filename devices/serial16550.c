@@ -1,10 +1,12 @@
-/* serial16550.c - 16550A UART: FIFOs, interrupts, modem lines, loopback (National PC16550D datasheet).
+/* serial16550.c - 16550A UART: FIFOs, interrupts, modem lines, loopback (National PC16550D
+ * datasheet).
  *
- * The transmitter is infinitely fast: a byte written is in the port's ring at once and THRE stays set, unless
- * the far side is a file that holds (chardev_write() takes less); then bytes wait in the transmit FIFO.
- * The divisor is stored, never obeyed. The receive FIFO holds 16 bytes (1 with FIFOs off); more stays in
- * the far side's buffers, so nothing is overrun. The character timeout comes at once: what is below the trigger
- * level is announced as timeout rather than after four character times.
+ * The transmitter is infinitely fast: a byte written is in the port's ring at once and THRE stays
+ * set, unless the far side is a file that holds (chardev_write() takes less); then bytes wait in
+ * the transmit FIFO.
+ * The divisor is stored, never obeyed. The receive FIFO holds 16 bytes (1 with FIFOs off); more
+ * stays in the far side's buffers, so nothing is overrun. The character timeout comes at once: what
+ * is below the trigger level is announced as timeout rather than after four character times.
  * Carrier (DCD, DSR, CTS) follows the far side; RI is never set.
  * Locking: machine lock. Trust: all register values are the guest's.
  */
@@ -24,7 +26,16 @@ enum { FCR_ENABLE = 1, FCR_CLEAR_RX = 2, FCR_CLEAR_TX = 4 };
 enum { LCR_DLAB = 0x80, LCR_BREAK = 0x40 };
 enum { MCR_DTR = 1, MCR_RTS = 2, MCR_OUT1 = 4, MCR_OUT2 = 8, MCR_LOOP = 16 };
 enum { LSR_DR = 1, LSR_OE = 2, LSR_BI = 16, LSR_THRE = 32, LSR_TEMT = 64 };
-enum { MSR_DCTS = 1, MSR_DDSR = 2, MSR_TERI = 4, MSR_DDCD = 8, MSR_CTS = 16, MSR_DSR = 32, MSR_RI = 64, MSR_DCD = 128 };
+enum {
+	MSR_DCTS = 1,
+	MSR_DDSR = 2,
+	MSR_TERI = 4,
+	MSR_DDCD = 8,
+	MSR_CTS = 16,
+	MSR_DSR = 32,
+	MSR_RI = 64,
+	MSR_DCD = 128
+};
 
 #define FIFO_SIZE 16u
 
@@ -100,8 +111,9 @@ static void serial_modem(struct serial16550 *s)
 	uint8_t now = 0, changed;
 
 	if (s->mcr & MCR_LOOP) {
-		now = (uint8_t)((s->mcr & MCR_RTS ? MSR_CTS : 0) | (s->mcr & MCR_DTR ? MSR_DSR : 0) |
-				(s->mcr & MCR_OUT1 ? MSR_RI : 0) | (s->mcr & MCR_OUT2 ? MSR_DCD : 0));
+		now =
+		    (uint8_t)((s->mcr & MCR_RTS ? MSR_CTS : 0) | (s->mcr & MCR_DTR ? MSR_DSR : 0) |
+			      (s->mcr & MCR_OUT1 ? MSR_RI : 0) | (s->mcr & MCR_OUT2 ? MSR_DCD : 0));
 	} else if (s->carrier) {
 		now = MSR_CTS | MSR_DSR | MSR_DCD;
 	}
@@ -160,7 +172,7 @@ static void serial_transmit(struct serial16550 *s, uint8_t b)
 	}
 	if (s->tx.count < FIFO_SIZE)
 		serial_fifo_put(&s->tx, b);
-	s->lsr &= (uint8_t)~(LSR_THRE | LSR_TEMT);
+	s->lsr &= (uint8_t) ~(LSR_THRE | LSR_TEMT);
 }
 
 static void serial_fcr_write(struct serial16550 *s, uint8_t val)
@@ -170,7 +182,7 @@ static void serial_fcr_write(struct serial16550 *s, uint8_t val)
 		val |= FCR_CLEAR_RX | FCR_CLEAR_TX;
 	if (val & FCR_CLEAR_RX) {
 		s->rx.count = 0;
-		s->lsr &= (uint8_t)~(LSR_DR | LSR_BI);
+		s->lsr &= (uint8_t) ~(LSR_DR | LSR_BI);
 	}
 	if ((val & FCR_CLEAR_TX) && s->tx.count) {
 		s->tx.count = 0;
@@ -197,7 +209,8 @@ static void serial_write(void *opaque, uint64_t off, unsigned size, uint64_t val
 			s->dlm = v;
 			break;
 		}
-		/* Switching the THRE interrupt on with an empty transmitter raises it: drivers test for that. */
+		/* Switching the THRE interrupt on with an empty transmitter raises it: drivers test
+		 * for that. */
 		if ((v & IER_THRE) && !(s->ier & IER_THRE) && (s->lsr & LSR_THRE))
 			s->thre_pending = true;
 		s->ier = v & 0x0f;
@@ -257,7 +270,7 @@ static uint64_t serial_read(void *opaque, uint64_t off, unsigned size)
 		return s->mcr;
 	case 5:
 		v = s->lsr;
-		s->lsr &= (uint8_t)~(LSR_OE | LSR_BI);
+		s->lsr &= (uint8_t) ~(LSR_OE | LSR_BI);
 		break;
 	case 6:
 		v = s->msr;
@@ -342,7 +355,8 @@ static void serial_reset(struct device *d)
 static void serial_save(struct device *d, struct state_writer *w)
 {
 	struct serial16550 *s = container_of(d, struct serial16550, dev);
-	uint8_t regs[] = { s->ier, s->fcr, s->lcr, s->mcr, s->lsr, s->msr, s->scr, s->dll, s->dlm, s->thre_pending };
+	uint8_t regs[] = { s->ier, s->fcr, s->lcr, s->mcr, s->lsr,
+			   s->msr, s->scr, s->dll, s->dlm, s->thre_pending };
 	struct serial_fifo rx = { .count = s->rx.count }, tx = { .count = s->tx.count };
 
 	for (unsigned i = 0; i < rx.count; i++)
@@ -375,7 +389,8 @@ static int serial_load(struct device *d, const struct state_reader *r, struct er
 	struct serial16550 *s = container_of(d, struct serial16550, dev);
 	uint8_t regs[10];
 
-	if (state_get_bytes(r, 1, regs, sizeof(regs)) || serial_load_fifo(r, 2, &s->rx) || serial_load_fifo(r, 3, &s->tx))
+	if (state_get_bytes(r, 1, regs, sizeof(regs)) || serial_load_fifo(r, 2, &s->rx) ||
+	    serial_load_fifo(r, 3, &s->tx))
 		return err_set(e, EBADMSG, "state-corrupt", "%s: the state does not fit", d->id);
 	s->ier = regs[0] & 0x0f;
 	s->fcr = regs[1] & 0xc9;
@@ -392,7 +407,8 @@ static int serial_load(struct device *d, const struct state_reader *r, struct er
 	else
 		s->lsr &= (uint8_t)~LSR_DR;
 	s->irq_level = state_get_u64_or(r, 4, 0);
-	/* The far side here may have another carrier than the one saved: the guest sees a change. */
+	/* The far side here may have another carrier than the one saved: the guest sees a change.
+	 */
 	serial_modem(s);
 	if (s->tx.count && serial_tx_drain(s))
 		serial_tx_empty(s);
@@ -433,7 +449,8 @@ static const struct device_ops serial_ops = {
 	.stats = serial_stats,
 };
 
-struct serial16550 *serial16550_new(struct vm *vm, const struct serial16550_config *cfg, struct err *e)
+struct serial16550 *serial16550_new(struct vm *vm, const struct serial16550_config *cfg,
+				    struct err *e)
 {
 	struct serial16550 *s = calloc(1, sizeof(*s));
 	char id[32];
@@ -446,7 +463,8 @@ struct serial16550 *serial16550_new(struct vm *vm, const struct serial16550_conf
 	s->port = cfg->port;
 	serial_reset(&s->dev);
 	if (bus_add(vm->pio, cfg->port, 8, &serial_bus_ops, s, "serial16550", 0)) {
-		err_set(e, EEXIST, "port-conflict", "port %s: I/O ports at 0x%x are taken", cfg->name, cfg->port);
+		err_set(e, EEXIST, "port-conflict", "port %s: I/O ports at 0x%x are taken",
+			cfg->name, cfg->port);
 		free(s);
 		return NULL;
 	}

@@ -1,5 +1,7 @@
-/* smbios.c - SMBIOS 3.0 entry point and structures 0, 1, 3, 4, 16, 17, 19, 32, 127 (DMTF DSP0134 3.0).
- * One processor socket with all vCPUs as cores, one memory module a region. Pure function of its config.
+/* smbios.c - SMBIOS 3.0 entry point and structures 0, 1, 3, 4, 16, 17, 19, 32, 127 (DMTF DSP0134
+ * 3.0).
+ * One processor socket with all vCPUs as cores, one memory module a region. Pure function of its
+ * config.
  */
 #include "devices/smbios.h"
 
@@ -14,7 +16,7 @@
 
 struct smbios {
 	struct aml *a;
-	size_t at;	 /* the open structure */
+	size_t at; /* the open structure */
 	unsigned nstrings;
 	char strings[256];
 	size_t strings_len;
@@ -74,9 +76,10 @@ static void smbios_system(struct smbios *s, const uint8_t uuid[16])
 	static const uint8_t order[16] = { 3, 2, 1, 0, 5, 4, 7, 6, 8, 9, 10, 11, 12, 13, 14, 15 };
 	char text[37];
 
-	snprintf(text, sizeof(text), "%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", uuid[0],
-		 uuid[1], uuid[2], uuid[3], uuid[4], uuid[5], uuid[6], uuid[7], uuid[8], uuid[9], uuid[10], uuid[11],
-		 uuid[12], uuid[13], uuid[14], uuid[15]);
+	snprintf(text, sizeof(text),
+		 "%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", uuid[0],
+		 uuid[1], uuid[2], uuid[3], uuid[4], uuid[5], uuid[6], uuid[7], uuid[8], uuid[9],
+		 uuid[10], uuid[11], uuid[12], uuid[13], uuid[14], uuid[15]);
 	smbios_begin(s, 1, 0x100);
 	smbios_string(s, "vmd");
 	smbios_string(s, "vmd pc");
@@ -110,10 +113,10 @@ static void smbios_processor(struct smbios *s, unsigned vcpus)
 
 	smbios_begin(s, 4, 0x400);
 	smbios_string(s, "CPU 0");
-	aml_byte(s->a, 3);    /* central processor */
-	aml_byte(s->a, 1);    /* family: other */
+	aml_byte(s->a, 3); /* central processor */
+	aml_byte(s->a, 1); /* family: other */
 	smbios_string(s, "vmd");
-	aml_le(s->a, 0, 8);   /* CPUID: the instruction tells */
+	aml_le(s->a, 0, 8); /* CPUID: the instruction tells */
 	smbios_string(s, "1");
 	aml_byte(s->a, 0x80); /* voltage 0 */
 	aml_le(s->a, 0, 2);

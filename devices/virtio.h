@@ -2,8 +2,8 @@
  *
  * virtio_dev is embedded in each device. The transport owns feature negotiation, status, queue
  * addresses and interrupts; the device owns config space and the queues' contents.
- * Locking: all callbacks under the machine lock, except kick where the device took the queue's doorbell
- * into its own I/O thread (virtio_queue_doorbell_fd).
+ * Locking: all callbacks under the machine lock, except kick where the device took the queue's
+ * doorbell into its own I/O thread (virtio_queue_doorbell_fd).
  */
 #ifndef DEVICES_VIRTIO_H
 #define DEVICES_VIRTIO_H
@@ -23,12 +23,13 @@ enum { VIRTIO_ID_NET = 1, VIRTIO_ID_BLK = 2, VIRTIO_ID_CONSOLE = 3, VIRTIO_ID_RN
 struct virtio_ops {
 	uint16_t virtio_id;
 	uint32_t pci_class;
-	uint64_t (*features)(struct virtio_dev *d); /* device part; transport adds VERSION_1, RING_* */
+	uint64_t (*features)(
+	    struct virtio_dev *d); /* device part; transport adds VERSION_1, RING_* */
 	void (*features_set)(struct virtio_dev *d, uint64_t negotiated);
 	void (*config_read)(struct virtio_dev *d, uint32_t off, void *buf, uint32_t len);
 	void (*config_write)(struct virtio_dev *d, uint32_t off, const void *buf, uint32_t len);
 	void (*queue_enable)(struct virtio_dev *d, unsigned q); /* virtq is enabled and checked */
-	void (*kick)(struct virtio_dev *d, unsigned q);		 /* main thread or vCPU thread */
+	void (*kick)(struct virtio_dev *d, unsigned q);		/* main thread or vCPU thread */
 	void (*driver_ok)(struct virtio_dev *d);
 	/* reset: must stop using the queues before it returns (joins or drains its workers). */
 	void (*reset)(struct virtio_dev *d);
@@ -53,13 +54,14 @@ struct virtio_dev {
 };
 
 struct pci_bus;
-/* virtio_pci_new() - put @d on @bus at the next free slot (modern only, MSI-X, one vector a queue + config). */
+/* virtio_pci_new() - put @d on @bus at the next free slot (modern only, MSI-X, one vector a queue +
+ * config). */
 int virtio_pci_new(struct vm *vm, struct pci_bus *bus, struct virtio_dev *d, struct err *e);
 /* For devices: */
 void virtio_config_changed(struct virtio_dev *d); /* bumps generation, config interrupt */
 void virtio_needs_reset(struct virtio_dev *d, const char *why);
-/* virtio_queue_doorbell_fd() - eventfd that a kick of queue @q signals; ops->kick is then not called for
- * it. Owned by the transport. -1 on failure. */
+/* virtio_queue_doorbell_fd() - eventfd that a kick of queue @q signals; ops->kick is then not
+ * called for it. Owned by the transport. -1 on failure. */
 int virtio_queue_doorbell_fd(struct virtio_dev *d, unsigned q);
 
 #endif

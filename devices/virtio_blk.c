@@ -1,10 +1,13 @@
-/* virtio_blk.c - the virtio block device (virtio 1.2, 5.2): many queues, flush, discard, write-zeroes, serial.
+/* virtio_blk.c - the virtio block device (virtio 1.2, 5.2): many queues, flush, discard,
+ * write-zeroes, serial.
  *
- * Kicks arrive as doorbells on the VM's I/O thread; requests go to the block layer from there and complete there, so
- * that one thread owns every queue and no lock is held. A batch of completions raises one interrupt.
- * Errors: by the disk's policy a failed request is either reported to the guest, or held while the VM pauses with
- * VM_EVENT_IO_ERROR, and tried again once it runs on.
- * Trust: header, sizes and segments are the guest's: bounds and alignment are checked against the disk before use.
+ * Kicks arrive as doorbells on the VM's I/O thread; requests go to the block layer from there and
+ * complete there, so that one thread owns every queue and no lock is held. A batch of completions
+ * raises one interrupt.
+ * Errors: by the disk's policy a failed request is either reported to the guest, or held while the
+ * VM pauses with VM_EVENT_IO_ERROR, and tried again once it runs on.
+ * Trust: header, sizes and segments are the guest's: bounds and alignment are checked against the
+ * disk before use.
  */
 #include <errno.h>
 #include <stdatomic.h>
@@ -23,13 +26,22 @@
 
 enum { T_IN = 0, T_OUT = 1, T_FLUSH = 4, T_GET_ID = 8, T_DISCARD = 11, T_WRITE_ZEROES = 13 };
 enum { S_OK, S_IOERR, S_UNSUPP };
-enum { F_SEG_MAX = 2, F_RO = 5, F_BLK_SIZE = 6, F_FLUSH = 9, F_TOPOLOGY = 10, F_MQ = 12, F_DISCARD = 13, F_WRITE_ZEROES = 14 };
+enum {
+	F_SEG_MAX = 2,
+	F_RO = 5,
+	F_BLK_SIZE = 6,
+	F_FLUSH = 9,
+	F_TOPOLOGY = 10,
+	F_MQ = 12,
+	F_DISCARD = 13,
+	F_WRITE_ZEROES = 14
+};
 
-#define BLK_SECTOR	  512u
-#define BLK_QUEUES_MAX	  8u
-#define BLK_HDR		  16u
-#define BLK_DISCARD_MAX	  0x3fffffu /* sectors a segment: 2 GiB */
-#define BLK_RETRY_NS	  (200 * NS_PER_MS)
+#define BLK_SECTOR	512u
+#define BLK_QUEUES_MAX	8u
+#define BLK_HDR		16u
+#define BLK_DISCARD_MAX 0x3fffffu /* sectors a segment: 2 GiB */
+#define BLK_RETRY_NS	(200 * NS_PER_MS)
 
 /* struct virtio_blk_config (5.2.4), little-endian as the host is */
 struct blk_config {
@@ -154,9 +166,13 @@ static void blk_done(struct blk_req *r, int result)
 		list_add_tail(&d->held, &io->node);
 		if (!d->retry_armed) {
 			d->retry_armed = true;
-			/* the VM leaves RUNNING before this returns, so the timer cannot mistake it for a resumed one */
+			/* the VM leaves RUNNING before this returns, so the timer cannot mistake it
+			 * for a resumed one */
 			vm_event(d->vd.vm, VM_EVENT_IO_ERROR, "disk %s: %s failed: %s", d->vd.id,
-				 r->op == BLK_READ ? "read" : r->op == BLK_FLUSH ? "flush" : "write", strerror(-result));
+				 r->op == BLK_READ    ? "read"
+				 : r->op == BLK_FLUSH ? "flush"
+						      : "write",
+				 strerror(-result));
 			loop_timer_after(&d->retry, BLK_RETRY_NS);
 		}
 		blk_drained(d);
@@ -181,7 +197,8 @@ static void blk_retry(void *arg)
 		return;
 	}
 	d->retry_armed = false;
-	/* completions come by the loop, never from inside submit: the list does not grow under us */
+	/* completions come by the loop, never from inside submit: the list does not grow under us
+	 */
 	while (!list_empty(&d->held)) {
 		struct blk_io *io = list_first(&d->held, struct blk_io, node);
 
@@ -193,7 +210,8 @@ static void blk_retry(void *arg)
 
 /* ---- requests ---- */
 
-/* The segments of the ring that carry data: without the header in front and the status byte at the end. */
+/* The segments of the ring that carry data: without the header in front and the status byte at the
+ * end. */
 static unsigned blk_data_iov(const struct virtq_req *r, bool in, struct iovec *iov, gpa_t *gpa)
 {
 	unsigned n = 0, first = in ? r->nout : 0, count = in ? r->nin : r->nout;
@@ -221,12 +239,15 @@ static bool blk_range_ok(const struct blk_dev *d, uint64_t sector, uint64_t byte
 {
 	uint32_t per_block = d->info.block_size / BLK_SECTOR;
 
-	return bytes % BLK_SECTOR == 0 && range_within(sector, bytes / BLK_SECTOR, d->capacity_sectors) &&
+	return bytes % BLK_SECTOR == 0 &&
+	       range_within(sector, bytes / BLK_SECTOR, d->capacity_sectors) &&
 	       sector % per_block == 0 && bytes / BLK_SECTOR % per_block == 0;
 }
 
-/* Fill io->req from the header. Return: 0 submit, else the status to answer with at once, plus one. */
-static int blk_prepare(struct blk_dev *d, struct blk_io *io, const struct virtq_req *r, uint32_t type, uint64_t sector)
+/* Fill io->req from the header. Return: 0 submit, else the status to answer with at once, plus one.
+ */
+static int blk_prepare(struct blk_dev *d, struct blk_io *io, const struct virtq_req *r,
+		       uint32_t type, uint64_t sector)
 {
 	struct {
 		uint64_t sector;
@@ -250,8 +271,10 @@ static int blk_prepare(struct blk_dev *d, struct blk_io *io, const struct virtq_
 		q->niov = (int)io->niov;
 		if (type == T_IN)
 			io->in_bytes = (uint32_t)MIN(bytes, UINT32_MAX - 1);
-		atomic_fetch_add_explicit(type == T_IN ? &d->reads : &d->writes, 1, memory_order_relaxed);
-		atomic_fetch_add_explicit(type == T_IN ? &d->read_bytes : &d->written_bytes, bytes, memory_order_relaxed);
+		atomic_fetch_add_explicit(type == T_IN ? &d->reads : &d->writes, 1,
+					  memory_order_relaxed);
+		atomic_fetch_add_explicit(type == T_IN ? &d->read_bytes : &d->written_bytes, bytes,
+					  memory_order_relaxed);
 		return 0;
 	case T_FLUSH:
 		q->op = BLK_FLUSH;
@@ -267,11 +290,13 @@ static int blk_prepare(struct blk_dev *d, struct blk_io *io, const struct virtq_
 	}
 	case T_DISCARD:
 	case T_WRITE_ZEROES:
-		if (r->out_bytes - BLK_HDR != sizeof(seg) || virtq_copy_out(r, BLK_HDR, &seg, sizeof(seg)) != sizeof(seg))
+		if (r->out_bytes - BLK_HDR != sizeof(seg) ||
+		    virtq_copy_out(r, BLK_HDR, &seg, sizeof(seg)) != sizeof(seg))
 			return 1 + S_UNSUPP;
 		if (seg.flags & ~1u || (type == T_DISCARD && seg.flags))
 			return 1 + S_UNSUPP;
-		if (seg.sectors > BLK_DISCARD_MAX || d->read_only || !blk_range_ok(d, seg.sector, seg.sectors * (uint64_t)BLK_SECTOR))
+		if (seg.sectors > BLK_DISCARD_MAX || d->read_only ||
+		    !blk_range_ok(d, seg.sector, seg.sectors * (uint64_t)BLK_SECTOR))
 			return 1 + S_IOERR;
 		if (!seg.sectors)
 			return 1 + S_OK;
@@ -421,7 +446,8 @@ static void blk_queue_attach(void *arg)
 		bq->bq = blk_queue_new(bq->dev->bd, iothread_loop(bq->dev->io), &e);
 	c->result = bq->bq ? 0 : -ENOMEM;
 	if (!c->result && bq->w.fd < 0)
-		c->result = loop_fd_add(iothread_loop(bq->dev->io), &bq->w, c->fd, EPOLLIN, blk_kicked, bq);
+		c->result =
+		    loop_fd_add(iothread_loop(bq->dev->io), &bq->w, c->fd, EPOLLIN, blk_kicked, bq);
 	bq->active = !c->result;
 }
 
@@ -451,8 +477,9 @@ static void blk_start(void *arg)
 	for (unsigned i = 0; i < d->nagain && d->scratch; i++) {
 		struct blk_q *bq = &d->q[d->again[i] >> 16];
 
-		broken |= virtq_take(&d->vd.vq[bq->index], (uint16_t)d->again[i], d->scratch) <= 0 ||
-			  blk_one(d, bq, d->scratch) < 0;
+		broken |=
+		    virtq_take(&d->vd.vq[bq->index], (uint16_t)d->again[i], d->scratch) <= 0 ||
+		    blk_one(d, bq, d->scratch) < 0;
 	}
 	if (broken || (d->nagain && !d->scratch))
 		virtio_needs_reset(&d->vd, "requests of a saved state cannot be taken up again");
@@ -473,8 +500,9 @@ static void blk_save(struct virtio_dev *vd, struct state_writer *w)
 	struct blk_dev *d = blk_of(vd);
 	unsigned n = 0;
 
-	/* quiesced: the I/O thread touches nothing of this now but its retry timer, which waits for RUNNING */
-	list_for_each(p, &d->held)
+	/* quiesced: the I/O thread touches nothing of this now but its retry timer, which waits for
+	 * RUNNING */
+	list_for_each (p, &d->held)
 		n++;
 	if (!n && !d->nagain)
 		return;
@@ -485,7 +513,7 @@ static void blk_save(struct virtio_dev *vd, struct state_writer *w)
 		return;
 	}
 	n = 0;
-	list_for_each(p, &d->held) {
+	list_for_each (p, &d->held) {
 		const struct blk_io *io = container_of(p, struct blk_io, node);
 
 		heads[n++] = io->q->index << 16 | io->head;
@@ -504,8 +532,10 @@ static int blk_load(struct virtio_dev *vd, const struct state_reader *r, struct 
 
 	if (state_get_span(r, 1, &p, &len) < 0)
 		return 0;
-	if (len % sizeof(uint32_t) || len / sizeof(uint32_t) > vd->nqueues * (size_t)vd->queue_size_max)
-		return err_set(e, EBADMSG, "state-corrupt", "disk %s: its list of waiting requests makes no sense", vd->id);
+	if (len % sizeof(uint32_t) ||
+	    len / sizeof(uint32_t) > vd->nqueues * (size_t)vd->queue_size_max)
+		return err_set(e, EBADMSG, "state-corrupt",
+			       "disk %s: its list of waiting requests makes no sense", vd->id);
 	free(d->again);
 	d->nagain = 0;
 	d->again = malloc(len ? len : 1);
@@ -514,7 +544,8 @@ static int blk_load(struct virtio_dev *vd, const struct state_reader *r, struct 
 	memcpy(d->again, p, len);
 	for (unsigned i = 0; i < len / sizeof(uint32_t); i++)
 		if (d->again[i] >> 16 >= vd->nqueues || !vd->vq[d->again[i] >> 16].ready)
-			return err_set(e, EBADMSG, "state-corrupt", "disk %s: a waiting request is of no queue", vd->id);
+			return err_set(e, EBADMSG, "state-corrupt",
+				       "disk %s: a waiting request is of no queue", vd->id);
 	d->nagain = (unsigned)(len / sizeof(uint32_t));
 	return 0;
 }
@@ -535,7 +566,7 @@ static void blk_detach(void *arg)
 		d->q[i].active = false;
 	}
 	/* what waits for a retry has nobody left to answer to */
-	list_for_each_safe(n, &d->held) {
+	list_for_each_safe (n, &d->held) {
 		struct blk_io *io = container_of(n, struct blk_io, node);
 
 		list_del(n);
@@ -562,7 +593,8 @@ static void blk_reset(struct virtio_dev *vd)
 		blk_stop(d);
 }
 
-/* quiesce: I/O in flight ends, new kicks wait. Held requests stay held: a save writes down their heads. */
+/* quiesce: I/O in flight ends, new kicks wait. Held requests stay held: a save writes down their
+ * heads. */
 static void blk_quiesce_io(void *arg)
 {
 	struct blk_dev *d = arg;
@@ -641,8 +673,9 @@ static unsigned blk_stats(struct virtio_dev *vd, const char **names, uint64_t *v
 	const struct {
 		const char *name;
 		_Atomic uint64_t *v;
-	} all[] = { { "reads", &d->reads },	      { "writes", &d->writes },		    { "flushes", &d->flushes },
-		    { "discards", &d->discards },     { "read_bytes", &d->read_bytes }, { "written_bytes", &d->written_bytes },
+	} all[] = { { "reads", &d->reads },	      { "writes", &d->writes },
+		    { "flushes", &d->flushes },	      { "discards", &d->discards },
+		    { "read_bytes", &d->read_bytes }, { "written_bytes", &d->written_bytes },
 		    { "errors", &d->errors } };
 	unsigned n = 0;
 
@@ -681,7 +714,8 @@ int virtio_blk_new(struct vm *vm, struct pci_bus *bus, const struct mc_disk *dis
 	d->vd.vm = vm;
 	snprintf(d->vd.id, sizeof(d->vd.id), "%s", disk->name);
 	snprintf(d->serial, sizeof(d->serial), "%.20s", *disk->serial ? disk->serial : disk->name);
-	d->vd.nqueues = disk->queues ? MIN(disk->queues, BLK_QUEUES_MAX) : MIN(MAX(vm->nvcpus, 1u), BLK_QUEUES_MAX);
+	d->vd.nqueues = disk->queues ? MIN(disk->queues, BLK_QUEUES_MAX)
+				     : MIN(MAX(vm->nvcpus, 1u), BLK_QUEUES_MAX);
 	d->vd.queue_size_max = 256;
 	d->read_only = disk->read_only;
 	d->on_error = disk->on_error;

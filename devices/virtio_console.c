@@ -1,9 +1,12 @@
 /* virtio_console.c - the virtio console with many ports (virtio 1.2, 5.3): up to 128 on one device.
  *
- * Queues: 0 and 1 are port 0's receive and transmit, 2 and 3 the control pair, then a pair a port. Port 0 is a console
- * (hvc0); the others are consoles too (hvcN), so that each can carry a login. Each leads to a chardev.
- * All on the main thread or a vCPU thread, with the machine lock held: bytes are few, and chardevs want that lock.
- * Trust: control messages name a port that may not exist and come in any order; they are checked, never trusted.
+ * Queues: 0 and 1 are port 0's receive and transmit, 2 and 3 the control pair, then a pair a port.
+ * Port 0 is a console (hvc0); the others are consoles too (hvcN), so that each can carry a login.
+ * Each leads to a chardev.
+ * All on the main thread or a vCPU thread, with the machine lock held: bytes are few, and chardevs
+ * want that lock.
+ * Trust: control messages name a port that may not exist and come in any order; they are checked,
+ * never trusted.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -50,7 +53,7 @@ struct con_port {
 	char name[32];
 	struct chardev *chr;
 	bool guest_open, host_open;
-	bool stalled; /* output waits for the far side */
+	bool stalled;	  /* output waits for the far side */
 	uint32_t tx_done; /* bytes of the stalled request already taken */
 };
 
@@ -259,7 +262,8 @@ static size_t con_room(void *owner)
 	struct virtq_req *r = con_scratch(c);
 	int ret = 0;
 
-	/* as much as the next buffer takes; chardev asks again after each. Buffers of no bytes go back at once. */
+	/* as much as the next buffer takes; chardev asks again after each. Buffers of no bytes go
+	 * back at once. */
 	if (!r || !con_queue_ready(c, qi))
 		return 0;
 	for (unsigned n = 0; n < CON_BATCH && (ret = virtq_pop(&c->vd.vq[qi], r)) > 0; n++) {
@@ -383,12 +387,15 @@ static void con_save(struct virtio_dev *vd, struct state_writer *w)
 	struct con *c = con_of(vd);
 
 	for (unsigned i = 0; i < c->nports; i++)
-		state_put_u64(w, (uint16_t)(0x100 + i), c->ports[i].guest_open | (uint64_t)c->ports[i].tx_done << 32);
+		state_put_u64(w, (uint16_t)(0x100 + i),
+			      c->ports[i].guest_open | (uint64_t)c->ports[i].tx_done << 32);
 	/* messages the driver has not fetched yet */
 	uint16_t tag = 0x1000;
 
 	for (struct con_msg *m = c->queue; m; m = m->next, tag++)
-		state_put_u64(w, tag, m->ctl.id | (uint64_t)m->ctl.event << 32 | (uint64_t)m->ctl.value << 48);
+		state_put_u64(w, tag,
+			      m->ctl.id | (uint64_t)m->ctl.event << 32 |
+				  (uint64_t)m->ctl.value << 48);
 }
 
 static int con_load(struct virtio_dev *vd, const struct state_reader *r, struct err *e)
@@ -452,13 +459,15 @@ static const struct virtio_ops con_ops = {
 	.stats = con_stats,
 };
 
-int virtio_console_new(struct vm *vm, struct pci_bus *bus, const struct mc_port *ports, unsigned nports, struct err *e)
+int virtio_console_new(struct vm *vm, struct pci_bus *bus, const struct mc_port *ports,
+		       unsigned nports, struct err *e)
 {
 	struct con *c;
 	int r = 0;
 
 	if (!nports || nports > MC_CONSOLES_MAX)
-		return err_set(e, EINVAL, "too-many-ports", "guest %s: %u console ports; 1 to %u are possible", vm->name, nports,
+		return err_set(e, EINVAL, "too-many-ports",
+			       "guest %s: %u console ports; 1 to %u are possible", vm->name, nports,
 			       MC_CONSOLES_MAX);
 	c = calloc(1, sizeof(*c));
 	if (!c || !(c->ports = calloc(nports, sizeof(*c->ports)))) {
@@ -485,7 +494,8 @@ int virtio_console_new(struct vm *vm, struct pci_bus *bus, const struct mc_port 
 		memcpy(p->name, ports[i].name, sizeof(p->name));
 		p->chr = chardev_new(vm, p->name, &ports[i].chr, &con_chr_ops, p, e);
 		if (!p->chr)
-			return e && e->num ? -e->num : -ENOMEM; /* the device is the VM's: freed with it */
+			return e && e->num ? -e->num
+					   : -ENOMEM; /* the device is the VM's: freed with it */
 	}
 	return 0;
 }

@@ -1,7 +1,9 @@
 /* virtio_devices.h - constructors of the virtio devices, as a machine calls them.
  *
- * Each puts one device on @bus at the next free place and gives it to the VM (vm_device_add), which frees it.
- * Descriptors and block devices inside the config are taken on success. Return: 0 or -errno with @e.
+ * Each puts one device on @bus at the next free place and gives it to the VM (vm_device_add), which
+ * frees it.
+ * Descriptors and block devices inside the config are taken on success. Return: 0 or -errno with
+ * @e.
  * Main thread, machine being built, no vCPU running.
  */
 #ifndef DEVICES_VIRTIO_DEVICES_H
@@ -17,7 +19,7 @@ int virtio_blk_new(struct vm *vm, struct pci_bus *bus, const struct mc_disk *dis
 int virtio_net_new(struct vm *vm, struct pci_bus *bus, const struct mc_nic *nic, struct err *e);
 int virtio_rng_new(struct vm *vm, struct pci_bus *bus, struct err *e);
 /* One device with @nports ports; port 0 is a console (hvc0). */
-int virtio_console_new(struct vm *vm, struct pci_bus *bus, const struct mc_port *ports, unsigned nports,
-		       struct err *e);
+int virtio_console_new(struct vm *vm, struct pci_bus *bus, const struct mc_port *ports,
+		       unsigned nports, struct err *e);
 
 #endif

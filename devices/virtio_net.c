@@ -1,11 +1,15 @@
-/* virtio_net.c - the virtio network device (virtio 1.2, 5.1) on tap queues: many queues, offloads, mergeable buffers.
+/* virtio_net.c - the virtio network device (virtio 1.2, 5.1) on tap queues: many queues, offloads,
+ * mergeable buffers.
  *
- * Frames go between the tap and guest memory with no copy of ours: transmit is one writev(2) from the chain, receive one
- * readv(2) into the first buffer with a bounce behind it, which is copied on only for frames larger than a buffer.
- * The tap's own header (IFF_VNET_HDR, 12 bytes) is virtio's: checksums and segmentation stay with whoever does them best.
- * Threading: all queues on the VM's I/O thread; configuration and control queue under the machine lock.
- * Trust: the guest's header is checked by the kernel's tun driver; sizes and segments by virtq. A frame that tap refuses
- * is dropped and counted: nothing that a backend does ends the guest.
+ * Frames go between the tap and guest memory with no copy of ours: transmit is one writev(2) from
+ * the chain, receive one readv(2) into the first buffer with a bounce behind it, which is copied on
+ * only for frames larger than a buffer.
+ * The tap's own header (IFF_VNET_HDR, 12 bytes) is virtio's: checksums and segmentation stay with
+ * whoever does them best.
+ * Threading: all queues on the VM's I/O thread; configuration and control queue under the machine
+ * lock.
+ * Trust: the guest's header is checked by the kernel's tun driver; sizes and segments by virtq. A
+ * frame that tap refuses is dropped and counted: nothing that a backend does ends the guest.
  */
 #include <errno.h>
 #include <linux/if_tun.h>
@@ -46,11 +50,11 @@ enum {
 };
 enum { CTRL_RX = 0, CTRL_MQ = 4, CTRL_MQ_PAIRS_SET = 0 };
 
-#define NET_PAIRS_MAX  8u
-#define NET_HDR	       12u
-#define NET_FRAME_MAX  (65535u + 14u + NET_HDR)
-#define NET_BATCH      256u /* frames before others get their turn */
-#define NET_NUM_BUFFERS 10u /* offset of num_buffers in the header */
+#define NET_PAIRS_MAX	8u
+#define NET_HDR		12u
+#define NET_FRAME_MAX	(65535u + 14u + NET_HDR)
+#define NET_BATCH	256u /* frames before others get their turn */
+#define NET_NUM_BUFFERS 10u  /* offset of num_buffers in the header */
 
 struct net_config {
 	uint8_t mac[6];
@@ -74,7 +78,7 @@ struct net_dev {
 	uint8_t mac[6];
 	uint16_t mtu;
 	unsigned npairs;
-	bool offloads; /* the taps are taps: TUNSETOFFLOAD works */
+	bool offloads;			/* the taps are taps: TUNSETOFFLOAD works */
 	bool mergeable, quiet, started; /* started: DRIVER_OK */
 	struct net_pair pair[NET_PAIRS_MAX];
 	struct virtq_req *req, *more; /* I/O thread, made at first use */
@@ -110,7 +114,8 @@ static bool net_buffers(struct net_dev *d)
 
 static void net_tap_events(struct net_pair *p)
 {
-	uint32_t ev = (p->rx_on ? (uint32_t)EPOLLIN : 0u) | (p->tx_blocked ? (uint32_t)EPOLLOUT : 0u);
+	uint32_t ev =
+	    (p->rx_on ? (uint32_t)EPOLLIN : 0u) | (p->tx_blocked ? (uint32_t)EPOLLOUT : 0u);
 
 	if (p->tap_w.fd >= 0)
 		loop_fd_mod(&p->tap_w, p->dev->quiet ? 0 : ev);
@@ -121,7 +126,8 @@ static void net_set_num_buffers(struct virtq_req *first, uint16_t n)
 	virtq_copy_in(first, NET_NUM_BUFFERS, &n, sizeof(n));
 }
 
-/* Give @len bytes, the tail of which lies in the bounce, to the guest. False: not enough buffers, frame dropped. */
+/* Give @len bytes, the tail of which lies in the bounce, to the guest. False: not enough buffers,
+ * frame dropped. */
 static bool net_deliver(struct net_dev *d, struct virtq *q, size_t len)
 {
 	uint64_t head = MIN(len, d->req->in_bytes), left = len - head, off = 0;
@@ -129,7 +135,8 @@ static bool net_deliver(struct net_dev *d, struct virtq *q, size_t len)
 
 	if (left && !d->mergeable)
 		return false;
-	/* all of a frame's buffers become visible by one index update, with the count in the first */
+	/* all of a frame's buffers become visible by one index update, with the count in the first
+	 */
 	while (left) {
 		uint64_t part;
 
@@ -232,7 +239,9 @@ static void net_transmit(struct net_pair *p)
 				ret = -EPROTO;
 				break;
 			}
-			sent = d->req->out_bytes > NET_FRAME_MAX ? -1 : writev(p->tap, d->req->iov, (int)d->req->nout);
+			sent = d->req->out_bytes > NET_FRAME_MAX
+				   ? -1
+				   : writev(p->tap, d->req->iov, (int)d->req->nout);
 			if (sent < 0 && d->req->out_bytes <= NET_FRAME_MAX && errno == EAGAIN) {
 				virtq_unpop(q, d->req);
 				p->tx_blocked = true;
@@ -278,7 +287,8 @@ static void net_tap_event(void *arg, int fd, uint32_t events)
 	if (events & EPOLLIN)
 		net_receive(p);
 	else if (events & (EPOLLERR | EPOLLHUP))
-		/* the tap is gone (its interface was deleted): a cable pulled, not an error of the guest's */
+		/* the tap is gone (its interface was deleted): a cable pulled, not an error of the
+		 * guest's */
 		loop_fd_del(&p->tap_w);
 }
 
@@ -318,15 +328,17 @@ static int net_tap_offload(struct net_dev *d, unsigned flags)
 static uint64_t net_features(struct virtio_dev *vd)
 {
 	const struct net_dev *d = net_of(vd);
-	uint64_t f = 1ull << F_MAC | 1ull << F_MRG_RXBUF | 1ull << F_STATUS | 1ull << F_CTRL_VQ | 1ull << F_CTRL_RX;
+	uint64_t f = 1ull << F_MAC | 1ull << F_MRG_RXBUF | 1ull << F_STATUS | 1ull << F_CTRL_VQ |
+		     1ull << F_CTRL_RX;
 
 	if (d->mtu)
 		f |= 1ull << F_MTU;
 	if (d->npairs > 1)
 		f |= 1ull << F_MQ;
 	if (d->offloads)
-		f |= 1ull << F_CSUM | 1ull << F_GUEST_CSUM | 1ull << F_GUEST_TSO4 | 1ull << F_GUEST_TSO6 | 1ull << F_GUEST_ECN |
-		     1ull << F_HOST_TSO4 | 1ull << F_HOST_TSO6 | 1ull << F_HOST_ECN;
+		f |= 1ull << F_CSUM | 1ull << F_GUEST_CSUM | 1ull << F_GUEST_TSO4 |
+		     1ull << F_GUEST_TSO6 | 1ull << F_GUEST_ECN | 1ull << F_HOST_TSO4 |
+		     1ull << F_HOST_TSO6 | 1ull << F_HOST_ECN;
 	return f;
 }
 
@@ -340,7 +352,9 @@ static void net_features_set(struct virtio_dev *vd, uint64_t f)
 		flags |= TUN_F_CSUM;
 		flags |= f >> F_GUEST_TSO4 & 1 ? TUN_F_TSO4 : 0;
 		flags |= f >> F_GUEST_TSO6 & 1 ? TUN_F_TSO6 : 0;
-		flags |= (flags & (TUN_F_TSO4 | TUN_F_TSO6)) && (f >> F_GUEST_ECN & 1) ? TUN_F_TSO_ECN : 0;
+		flags |= (flags & (TUN_F_TSO4 | TUN_F_TSO6)) && (f >> F_GUEST_ECN & 1)
+			     ? TUN_F_TSO_ECN
+			     : 0;
 	}
 	if (d->offloads && net_tap_offload(d, flags) < 0)
 		log_warn("%s: the tap refused offloads 0x%x", vd->id, flags);
@@ -425,7 +439,8 @@ static void net_pairs_apply(void *arg)
 	for (unsigned i = 0; i < d->npairs; i++) {
 		struct net_pair *p = &d->pair[i];
 		bool on = i < c->q;
-		struct ifreq ifr = { .ifr_flags = (short)(on ? IFF_ATTACH_QUEUE : IFF_DETACH_QUEUE) };
+		struct ifreq ifr = { .ifr_flags =
+					 (short)(on ? IFF_ATTACH_QUEUE : IFF_DETACH_QUEUE) };
 
 		if (on == p->enabled)
 			continue;
@@ -452,9 +467,11 @@ static uint32_t net_control(struct net_dev *d, const struct virtq_req *r)
 
 	if (virtq_copy_out(r, 0, hdr, 2) == 2) {
 		if (hdr[0] == CTRL_RX) {
-			ack = 0; /* a tap behind a bridge gets what is for it; filters are not needed */
-		} else if (hdr[0] == CTRL_MQ && hdr[1] == CTRL_MQ_PAIRS_SET && virtq_copy_out(r, 2, &pairs, 2) == 2 &&
-			   pairs >= 1 && pairs <= d->npairs) {
+			/* a tap behind a bridge gets what is for it; filters are not needed */
+			ack = 0;
+		} else if (hdr[0] == CTRL_MQ && hdr[1] == CTRL_MQ_PAIRS_SET &&
+			   virtq_copy_out(r, 2, &pairs, 2) == 2 && pairs >= 1 &&
+			   pairs <= d->npairs) {
 			net_pairs_set(d, pairs);
 			ack = 0;
 		}
@@ -475,7 +492,8 @@ static void net_kick(struct virtio_dev *vd, unsigned qi)
 	r = malloc(sizeof(*r));
 	if (!r)
 		return;
-	/* bounded: a driver that keeps adding does not hold the machine lock for ever; its next kick goes on */
+	/* bounded: a driver that keeps adding does not hold the machine lock for ever; its next
+	 * kick goes on */
 	for (unsigned n = 0; n < NET_BATCH; n++) {
 		ret = virtq_pop(q, r);
 		if (ret > 0)
@@ -573,8 +591,9 @@ static int net_load(struct virtio_dev *vd, const struct state_reader *r, struct 
 	uint64_t pairs = state_get_u64_or(r, 1, 1);
 
 	if (pairs < 1 || pairs > d->npairs)
-		return err_set(e, EINVAL, "state-mismatch", "device %s: the saved state has %llu queue pairs, this one %u", vd->id,
-			       (unsigned long long)pairs, d->npairs);
+		return err_set(e, EINVAL, "state-mismatch",
+			       "device %s: the saved state has %llu queue pairs, this one %u",
+			       vd->id, (unsigned long long)pairs, d->npairs);
 	net_pairs_set(d, (unsigned)pairs);
 	return 0;
 }
@@ -595,8 +614,9 @@ static unsigned net_stats(struct virtio_dev *vd, const char **names, uint64_t *v
 	const struct {
 		const char *name;
 		_Atomic uint64_t *v;
-	} all[] = { { "rx_frames", &d->rx_frames }, { "tx_frames", &d->tx_frames },   { "rx_bytes", &d->rx_bytes },
-		    { "tx_bytes", &d->tx_bytes },   { "rx_dropped", &d->rx_dropped }, { "tx_dropped", &d->tx_dropped } };
+	} all[] = { { "rx_frames", &d->rx_frames },   { "tx_frames", &d->tx_frames },
+		    { "rx_bytes", &d->rx_bytes },     { "tx_bytes", &d->tx_bytes },
+		    { "rx_dropped", &d->rx_dropped }, { "tx_dropped", &d->tx_dropped } };
 	unsigned n = 0;
 
 	for (; n < ARRAY_SIZE(all) && n < max; n++) {
@@ -630,8 +650,9 @@ int virtio_net_new(struct vm *vm, struct pci_bus *bus, const struct mc_nic *nic,
 	int r;
 
 	if (!nic->queues || nic->queues > NET_PAIRS_MAX)
-		return err_set(e, EINVAL, "bad-nic", "network port %s: %u queues; 1 to %u are possible", nic->name, nic->queues,
-			       NET_PAIRS_MAX);
+		return err_set(e, EINVAL, "bad-nic",
+			       "network port %s: %u queues; 1 to %u are possible", nic->name,
+			       nic->queues, NET_PAIRS_MAX);
 	d = calloc(1, sizeof(*d));
 	if (!d)
 		return err_set(e, ENOMEM, "no-memory", "network port %s: out of memory", nic->name);
@@ -644,7 +665,11 @@ int virtio_net_new(struct vm *vm, struct pci_bus *bus, const struct mc_nic *nic,
 	d->vd.nqueues = 2 * d->npairs + 1;
 	d->vd.queue_size_max = 256;
 	for (unsigned i = 0; i < NET_PAIRS_MAX; i++) {
-		d->pair[i] = (struct net_pair){ .dev = d, .index = i, .tap = i < d->npairs ? nic->tap_fds[i] : -1, .enabled = i < d->npairs }; /* as the kernel has them */
+		d->pair[i] =
+		    (struct net_pair){ .dev = d,
+				       .index = i,
+				       .tap = i < d->npairs ? nic->tap_fds[i] : -1,
+				       .enabled = i < d->npairs }; /* as the kernel has them */
 		d->pair[i].tap_w.fd = d->pair[i].rx_w.fd = d->pair[i].tx_w.fd = -1;
 	}
 	for (unsigned i = 0; i < d->npairs; i++)
@@ -653,9 +678,11 @@ int virtio_net_new(struct vm *vm, struct pci_bus *bus, const struct mc_nic *nic,
 	for (unsigned i = 0; d->offloads && i < d->npairs; i++) {
 		int len = NET_HDR;
 
-		/* a tap's header has 10 bytes until told otherwise; ours has num_buffers behind them */
+		/* a tap's header has 10 bytes until told otherwise; ours has num_buffers behind
+		 * them */
 		if (ioctl(d->pair[i].tap, TUNSETVNETHDRSZ, &len) < 0)
-			log_warn("%s: the tap refused a header of %u bytes: %s", nic->name, NET_HDR, strerror(errno));
+			log_warn("%s: the tap refused a header of %u bytes: %s", nic->name, NET_HDR,
+				 strerror(errno));
 	}
 	d->io = iothread_get(vm, e);
 	if (!d->io) {

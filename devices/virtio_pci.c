@@ -1,10 +1,14 @@
-/* virtio_pci.c - the modern PCI transport (virtio 1.2, 4.1): capabilities, common configuration, interrupts, doorbells.
+/* virtio_pci.c - the modern PCI transport (virtio 1.2, 4.1): capabilities, common configuration,
+ * interrupts, doorbells.
  *
- * BAR 4 (memory, 64-bit) holds common (0), ISR (0x1000), device (0x2000) and notify (0x3000); BAR 1 the MSI-X table. No legacy
- * interface. A queue's kick is a doorbell (eventfd) where the device asked for one, else a call under the machine lock.
- * Threading: configuration under the machine lock; queue interrupts from any thread (MSI-X directly; INTx by a post to the
- * main loop, because the line needs the machine lock and an I/O thread must not take it).
- * Trust: every register write is the guest's; a wrong sequence sets NEEDS_RESET or is ignored, never trusted.
+ * BAR 4 (memory, 64-bit) holds common (0), ISR (0x1000), device (0x2000) and notify (0x3000); BAR 1
+ * the MSI-X table. No legacy interface. A queue's kick is a doorbell (eventfd) where the device
+ * asked for one, else a call under the machine lock.
+ * Threading: configuration under the machine lock; queue interrupts from any thread (MSI-X
+ * directly; INTx by a post to the main loop, because the line needs the machine lock and an I/O
+ * thread must not take it).
+ * Trust: every register write is the guest's; a wrong sequence sets NEEDS_RESET or is ignored,
+ * never trusted.
  */
 #include <errno.h>
 #include <stdatomic.h>
@@ -81,7 +85,7 @@ struct virtio_pci {
 	uint32_t device_feature_sel, driver_feature_sel;
 	uint16_t queue_sel, config_vector;
 	_Atomic uint16_t *queue_vector; /* read by I/O threads */
-	int *doorbell;	/* eventfd a queue, -1 none */
+	int *doorbell;			/* eventfd a queue, -1 none */
 	bool *doorbell_on;
 	uint64_t notify_base; /* where doorbells are registered; 0 nowhere */
 	_Atomic uint8_t status, isr;
@@ -120,7 +124,8 @@ static void vp_interrupt(struct virtio_pci *vp, uint16_t vector, uint8_t isr)
 		return;
 	}
 	atomic_fetch_or(&vp->isr, isr);
-	if (!atomic_exchange(&vp->intx_posted, true) && loop_post(vp->dev.vm->loop, vp_intx_update, vp) < 0)
+	if (!atomic_exchange(&vp->intx_posted, true) &&
+	    loop_post(vp->dev.vm->loop, vp_intx_update, vp) < 0)
 		atomic_store(&vp->intx_posted, false);
 }
 
@@ -146,7 +151,8 @@ void virtio_needs_reset(struct virtio_dev *d, const char *why)
 
 	if (atomic_fetch_or(&vp->status, STATUS_NEEDS_RESET) & STATUS_NEEDS_RESET)
 		return;
-	log_warn("%s: the driver broke the protocol (%s); the device waits for a reset", d->id, why);
+	log_warn("%s: the driver broke the protocol (%s); the device waits for a reset", d->id,
+		 why);
 	if (atomic_load(&vp->status) & STATUS_DRIVER_OK)
 		vp_interrupt(vp, vp->config_vector, 2);
 }
@@ -193,12 +199,14 @@ int virtio_queue_doorbell_fd(struct virtio_dev *d, unsigned q)
 
 static void vp_kick(struct virtio_pci *vp, unsigned q)
 {
-	if (q >= vp->vd->nqueues || !(atomic_load(&vp->status) & STATUS_DRIVER_OK) || !vp->vd->vq[q].ready)
+	if (q >= vp->vd->nqueues || !(atomic_load(&vp->status) & STATUS_DRIVER_OK) ||
+	    !vp->vd->vq[q].ready)
 		return;
 	if (vp->doorbell[q] >= 0) {
 		uint64_t one = 1;
 
-		/* the doorbell could not be registered: ring it ourselves. EAGAIN: it rings already */
+		/* the doorbell could not be registered: ring it ourselves. EAGAIN: it rings already
+		 */
 		if (write(vp->doorbell[q], &one, sizeof(one)) < 0 && errno != EAGAIN)
 			log_warn("%s: doorbell: %s", vp->vd->id, strerror(errno));
 		return;
@@ -243,10 +251,12 @@ static void vp_status_write(struct virtio_pci *vp, uint8_t val)
 	/* bits are only ever added; NEEDS_RESET is ours */
 	fresh = (uint8_t)(val & ~old & ~STATUS_NEEDS_RESET);
 	if (fresh & STATUS_FEATURES_OK) {
-		bool ok = !(vp->driver_features & ~vp->offered) && (vp->driver_features >> F_VERSION_1 & 1);
+		bool ok = !(vp->driver_features & ~vp->offered) &&
+			  (vp->driver_features >> F_VERSION_1 & 1);
 
 		if (!ok) {
-			fresh &= (uint8_t)~STATUS_FEATURES_OK; /* the driver reads it back and gives up */
+			/* the driver reads it back and gives up */
+			fresh &= (uint8_t)~STATUS_FEATURES_OK;
 		} else {
 			vd->features = vp->driver_features;
 			if (vd->ops->features_set)
@@ -290,7 +300,8 @@ static void vp_queue_enable(struct virtio_pci *vp, unsigned q)
 
 static uint64_t vp_offered(const struct virtio_pci *vp)
 {
-	return vp->vd->ops->features(vp->vd) | 1ull << F_VERSION_1 | 1ull << F_INDIRECT | 1ull << F_EVENT_IDX;
+	return vp->vd->ops->features(vp->vd) | 1ull << F_VERSION_1 | 1ull << F_INDIRECT |
+	       1ull << F_EVENT_IDX;
 }
 
 static uint16_t vp_vector(const struct virtio_pci *vp, uint64_t val)
@@ -307,11 +318,15 @@ static uint64_t vp_common_field(struct virtio_pci *vp, uint64_t off)
 	case C_DEVICE_FEATURE_SEL:
 		return vp->device_feature_sel;
 	case C_DEVICE_FEATURE:
-		return vp->device_feature_sel < 2 ? (uint32_t)(vp->offered >> (32 * vp->device_feature_sel)) : 0;
+		return vp->device_feature_sel < 2
+			   ? (uint32_t)(vp->offered >> (32 * vp->device_feature_sel))
+			   : 0;
 	case C_DRIVER_FEATURE_SEL:
 		return vp->driver_feature_sel;
 	case C_DRIVER_FEATURE:
-		return vp->driver_feature_sel < 2 ? (uint32_t)(vp->driver_features >> (32 * vp->driver_feature_sel)) : 0;
+		return vp->driver_feature_sel < 2
+			   ? (uint32_t)(vp->driver_features >> (32 * vp->driver_feature_sel))
+			   : 0;
 	case C_CONFIG_VECTOR:
 		return vp->config_vector;
 	case C_NUM_QUEUES:
@@ -344,8 +359,9 @@ static uint64_t vp_common_field(struct virtio_pci *vp, uint64_t off)
 /* Where the field that covers @off starts, and its size. */
 static uint64_t vp_common_start(uint64_t off, unsigned *size)
 {
-	static const uint8_t starts[] = { 0x00, 0x04, 0x08, 0x0c, 0x10, 0x12, 0x14, 0x15, 0x16, 0x18,
-					  0x1a, 0x1c, 0x1e, 0x20, 0x28, 0x30, 0x38, 0x3a, 0x3c };
+	static const uint8_t starts[] = { 0x00, 0x04, 0x08, 0x0c, 0x10, 0x12, 0x14,
+					  0x15, 0x16, 0x18, 0x1a, 0x1c, 0x1e, 0x20,
+					  0x28, 0x30, 0x38, 0x3a, 0x3c };
 
 	for (unsigned i = 0; i + 1 < ARRAY_SIZE(starts); i++)
 		if (off >= starts[i] && off < starts[i + 1]) {
@@ -360,13 +376,15 @@ static uint64_t vp_common_read(struct virtio_pci *vp, uint64_t off, unsigned siz
 {
 	uint64_t val = 0;
 
-	/* a read may be of a part of a field (the 64-bit addresses) or over several: byte by byte serves all */
+	/* a read may be of a part of a field (the 64-bit addresses) or over several: byte by byte
+	 * serves all */
 	for (unsigned i = 0; i < size; i++) {
 		unsigned fsize;
 		uint64_t start = vp_common_start(off + i, &fsize);
 
 		if (fsize)
-			val |= (vp_common_field(vp, start) >> (8 * (off + i - start)) & 0xff) << (8 * i);
+			val |= (vp_common_field(vp, start) >> (8 * (off + i - start)) & 0xff)
+			       << (8 * i);
 	}
 	return val;
 }
@@ -426,7 +444,8 @@ static void vp_common_write(struct virtio_pci *vp, uint64_t off, unsigned size, 
 		if (vp->driver_feature_sel > 1 || (atomic_load(&vp->status) & STATUS_FEATURES_OK))
 			break;
 		shift = 32 * vp->driver_feature_sel;
-		vp->driver_features = (vp->driver_features & ~(0xffffffffull << shift)) | (uint64_t)(uint32_t)val << shift;
+		vp->driver_features = (vp->driver_features & ~(0xffffffffull << shift)) |
+				      (uint64_t)(uint32_t)val << shift;
 		break;
 	case C_CONFIG_VECTOR:
 		vp->config_vector = vp_vector(vp, val & 0xffff);
@@ -478,7 +497,8 @@ static void vp_write(void *dev, uint64_t off, unsigned size, uint64_t val)
 
 static const struct bus_ops vp_bar_ops = { .read = vp_read, .write = vp_write };
 
-/* ---- PCI configuration access capability (4.1.4.9): the BAR seen through a window of 4 bytes ---- */
+/* ---- PCI configuration access capability (4.1.4.9): the BAR seen through a window of 4 bytes ----
+ */
 
 static uint32_t cfg32(const struct pci_dev *d, uint32_t off)
 {
@@ -488,7 +508,8 @@ static uint32_t cfg32(const struct pci_dev *d, uint32_t off)
 	return v;
 }
 
-static bool vp_window(struct virtio_pci *vp, uint32_t off, unsigned len, uint32_t *bar_off, uint32_t *size)
+static bool vp_window(struct virtio_pci *vp, uint32_t off, unsigned len, uint32_t *bar_off,
+		      uint32_t *size)
 {
 	uint32_t data = vp->pci_cap + 16u;
 
@@ -496,7 +517,8 @@ static bool vp_window(struct virtio_pci *vp, uint32_t off, unsigned len, uint32_
 		return false;
 	*bar_off = cfg32(&vp->pci, vp->pci_cap + 8u);
 	*size = cfg32(&vp->pci, vp->pci_cap + 12u);
-	return (*size == 1 || *size == 2 || *size == 4) && IS_ALIGNED(*bar_off, *size) && range_within(*bar_off, *size, VP_BAR_BYTES);
+	return (*size == 1 || *size == 2 || *size == 4) && IS_ALIGNED(*bar_off, *size) &&
+	       range_within(*bar_off, *size, VP_BAR_BYTES);
 }
 
 static void vp_cfg_written(struct pci_dev *d, uint32_t off, unsigned len)
@@ -575,9 +597,13 @@ static void vp_dev_save(struct device *d, struct state_writer *w)
 
 	state_put_u64(w, VP_TAG, vp->driver_features);
 	state_put_u64(w, VP_TAG + 1, vd->features);
-	state_put_u64(w, VP_TAG + 2, vp->device_feature_sel | (uint64_t)vp->driver_feature_sel << 32);
-	state_put_u64(w, VP_TAG + 3, vp->queue_sel | (uint64_t)vp->config_vector << 16 | (uint64_t)vp->generation << 32);
-	state_put_u64(w, VP_TAG + 4, atomic_load(&vp->status) | (uint64_t)atomic_load(&vp->isr) << 8);
+	state_put_u64(w, VP_TAG + 2,
+		      vp->device_feature_sel | (uint64_t)vp->driver_feature_sel << 32);
+	state_put_u64(w, VP_TAG + 3,
+		      vp->queue_sel | (uint64_t)vp->config_vector << 16 |
+			  (uint64_t)vp->generation << 32);
+	state_put_u64(w, VP_TAG + 4,
+		      atomic_load(&vp->status) | (uint64_t)atomic_load(&vp->isr) << 8);
 	pci_dev_save(&vp->pci, w, VP_TAG_PCI);
 	for (unsigned q = 0; q < vd->nqueues; q++) {
 		virtq_save(&vd->vq[q], w, (uint16_t)(VP_TAG_QUEUE + 8 * q));
@@ -598,8 +624,10 @@ static int vp_dev_load(struct device *d, const struct state_reader *r, struct er
 	vp->driver_features = state_get_u64_or(r, VP_TAG, 0);
 	vd->features = state_get_u64_or(r, VP_TAG + 1, 0);
 	if ((vd->features | vp->driver_features) & ~vp->offered)
-		return err_set(e, EINVAL, "state-mismatch", "device %s: the saved state uses features that this host does not offer",
-			       d->id);
+		return err_set(
+		    e, EINVAL, "state-mismatch",
+		    "device %s: the saved state uses features that this host does not offer",
+		    d->id);
 	v = state_get_u64_or(r, VP_TAG + 2, 0);
 	vp->device_feature_sel = (uint32_t)v;
 	vp->driver_feature_sel = (uint32_t)(v >> 32);
@@ -618,8 +646,10 @@ static int vp_dev_load(struct device *d, const struct state_reader *r, struct er
 		if (ret)
 			return ret;
 		if (!vd->vq[q].size || vd->vq[q].size > vd->queue_size_max)
-			return err_set(e, EBADMSG, "state-corrupt", "device %s: queue %u has an impossible size", d->id, q);
-		vp->queue_vector[q] = vp_vector(vp, state_get_u64_or(r, (uint16_t)(VP_TAG_QUEUE + 8 * q + 7), VP_NO_VECTOR));
+			return err_set(e, EBADMSG, "state-corrupt",
+				       "device %s: queue %u has an impossible size", d->id, q);
+		vp->queue_vector[q] = vp_vector(
+		    vp, state_get_u64_or(r, (uint16_t)(VP_TAG_QUEUE + 8 * q + 7), VP_NO_VECTOR));
 	}
 	if (vd->ops->load) {
 		ret = vd->ops->load(vd, r, e);
@@ -704,7 +734,8 @@ int virtio_pci_new(struct vm *vm, struct pci_bus *bus, struct virtio_dev *d, str
 	int ret;
 
 	if (!d->nqueues || d->nqueues > VIRTIO_QUEUES_MAX * 2 + 4)
-		return err_set(e, EINVAL, "too-many-queues", "device %s: %u queues", d->id, d->nqueues);
+		return err_set(e, EINVAL, "too-many-queues", "device %s: %u queues", d->id,
+			       d->nqueues);
 	vp = calloc(1, sizeof(*vp));
 	if (!vp)
 		return err_set(e, ENOMEM, "no-memory", "device %s: out of memory", d->id);
@@ -727,17 +758,27 @@ int virtio_pci_new(struct vm *vm, struct pci_bus *bus, struct virtio_dev *d, str
 	for (unsigned q = 0; q < d->nqueues; q++) {
 		vp->doorbell[q] = -1;
 		vp->queue_vector[q] = VP_NO_VECTOR;
-		d->vq[q] = (struct virtq){ .mem = vm->mem, .size = d->queue_size_max, .notify = vp_notify, .notify_arg = vp, .index = q };
+		d->vq[q] = (struct virtq){ .mem = vm->mem,
+					   .size = d->queue_size_max,
+					   .notify = vp_notify,
+					   .notify_arg = vp,
+					   .index = q };
 	}
 	vp->config_vector = VP_NO_VECTOR;
 	snprintf(vp->pci.name, sizeof(vp->pci.name), "%s", d->id);
-	vp->pci.bar[VP_BAR] = (struct pci_bar){ .size_bytes = VP_BAR_BYTES, .mem64 = true, .prefetch = true, .ops = &vp_bar_ops,
-						.opaque = vp, .moved = vp_bar_moved };
+	vp->pci.bar[VP_BAR] = (struct pci_bar){ .size_bytes = VP_BAR_BYTES,
+						.mem64 = true,
+						.prefetch = true,
+						.ops = &vp_bar_ops,
+						.opaque = vp,
+						.moved = vp_bar_moved };
 	vp->pci.cfg_written = vp_cfg_written;
 	vp->pci.cfg_reading = vp_cfg_reading;
-	ret = pci_dev_add(bus, &vp->pci, -1, VP_VENDOR, (uint16_t)(VP_DEVICE + d->ops->virtio_id), d->ops->pci_class << 8 | 1, e);
+	ret = pci_dev_add(bus, &vp->pci, -1, VP_VENDOR, (uint16_t)(VP_DEVICE + d->ops->virtio_id),
+			  d->ops->pci_class << 8 | 1, e);
 	if (!ret)
-		ret = pci_msix_init(&vp->pci, d->nqueues + 1, VP_BAR_MSIX, 0, 16 * (d->nqueues + 1));
+		ret =
+		    pci_msix_init(&vp->pci, d->nqueues + 1, VP_BAR_MSIX, 0, 16 * (d->nqueues + 1));
 	if (!ret)
 		ret = vp_cap(vp, CAP_COMMON, VP_COMMON, C_END, 0);
 	if (!ret)
@@ -745,19 +786,28 @@ int virtio_pci_new(struct vm *vm, struct pci_bus *bus, struct virtio_dev *d, str
 	if (!ret)
 		ret = vp_cap(vp, CAP_DEVICE, VP_CONFIG, 0x1000, 0);
 	if (!ret)
-		ret = vp_cap(vp, CAP_NOTIFY, VP_NOTIFY, VP_NOTIFY_STEP * d->nqueues, VP_NOTIFY_STEP);
+		ret =
+		    vp_cap(vp, CAP_NOTIFY, VP_NOTIFY, VP_NOTIFY_STEP * d->nqueues, VP_NOTIFY_STEP);
 	if (!ret)
 		ret = vp_cap(vp, CAP_PCI, 0, 0, 0);
 	if (ret) {
 		pci_dev_del(&vp->pci);
 		vp->notify_base = 0;
 		vp_free(vp);
-		return e && e->num ? ret : err_set(e, -ret, "no-pci-slot", "device %s: cannot be placed on the PCI bus", d->id);
+		return e && e->num ? ret
+				   : err_set(e, -ret, "no-pci-slot",
+					     "device %s: cannot be placed on the PCI bus", d->id);
 	}
 	vp->offered = vp_offered(vp);
-	vp->dev_ops = (struct device_ops){ .name = virtio_names[d->ops->virtio_id], .version = 1, .reset = vp_dev_reset,
-					   .save = vp_dev_save, .load = vp_dev_load, .quiesce = vp_dev_quiesce,
-					   .unquiesce = vp_dev_unquiesce, .destroy = vp_dev_destroy, .stats = vp_dev_stats };
+	vp->dev_ops = (struct device_ops){ .name = virtio_names[d->ops->virtio_id],
+					   .version = 1,
+					   .reset = vp_dev_reset,
+					   .save = vp_dev_save,
+					   .load = vp_dev_load,
+					   .quiesce = vp_dev_quiesce,
+					   .unquiesce = vp_dev_unquiesce,
+					   .destroy = vp_dev_destroy,
+					   .stats = vp_dev_stats };
 	vm_device_add(vm, &vp->dev, &vp->dev_ops, d->id);
 	return 0;
 }

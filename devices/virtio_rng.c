@@ -1,7 +1,7 @@
 /* virtio_rng.c - the virtio entropy device (virtio 1.2, 5.4): buffers filled from getrandom(2).
  *
- * At most 64 KiB a request and 64 requests a kick, so that a greedy guest cannot hold the machine lock; what remains is taken
- * up by the next kick or by a post to the main loop.
+ * At most 64 KiB a request and 64 requests a kick, so that a greedy guest cannot hold the machine
+ * lock; what remains is taken up by the next kick or by a post to the main loop.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -27,7 +27,8 @@ static struct rng *rng_of(struct virtio_dev *d)
 	return container_of(d, struct rng, vd);
 }
 
-/* Straight into the guest's buffers; getrandom() of up to 256 bytes never fails once the pool is up. */
+/* Straight into the guest's buffers; getrandom() of up to 256 bytes never fails once the pool is
+ * up. */
 static uint32_t rng_fill(const struct virtq_req *r)
 {
 	uint32_t done = 0;

@@ -1,7 +1,7 @@
 /* virtq.c - see virtq.h: split virtqueues (virtio 1.2, 2.7) with event index and indirect tables.
  *
- * Ring memory is the guest's and changes under us: each field is loaded once, by an atomic load of its size, into
- * a local, checked, and only the local is used. Packed rings are not offered.
+ * Ring memory is the guest's and changes under us: each field is loaded once, by an atomic load of
+ * its size, into a local, checked, and only the local is used. Packed rings are not offered.
  */
 #include "devices/virtq.h"
 
@@ -11,11 +11,11 @@
 
 #include "common/overflow.h"
 
-#define DESC_NEXT	1u
-#define DESC_WRITE	2u
-#define DESC_INDIRECT	4u
-#define AVAIL_NO_INTR	1u
-#define USED_NO_NOTIFY	1u
+#define DESC_NEXT      1u
+#define DESC_WRITE     2u
+#define DESC_INDIRECT  4u
+#define AVAIL_NO_INTR  1u
+#define USED_NO_NOTIFY 1u
 
 struct virtq_desc {
 	uint64_t addr;
@@ -68,16 +68,19 @@ static uint64_t used_bytes(const struct virtq *q)
 int virtq_enable(struct virtq *q, struct err *e)
 {
 	if (!q->size || q->size > VIRTQ_SIZE_MAX || (q->size & (q->size - 1)))
-		return err_set(e, EINVAL, "bad-virtqueue", "queue %u: size %u is no power of two up to %u", q->index, q->size,
+		return err_set(e, EINVAL, "bad-virtqueue",
+			       "queue %u: size %u is no power of two up to %u", q->index, q->size,
 			       VIRTQ_SIZE_MAX);
 	if (!IS_ALIGNED(q->desc, 16) || !IS_ALIGNED(q->avail, 2) || !IS_ALIGNED(q->used, 4))
-		return err_set(e, EINVAL, "bad-virtqueue", "queue %u: its rings are not aligned", q->index);
+		return err_set(e, EINVAL, "bad-virtqueue", "queue %u: its rings are not aligned",
+			       q->index);
 	q->desc_p = mem_ptr(q->mem, q->desc, 16ull * q->size);
 	q->avail_p = mem_ptr(q->mem, q->avail, avail_bytes(q));
 	q->used_p = mem_ptr_write(q->mem, q->used, used_bytes(q));
 	if (!q->desc_p || !q->avail_p || !q->used_p) {
 		q->desc_p = q->avail_p = q->used_p = NULL;
-		return err_set(e, EINVAL, "bad-virtqueue", "queue %u: its rings lie outside RAM", q->index);
+		return err_set(e, EINVAL, "bad-virtqueue", "queue %u: its rings lie outside RAM",
+			       q->index);
 	}
 	q->ready = true;
 	q->broken = false;
@@ -106,8 +109,8 @@ bool virtq_empty(const struct virtq *q)
 	return !q->ready || q->broken || virtq_waiting(q) == 0;
 }
 
-/* Host address for the device to write to: RAM only. Not marked dirty: that comes with the push, when what was
- * written is known. */
+/* Host address for the device to write to: RAM only. Not marked dirty: that comes with the push,
+ * when what was written is known. */
 static void *virtq_writable(const struct virtq *q, gpa_t gpa, uint64_t len)
 {
 	const struct mem_region *r = mem_region_find(q->mem, gpa);
@@ -150,8 +153,8 @@ static int virtq_segment(struct virtq *q, struct virtq_req *r, const struct virt
 }
 
 /* Walk a chain in @table of @count entries from @i. */
-static int virtq_walk(struct virtq *q, struct virtq_req *r, const struct virtq_desc *table, unsigned count, unsigned i,
-		      bool indirect)
+static int virtq_walk(struct virtq *q, struct virtq_req *r, const struct virtq_desc *table,
+		      unsigned count, unsigned i, bool indirect)
 {
 	for (unsigned steps = 0; steps < count; steps++) {
 		struct virtq_desc d;
@@ -210,8 +213,8 @@ int virtq_pop(struct virtq *q, struct virtq_req *req)
 		q->broken = n < 0;
 		return n;
 	}
-	/* more taken than the ring has places: a head is offered again before it came back. It would be memory without
-	 * bound here. */
+	/* more taken than the ring has places: a head is offered again before it came back. It
+	 * would be memory without bound here. */
 	if ((uint16_t)(q->last_avail - q->used_idx) >= q->size) {
 		q->broken = true;
 		return -EPROTO;
@@ -287,7 +290,8 @@ void virtq_interrupt(struct virtq *q)
 		uint16_t event = load16(&a->ring[q->size]);
 		uint16_t old = q->signalled_used;
 
-		fire = !q->signalled_valid || (uint16_t)(q->used_idx - event - 1) < (uint16_t)(q->used_idx - old);
+		fire = !q->signalled_valid ||
+		       (uint16_t)(q->used_idx - event - 1) < (uint16_t)(q->used_idx - old);
 		q->signalled_used = q->used_idx;
 		q->signalled_valid = true;
 	} else {
@@ -305,7 +309,8 @@ bool virtq_kicks_on(struct virtq *q)
 		return false;
 	if (q->event_idx) {
 		store16((uint16_t *)(void *)&u->ring[q->size], q->last_avail);
-		mem_dirty_mark(q->mem, q->used + offsetof(struct virtq_used, ring) + 8ull * q->size, 2);
+		mem_dirty_mark(q->mem, q->used + offsetof(struct virtq_used, ring) + 8ull * q->size,
+			       2);
 	} else {
 		store16(&u->flags, 0);
 		mem_dirty_mark(q->mem, q->used, 2);
@@ -366,17 +371,21 @@ uint64_t virtq_copy_in(const struct virtq_req *r, uint64_t off, const void *buf,
 
 void virtq_save(const struct virtq *q, struct state_writer *w, uint16_t base_tag)
 {
-	state_put_u64(w, base_tag, q->size | (uint64_t)q->ready << 16 | (uint64_t)q->event_idx << 17 | (uint64_t)q->broken << 18 |
-					   (uint64_t)q->signalled_valid << 19);
+	state_put_u64(w, base_tag,
+		      q->size | (uint64_t)q->ready << 16 | (uint64_t)q->event_idx << 17 |
+			  (uint64_t)q->broken << 18 | (uint64_t)q->signalled_valid << 19);
 	state_put_u64(w, base_tag + 1, q->desc);
 	state_put_u64(w, base_tag + 2, q->avail);
 	state_put_u64(w, base_tag + 3, q->used);
-	state_put_u64(w, base_tag + 4, q->last_avail | (uint64_t)q->used_idx << 16 | (uint64_t)q->signalled_used << 32);
+	state_put_u64(w, base_tag + 4,
+		      q->last_avail | (uint64_t)q->used_idx << 16 |
+			  (uint64_t)q->signalled_used << 32);
 }
 
 int virtq_load(struct virtq *q, const struct state_reader *r, uint16_t base_tag, struct err *e)
 {
-	uint64_t flags = state_get_u64_or(r, base_tag, 0), idx = state_get_u64_or(r, base_tag + 4, 0);
+	uint64_t flags = state_get_u64_or(r, base_tag, 0),
+		 idx = state_get_u64_or(r, base_tag + 4, 0);
 	int ret = 0;
 
 	q->size = (uint16_t)flags;

@@ -1,8 +1,9 @@
-/* vmgenid.c - Virtual Machine Generation ID (Microsoft, 2012): 16 bytes in guest RAM and a notification.
+/* vmgenid.c - Virtual Machine Generation ID (Microsoft, 2012): 16 bytes in guest RAM and a
+ * notification.
  *
- * The id belongs to this run of the guest, not to the state: after a load, a state that was saved under
- * another id (a clone, a snapshot gone back to) makes the device write its own and raise the general-purpose
- * event by which the guest's kernel learns to reseed its random numbers.
+ * The id belongs to this run of the guest, not to the state: after a load, a state that was saved
+ * under another id (a clone, a snapshot gone back to) makes the device write its own and raise the
+ * general-purpose event by which the guest's kernel learns to reseed its random numbers.
  * Guest RAM must be in place before the state is loaded. Locking: machine lock.
  */
 #include "devices/vmgenid.h"
@@ -47,7 +48,8 @@ static int vmgenid_load(struct device *d, const struct state_reader *r, struct e
 	uint8_t saved[16];
 
 	if (state_get_bytes(r, 1, saved, sizeof(saved)))
-		return err_set(e, EBADMSG, "state-corrupt", "vmgenid: the id is missing in the state");
+		return err_set(e, EBADMSG, "state-corrupt",
+			       "vmgenid: the id is missing in the state");
 	if (memcmp(saved, g->id, sizeof(saved))) {
 		vmgenid_write(g);
 		pm_gpe_raise(g->pm, VMGENID_GPE);
@@ -68,7 +70,8 @@ static const struct device_ops vmgenid_ops = {
 	.destroy = vmgenid_destroy,
 };
 
-struct vmgenid *vmgenid_new(struct vm *vm, gpa_t gpa, const uint8_t id[16], struct pm *pm, struct err *e)
+struct vmgenid *vmgenid_new(struct vm *vm, gpa_t gpa, const uint8_t id[16], struct pm *pm,
+			    struct err *e)
 {
 	struct vmgenid *g = calloc(1, sizeof(*g));
 

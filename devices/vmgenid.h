@@ -13,9 +13,11 @@ struct pm;
 struct vm;
 struct vmgenid;
 
-/* vmgenid_new() - @gpa: page in guest RAM that no memory map gives to the kernel; @id as in a UUID's text.
+/* vmgenid_new() - @gpa: page in guest RAM that no memory map gives to the kernel; @id as in a
+ * UUID's text.
  * Nothing is written yet. Owned by the VM. */
-struct vmgenid *vmgenid_new(struct vm *vm, gpa_t gpa, const uint8_t id[16], struct pm *pm, struct err *e);
+struct vmgenid *vmgenid_new(struct vm *vm, gpa_t gpa, const uint8_t id[16], struct pm *pm,
+			    struct err *e);
 void vmgenid_write(struct vmgenid *g); /* put the id into guest RAM */
 
 #endif

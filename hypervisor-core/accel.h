@@ -27,22 +27,22 @@ enum vcpu_exit {
 };
 
 struct accel_probe {
-	bool usable;		/* can run a guest at all */
-	bool ring0_native;	/* guest ring 0 at native speed: stock kernels run */
-	double ring0_ns;	/* measured ns an instruction in guest ring 0; 0 = not measured */
+	bool usable;	   /* can run a guest at all */
+	bool ring0_native; /* guest ring 0 at native speed: stock kernels run */
+	double ring0_ns;   /* measured ns an instruction in guest ring 0; 0 = not measured */
 	bool nested, dirty_ring, sync_regs;
 	unsigned vcpus_max;
-	char reason[200];	/* one sentence for `info` and `doctor` */
+	char reason[200]; /* one sentence for `info` and `doctor` */
 };
 
 enum accel_caps {
-	ACCEL_HAS_LAPIC = 1 << 0,   /* own LAPICs: the machine builds none */
+	ACCEL_HAS_LAPIC = 1 << 0, /* own LAPICs: the machine builds none */
 	ACCEL_HAS_IRQFD = 1 << 1,
 	ACCEL_HAS_DOORBELL = 1 << 2, /* ioeventfd */
 };
 
 struct accel_config {
-	int kvm_fd;	       /* /dev/kvm, opened by priv; -1 for soft. Borrowed during vm_init. */
+	int kvm_fd; /* /dev/kvm, opened by priv; -1 for soft. Borrowed during vm_init. */
 	unsigned vcpus;
 	bool icount, threads_one; /* soft: deterministic virtual time, one host thread */
 	bool dirty_ring;
@@ -51,7 +51,8 @@ struct accel_config {
 struct accel_ops {
 	const char *name;
 	uint32_t caps; /* enum accel_caps */
-	/* probe() - cheap facts; measures ring 0 by a real guest where @measure. @kvm_fd as above. */
+	/* probe() - cheap facts; measures ring 0 by a real guest where @measure. @kvm_fd as above.
+	 */
 	int (*probe)(int kvm_fd, bool measure, struct accel_probe *out);
 
 	int (*vm_init)(struct vm *vm, const struct accel_config *cfg, struct err *e);
@@ -74,7 +75,8 @@ struct accel_ops {
 	void (*vcpu_init_sipi)(struct vcpu *v, int vector);
 
 	int (*msi)(struct vm *vm, uint64_t addr, uint32_t data);
-	int (*msi_route)(struct vm *vm, int *gsi, uint64_t addr, uint32_t data); /* *gsi -1: allocate */
+	int (*msi_route)(struct vm *vm, int *gsi, uint64_t addr,
+			 uint32_t data); /* *gsi -1: allocate */
 	void (*msi_unroute)(struct vm *vm, int gsi);
 	int (*irqfd)(struct vm *vm, int fd, int gsi, bool assign);
 	int (*doorbell)(struct vm *vm, bool pio, uint64_t addr, unsigned size, bool use_match,
@@ -83,8 +85,8 @@ struct accel_ops {
 	 * EOIs of level-triggered ones (split irqchip). addr/data 0 = masked. */
 	void (*ioapic_route)(struct vm *vm, unsigned pin, uint64_t addr, uint32_t data, bool level);
 
-	/* dirty log of vCPU writes; the bitmap has a bit a page of @r, set bits are or-ed in and cleared
-	 * in the accelerator. */
+	/* dirty log of vCPU writes; the bitmap has a bit a page of @r, set bits are or-ed in and
+	 * cleared in the accelerator. */
 	int (*dirty_start)(struct vm *vm);
 	void (*dirty_stop)(struct vm *vm);
 	int (*dirty_fetch)(struct vm *vm, const struct mem_region *r, uint8_t *bitmap);
@@ -94,16 +96,18 @@ struct accel_ops {
 	int (*clock_set)(struct vm *vm, uint64_t ns);
 	/* optional: virtual time of devices; NULL = CLOCK_MONOTONIC */
 	uint64_t (*now_ns)(struct vm *vm);
-	/* optional, for a user-space LAPIC: the vm_now_ns() time at which vCPU @v's TSC reads @tsc (in the past
-	 * or the future). NULL = the TSC counts vm_now_ns() itself (1 GHz). Any thread. */
+	/* optional, for a user-space LAPIC: the vm_now_ns() time at which vCPU @v's TSC reads @tsc
+	 * (in the past or the future). NULL = the TSC counts vm_now_ns() itself (1 GHz). Any
+	 * thread. */
 	uint64_t (*tsc_to_ns)(struct vcpu *v, uint64_t tsc);
 	/* optional: one thread runs all vCPUs (soft threads=1); returns when vm->stopping */
 	bool (*runs_all)(struct vm *vm);
 	enum vcpu_exit (*run_all)(struct vm *vm, struct vcpu **which);
 	/* optional: counters for `info`/`top`: instructions, exits, tlb ... */
 	unsigned (*stats)(struct vm *vm, const char **names, uint64_t *values, unsigned max);
-	/* cpuid_supported() - every leaf that this accelerator can honour. vm_new() calls it after vm_init()
-	 * and fills vm->cpuid by cpuid_build(); vcpu_init() applies that, per vCPU by cpuid_for_vcpu(). */
+	/* cpuid_supported() - every leaf that this accelerator can honour. vm_new() calls it after
+	 * vm_init() and fills vm->cpuid by cpuid_build(); vcpu_init() applies that, per vCPU by
+	 * cpuid_for_vcpu(). */
 	int (*cpuid_supported)(struct vm *vm, struct cpuid_table *out, struct err *e);
 };
 
@@ -112,8 +116,9 @@ extern const struct accel_ops accel_soft;
 extern const struct accel_ops *const accel_rows[]; /* NULL-terminated, order of preference */
 
 /* accel_choose() - "auto", "kvm", "soft". auto takes kvm where it is usable and runs guest ring 0
- * natively, else soft. @reason: one sentence why (what was measured). NULL with @e where impossible. */
-const struct accel_ops *accel_choose(const char *want, int kvm_fd, char *reason, unsigned reason_len,
-				     struct err *e);
+ * natively, else soft. @reason: one sentence why (what was measured). NULL with @e where
+ * impossible. */
+const struct accel_ops *accel_choose(const char *want, int kvm_fd, char *reason,
+				     unsigned reason_len, struct err *e);
 
 #endif

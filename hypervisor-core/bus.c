@@ -1,14 +1,15 @@
 /* bus.c - port I/O and MMIO dispatch, and doorbells (bus.h).
  *
  * Ranges and doorbells are two sorted arrays behind one reader lock that prefers writers, so that
- * guests hammering a port cannot starve a BAR that moves. The lock is held for the lookup only, never
- * while a device runs: a config write may well call bus_del() and bus_add() from inside its handler.
- * A device behind the machine lock is therefore looked up, locked, and, if the bus changed in between
- * (a generation count tells), looked up again. Handlers that run BUS_UNLOCKED may still be finishing
- * when bus_del() returns; such a device is freed only while the vCPUs are parked.
+ * guests hammering a port cannot starve a BAR that moves. The lock is held for the lookup only,
+ * never while a device runs: a config write may well call bus_del() and bus_add() from inside its
+ * handler.
+ * A device behind the machine lock is therefore looked up, locked, and, if the bus changed in
+ * between (a generation count tells), looked up again. Handlers that run BUS_UNLOCKED may still be
+ * finishing when bus_del() returns; such a device is freed only while the vCPUs are parked.
  *
- * Trust: address, size and value are the guest's. What crosses the end of a range is split, so that a
- * handler sees only offsets inside its own range.
+ * Trust: address, size and value are the guest's. What crosses the end of a range is split, so that
+ * a handler sees only offsets inside its own range.
  */
 #include "hypervisor-core/bus.h"
 
@@ -157,8 +158,8 @@ static unsigned bus_bell_pos(const struct bus *b, uint64_t addr)
 	return lo;
 }
 
-static bool bus_bell_same(const struct bus_doorbell *d, uint64_t addr, unsigned size, bool use_match,
-			  uint64_t match)
+static bool bus_bell_same(const struct bus_doorbell *d, uint64_t addr, unsigned size,
+			  bool use_match, uint64_t match)
 {
 	return d->addr == addr && d->size == size && d->use_match == use_match &&
 	       (!use_match || d->match == match);
@@ -170,10 +171,12 @@ static int bus_bell_kernel(struct bus *b, const struct bus_doorbell *d, bool ass
 
 	if (!a || !(a->caps & ACCEL_HAS_DOORBELL) || !a->doorbell)
 		return -ENOTSUP;
-	return a->doorbell(b->vm, b == b->vm->pio, d->addr, d->size, d->use_match, d->match, d->fd, assign);
+	return a->doorbell(b->vm, b == b->vm->pio, d->addr, d->size, d->use_match, d->match, d->fd,
+			   assign);
 }
 
-int bus_doorbell_add(struct bus *b, uint64_t addr, unsigned size, bool use_match, uint64_t match, int fd)
+int bus_doorbell_add(struct bus *b, uint64_t addr, unsigned size, bool use_match, uint64_t match,
+		     int fd)
 {
 	struct bus_doorbell d = { addr, match, size, use_match, false, fd };
 	int ret = 0;
@@ -199,11 +202,13 @@ int bus_doorbell_add(struct bus *b, uint64_t addr, unsigned size, bool use_match
 	return ret;
 }
 
-void bus_doorbell_del(struct bus *b, uint64_t addr, unsigned size, bool use_match, uint64_t match, int fd)
+void bus_doorbell_del(struct bus *b, uint64_t addr, unsigned size, bool use_match, uint64_t match,
+		      int fd)
 {
 	pthread_rwlock_wrlock(&b->lock);
 	for (unsigned i = bus_bell_pos(b, addr); i < b->nbells && b->bell[i].addr == addr; i++) {
-		if (b->bell[i].fd != fd || !bus_bell_same(&b->bell[i], addr, size, use_match, match))
+		if (b->bell[i].fd != fd ||
+		    !bus_bell_same(&b->bell[i], addr, size, use_match, match))
 			continue;
 		if (b->bell[i].in_kernel)
 			bus_bell_kernel(b, &b->bell[i], false);
@@ -223,7 +228,8 @@ static bool bus_ring(struct bus *b, uint64_t addr, unsigned size, uint64_t val)
 		const struct bus_doorbell *d = &b->bell[i];
 		uint64_t one = 1;
 
-		if ((d->size && d->size != size) || (d->use_match && (val & mask) != (d->match & mask)))
+		if ((d->size && d->size != size) ||
+		    (d->use_match && (val & mask) != (d->match & mask)))
 			continue;
 		/* A full counter (EAGAIN) already wakes its reader: nothing is lost. */
 		if (write(d->fd, &one, sizeof(one)) < 0 && errno != EAGAIN)
@@ -300,7 +306,8 @@ uint64_t bus_read(struct bus *b, uint64_t addr, unsigned size)
 
 		if (bus_enter(b, addr + done, &r)) {
 			part = bus_part(&r, addr + done, left);
-			got = r.ops->read ? r.ops->read(r.dev, addr + done - r.base, part) : UINT64_MAX;
+			got = r.ops->read ? r.ops->read(r.dev, addr + done - r.base, part)
+					  : UINT64_MAX;
 			bus_leave(b, &r);
 		} else {
 			atomic_fetch_add_explicit(&b->unclaimed, 1, memory_order_relaxed);

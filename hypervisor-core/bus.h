@@ -28,7 +28,7 @@ struct bus *bus_new(struct vm *vm, uint64_t limit);
 void bus_free(struct bus *b);
 int bus_add(struct bus *b, uint64_t base, uint64_t len, const struct bus_ops *ops, void *dev,
 	    const char *name, unsigned flags); /* 0, -EEXIST overlap, -EINVAL, -ENOMEM */
-void bus_del(struct bus *b, uint64_t base);    /* returns when no other thread is inside the lookup; a
+void bus_del(struct bus *b, uint64_t base); /* returns when no other thread is inside the lookup; a
 						* BUS_UNLOCKED handler may still be finishing: free
 						* its device only while the vCPUs are parked */
 
@@ -36,11 +36,13 @@ void bus_del(struct bus *b, uint64_t base);    /* returns when no other thread i
 uint64_t bus_read(struct bus *b, uint64_t addr, unsigned size);
 void bus_write(struct bus *b, uint64_t addr, unsigned size, uint64_t val);
 
-/* bus_doorbell_add() - a write of @size (0 = any) at @addr, with value @match where @use_match, signals
- * eventfd @fd (not owned) and goes no further: in the kernel (ioeventfd) where the accelerator can,
- * in bus_write() otherwise. Return 0 or -errno. */
-int bus_doorbell_add(struct bus *b, uint64_t addr, unsigned size, bool use_match, uint64_t match, int fd);
-void bus_doorbell_del(struct bus *b, uint64_t addr, unsigned size, bool use_match, uint64_t match, int fd);
+/* bus_doorbell_add() - a write of @size (0 = any) at @addr, with value @match where @use_match,
+ * signals eventfd @fd (not owned) and goes no further: in the kernel (ioeventfd) where the
+ * accelerator can, in bus_write() otherwise. Return 0 or -errno. */
+int bus_doorbell_add(struct bus *b, uint64_t addr, unsigned size, bool use_match, uint64_t match,
+		     int fd);
+void bus_doorbell_del(struct bus *b, uint64_t addr, unsigned size, bool use_match, uint64_t match,
+		      int fd);
 
 uint64_t bus_unclaimed_count(const struct bus *b);
 

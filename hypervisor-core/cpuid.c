@@ -1,13 +1,15 @@
 /* cpuid.c - CPUID policy (cpuid.h).
  *
- * "host" is everything the accelerator supports that also works in a guest of ours. The baselines are the
- * x86-64 psABI's micro-architecture levels plus what every level's CPUs have in a VM (APIC, TSC
- * deadline, x2APIC, hypervisor bit ...): a guest of one level moves between any hosts of that level.
- * Left out unless asked for by a flag: PMU (counters do not survive a move), MWAIT (a guest that sleeps
- * by it would hold its host CPU), nested VMX/SVM.
+ * "host" is everything the accelerator supports that also works in a guest of ours. The baselines
+ * are the x86-64 psABI's micro-architecture levels plus what every level's CPUs have in a VM (APIC,
+ * TSC deadline, x2APIC, hypervisor bit ...): a guest of one level moves between any hosts of that
+ * level.
+ * Left out unless asked for by a flag: PMU (counters do not survive a move), MWAIT (a guest that
+ * sleeps by it would hold its host CPU), nested VMX/SVM.
  * Threading: pure functions. Trust: model and flags come from the API and are matched exactly; the
  * table comes from the kernel or from the software CPU.
- * Sources: Intel SDM vol. 2 CPUID, AMD APM vol. 3 appendix E, Linux Documentation/virt/kvm/x86/cpuid.rst.
+ * Sources: Intel SDM vol. 2 CPUID, AMD APM vol. 3 appendix E, Linux
+ * Documentation/virt/kvm/x86/cpuid.rst.
  */
 #include "hypervisor-core/cpuid.h"
 
@@ -21,12 +23,12 @@
 enum cpuid_reg { R_EAX, R_EBX, R_ECX, R_EDX };
 enum { KVM_LEAF_SIGNATURE = 0x40000000, KVM_LEAF_FEATURES = 0x40000001 };
 
-#define LEVEL_V1 1u
-#define LEVEL_V2 2u
-#define LEVEL_V3 3u
-#define LEVEL_VM 1u   /* present at every level: architectural in a VM */
-#define LEVEL_HOST 9u /* only by "host" or by name */
-#define LEVEL_ASK 10u /* only by name */
+#define LEVEL_V1     1u
+#define LEVEL_V2     2u
+#define LEVEL_V3     3u
+#define LEVEL_VM     1u	 /* present at every level: architectural in a VM */
+#define LEVEL_HOST   9u	 /* only by "host" or by name */
+#define LEVEL_ASK    10u /* only by name */
 #define LEVEL_NESTED 11u
 
 struct cpuid_flag {
@@ -151,7 +153,8 @@ static const struct cpuid_flag cpuid_flags[] = {
 	{ "kvm-pv-ipi", KVM_LEAF_FEATURES, 0, R_EAX, 11, LEVEL_HOST },
 };
 
-/* Leaves whose every bit is a feature or an attribute of one: a baseline keeps only what it names. */
+/* Leaves whose every bit is a feature or an attribute of one: a baseline keeps only what it names.
+ */
 static bool cpuid_leaf_is_flags(uint32_t leaf, uint32_t subleaf, enum cpuid_reg reg)
 {
 	switch (leaf) {
@@ -196,7 +199,8 @@ static struct cpuid_entry *cpuid_get(struct cpuid_table *t, uint32_t leaf, uint3
 	return (struct cpuid_entry *)cpuid_find(t, leaf, subleaf);
 }
 
-static struct cpuid_entry *cpuid_add(struct cpuid_table *t, uint32_t leaf, uint32_t subleaf, uint32_t flags)
+static struct cpuid_entry *cpuid_add(struct cpuid_table *t, uint32_t leaf, uint32_t subleaf,
+				     uint32_t flags)
 {
 	struct cpuid_entry *c = cpuid_get(t, leaf, subleaf);
 
@@ -262,7 +266,8 @@ static int cpuid_model_level(const char *model, unsigned *level, struct err *e)
 	return -EINVAL;
 }
 
-/* cpuid_apply_level() - take away what the model does not have; -ENOTSUP where the host has less. */
+/* cpuid_apply_level() - take away what the model does not have; -ENOTSUP where the host has less.
+ */
 static int cpuid_apply_level(struct cpuid_table *t, unsigned level, const char *model, bool nested,
 			     struct err *e)
 {
@@ -286,14 +291,15 @@ static int cpuid_apply_level(struct cpuid_table *t, unsigned level, const char *
 		/* a level is a promise: its own instructions must be there */
 		if (level < LEVEL_HOST && f->level <= level && f->level >= LEVEL_V2 && !has)
 			return err_set(e, ENOTSUP, "cpu-model-unsupported",
-				       "CPU model %s needs %s, which this accelerator lacks", model, f->name);
+				       "CPU model %s needs %s, which this accelerator lacks", model,
+				       f->name);
 	}
 	*t = want;
 	return 0;
 }
 
-static int cpuid_apply_one(struct cpuid_table *t, const struct cpuid_table *supported, const char *word,
-			   bool on, struct err *e)
+static int cpuid_apply_one(struct cpuid_table *t, const struct cpuid_table *supported,
+			   const char *word, bool on, struct err *e)
 {
 	const struct cpuid_flag *f = cpuid_flag_by_name(word);
 	const char *names[ARRAY_SIZE(cpuid_flags) + 1] = { NULL };
@@ -308,14 +314,14 @@ static int cpuid_apply_one(struct cpuid_table *t, const struct cpuid_table *supp
 		return -EINVAL;
 	}
 	if (on && !cpuid_has(supported, f))
-		return err_set(e, ENOTSUP, "cpu-flag-unsupported", "CPU flag %s: this accelerator does not have it",
-			       f->name);
+		return err_set(e, ENOTSUP, "cpu-flag-unsupported",
+			       "CPU flag %s: this accelerator does not have it", f->name);
 	cpuid_set(t, f, on);
 	return 0;
 }
 
-static int cpuid_apply_flags(struct cpuid_table *t, const struct cpuid_table *supported, const char *flags,
-			     struct err *e)
+static int cpuid_apply_flags(struct cpuid_table *t, const struct cpuid_table *supported,
+			     const char *flags, struct err *e)
 {
 	const char *p = flags;
 
@@ -324,8 +330,10 @@ static int cpuid_apply_flags(struct cpuid_table *t, const struct cpuid_table *su
 		size_t len = strcspn(p, ",");
 
 		if (len < 2 || len >= sizeof(word) || (*p != '+' && *p != '-'))
-			return err_set(e, EINVAL, "cpu-flags-malformed",
-				       "CPU flags \"%.100s\": write +name or -name, separated by commas", flags);
+			return err_set(
+			    e, EINVAL, "cpu-flags-malformed",
+			    "CPU flags \"%.100s\": write +name or -name, separated by commas",
+			    flags);
 		memcpy(word, p + 1, len - 1);
 		word[len - 1] = '\0';
 		int ret = cpuid_apply_one(t, supported, word, *p == '+', e);
@@ -337,11 +345,13 @@ static int cpuid_apply_flags(struct cpuid_table *t, const struct cpuid_table *su
 	return 0;
 }
 
-/* What depends on a flag that is gone must go with it, or the guest faults on what it was promised. */
+/* What depends on a flag that is gone must go with it, or the guest faults on what it was promised.
+ */
 static void cpuid_follow(struct cpuid_table *t)
 {
 	static const char *const on_avx[] = { "avx", "avx2", "fma", "f16c", "vaes", "vpclmulqdq" };
-	static const char *const on_avx512[] = { "avx512f", "avx512dq", "avx512cd", "avx512bw", "avx512vl" };
+	static const char *const on_avx512[] = { "avx512f", "avx512dq", "avx512cd", "avx512bw",
+						 "avx512vl" };
 	bool xsave = cpuid_has(t, cpuid_flag_by_name("xsave"));
 	bool avx = xsave && cpuid_has(t, cpuid_flag_by_name("avx"));
 	bool avx512 = avx && cpuid_has(t, cpuid_flag_by_name("avx512f"));
@@ -368,7 +378,8 @@ static void cpuid_follow(struct cpuid_table *t)
 	for (unsigned i = 0; i < t->n; i++) {
 		const struct cpuid_entry *s = &t->e[i];
 
-		if (s->leaf == 0xd && s->subleaf >= 2 && (s->subleaf >= 32 || !(mask >> s->subleaf & 1)))
+		if (s->leaf == 0xd && s->subleaf >= 2 &&
+		    (s->subleaf >= 32 || !(mask >> s->subleaf & 1)))
 			continue;
 		if (s->leaf == 0xd && s->subleaf >= 2 && s->ebx + s->eax > size)
 			size = s->ebx + s->eax;
@@ -441,14 +452,16 @@ static void cpuid_topology(struct cpuid_table *t, unsigned n)
 static void cpuid_hide(struct cpuid_table *t)
 {
 	static const uint32_t gone[] = {
-		2, 3, 5, 9, 0xf, 0x10, 0x12, 0x14, 0x17, 0x18, 0x19, 0x1b, 0x1c, 0x1d, 0x1e, 0x20,
+		2,	    3,		5,	    9,		0xf,	    0x10,	0x12, 0x14,
+		0x17,	    0x18,	0x19,	    0x1b,	0x1c,	    0x1d,	0x1e, 0x20,
 		0x80000009, 0x8000001b, 0x8000001c, 0x8000001f, 0x80000020, 0x80000022,
 	};
 	struct cpuid_entry *c;
 
 	for (unsigned i = 0; i < ARRAY_SIZE(gone); i++)
 		cpuid_drop(t, gone[i]);
-	if (!cpuid_has(t, cpuid_flag_by_name("pdcm")) && !cpuid_has(t, cpuid_flag_by_name("perfctr-core")))
+	if (!cpuid_has(t, cpuid_flag_by_name("pdcm")) &&
+	    !cpuid_has(t, cpuid_flag_by_name("perfctr-core")))
 		cpuid_drop(t, 0xa);
 	if (!cpuid_has(t, cpuid_flag_by_name("svm")))
 		cpuid_drop(t, 0x8000000a);
@@ -489,7 +502,8 @@ int cpuid_build(const struct cpuid_policy *p, const struct cpuid_table *supporte
 	unsigned level = 0;
 
 	if (cpuid_copy(supported, &have) < 0)
-		return err_set(e, EINVAL, "cpuid-too-large", "the accelerator's CPUID table is too large");
+		return err_set(e, EINVAL, "cpuid-too-large",
+			       "the accelerator's CPUID table is too large");
 	int ret = cpuid_model_level(p->model, &level, e);
 	if (ret < 0)
 		return ret;

@@ -1,7 +1,8 @@
 /* cpuid.h - CPUID and MSR policy: what CPU the guest sees, the same for KVM and the software CPU.
- * Models: "host" (what the accelerator supports), "x86-64-v1", "x86-64-v2", "x86-64-v3" (baselines for
- * migration between hosts). Flags by name can be added or removed: "+avx2,-rdrand". nested on/off
- * gives or hides VMX/SVM. Leaves 0x40000000/1 carry the KVM signature, kvmclock (stable bit) and PV features. */
+ * Models: "host" (what the accelerator supports), "x86-64-v1", "x86-64-v2", "x86-64-v3" (baselines
+ * for migration between hosts). Flags by name can be added or removed: "+avx2,-rdrand". nested
+ * on/off gives or hides VMX/SVM. Leaves 0x40000000/1 carry the KVM signature, kvmclock (stable bit)
+ * and PV features. */
 #ifndef CORE_CPUID_H
 #define CORE_CPUID_H
 

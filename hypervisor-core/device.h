@@ -1,8 +1,9 @@
 /* device.h - one row of device_ops a chip, one struct device an instance.
  *
  * A chip is made by its own typed constructor (serial16550_new(vm, &cfg, &e)), which embeds struct
- * device and calls vm_device_add(). Restore = build + load: the machine is wired by the same function,
- * then each device's load() takes its section. Order of reset, save and load is order of creation.
+ * device and calls vm_device_add(). Restore = build + load: the machine is wired by the same
+ * function, then each device's load() takes its section. Order of reset, save and load is order of
+ * creation.
  * Locking: all ops run with the machine lock held and every vCPU parked.
  */
 #ifndef CORE_DEVICE_H
@@ -18,13 +19,13 @@ struct vm;
 struct device;
 
 struct device_ops {
-	const char *name;  /* section name in the state stream: "serial16550" */
+	const char *name; /* section name in the state stream: "serial16550" */
 	uint16_t version;
 	void (*reset)(struct device *d);
 	void (*save)(struct device *d, struct state_writer *w); /* inside an open section */
 	int (*load)(struct device *d, const struct state_reader *r, struct err *e);
-	/* quiesce() - optional: finish or park I/O in flight before save (devices with worker threads);
-	 * done(arg) is called, on the main loop, once nothing is in flight. */
+	/* quiesce() - optional: finish or park I/O in flight before save (devices with worker
+	 * threads); done(arg) is called, on the main loop, once nothing is in flight. */
 	void (*quiesce)(struct device *d, void (*done)(void *arg), void *arg);
 	void (*unquiesce)(struct device *d);
 	void (*destroy)(struct device *d);

@@ -1,7 +1,7 @@
 /* irq.c - messages and MSI-X vectors (irq.h).
  *
- * A vector owns an eventfd. Where the accelerator takes irqfds, the fd is bound to a route and firing
- * is one write(2); elsewhere firing hands address and data to the accelerator.
+ * A vector owns an eventfd. Where the accelerator takes irqfds, the fd is bound to a route and
+ * firing is one write(2); elsewhere firing hands address and data to the accelerator.
  * Threading: set and clear come from vCPU threads (guest writes its MSI-X table), fire from any I/O
  * thread. A vector's own lock keeps a fire from writing into a descriptor that a clear just closed
  * and somebody else reopened.

@@ -5,11 +5,11 @@
  * Host addresses are placed so that they agree with guest addresses modulo 2 MiB: without that, no
  * accelerator and no kernel can map a huge page for the guest.
  *
- * Trust: gpa and length are the guest's. Every access is bounded by one region, with arithmetic that
- * cannot wrap. A template's fd comes from priv, but is checked all the same: a file that could still
- * shrink under a mapping would turn a guest's read into SIGBUS in this process.
- * Dirty bits are a byte array of atomics, a bit a page; once made they live as long as the region, so
- * that an I/O thread that marks a page late can never write into freed memory.
+ * Trust: gpa and length are the guest's. Every access is bounded by one region, with arithmetic
+ * that cannot wrap. A template's fd comes from priv, but is checked all the same: a file that could
+ * still shrink under a mapping would turn a guest's read into SIGBUS in this process.
+ * Dirty bits are a byte array of atomics, a bit a page; once made they live as long as the region,
+ * so that an I/O thread that marks a page late can never write into freed memory.
  */
 #include "hypervisor-core/mem.h"
 
@@ -71,10 +71,11 @@ static int mem_make_fd(const char *name, uint64_t size_bytes, uint32_t flags, st
 	if (fd < 0) {
 		int saved = errno;
 
-		err_set(e, saved, "memory-unavailable", "guest memory \"%s\": cannot make a memfd: %s",
-			name, strerror(saved));
+		err_set(e, saved, "memory-unavailable",
+			"guest memory \"%s\": cannot make a memfd: %s", name, strerror(saved));
 		if (flags & MEM_HUGETLB)
-			err_hint(e, "reserve huge pages (vm.nr_hugepages) or drop the huge page option");
+			err_hint(
+			    e, "reserve huge pages (vm.nr_hugepages) or drop the huge page option");
 		return -saved;
 	}
 	if (ftruncate(fd, (off_t)size_bytes) < 0 ||
@@ -90,15 +91,15 @@ static int mem_make_fd(const char *name, uint64_t size_bytes, uint32_t flags, st
 }
 
 /* mem_check_fd() - is a handed-in fd long enough, and can it not shrink or change under us? */
-static int mem_check_fd(const char *name, int fd, uint64_t fd_off, uint64_t size_bytes, uint32_t flags,
-			struct err *e)
+static int mem_check_fd(const char *name, int fd, uint64_t fd_off, uint64_t size_bytes,
+			uint32_t flags, struct err *e)
 {
 	struct stat st;
 	uint64_t end;
 
 	if (fstat(fd, &st) < 0)
-		return err_set(e, errno, "memory-bad-fd", "guest memory \"%s\": bad descriptor: %s", name,
-			       strerror(errno));
+		return err_set(e, errno, "memory-bad-fd", "guest memory \"%s\": bad descriptor: %s",
+			       name, strerror(errno));
 	if (!add_u64(fd_off, size_bytes, &end) || st.st_size < 0 || end > (uint64_t)st.st_size)
 		return err_set(e, EINVAL, "memory-too-short",
 			       "guest memory \"%s\": the file holds %" PRId64 " bytes, %" PRIu64
@@ -108,11 +109,14 @@ static int mem_check_fd(const char *name, int fd, uint64_t fd_off, uint64_t size
 	if (seals < 0)
 		return 0; /* a regular file: priv vouches for it */
 	if (!(seals & F_SEAL_SHRINK))
-		return err_set(e, EINVAL, "memory-not-sealed",
-			       "guest memory \"%s\": the memfd can still shrink (F_SEAL_SHRINK missing)", name);
+		return err_set(
+		    e, EINVAL, "memory-not-sealed",
+		    "guest memory \"%s\": the memfd can still shrink (F_SEAL_SHRINK missing)",
+		    name);
 	if ((flags & MEM_PRIVATE) && !(seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)))
-		return err_set(e, EINVAL, "memory-not-sealed",
-			       "guest memory \"%s\": a template must be sealed against writes first", name);
+		return err_set(
+		    e, EINVAL, "memory-not-sealed",
+		    "guest memory \"%s\": a template must be sealed against writes first", name);
 	return 0;
 }
 
@@ -132,7 +136,8 @@ static uint8_t *mem_map(gpa_t gpa, uint64_t size_bytes, int fd, uint64_t fd_off,
 
 		return p == MAP_FAILED ? NULL : p;
 	}
-	uint8_t *base = mmap(NULL, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	uint8_t *base =
+	    mmap(NULL, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (base == MAP_FAILED)
 		return NULL;
 	uintptr_t want = ALIGN_UP((uintptr_t)base - skew, (uintptr_t)MEM_HUGE) + skew;
@@ -154,8 +159,8 @@ static uint8_t *mem_map(gpa_t gpa, uint64_t size_bytes, int fd, uint64_t fd_off,
 	return at;
 }
 
-int mem_add(struct mem *m, const char *name, gpa_t gpa, uint64_t size_bytes, int fd, uint64_t fd_off,
-	    uint32_t flags, struct err *e)
+int mem_add(struct mem *m, const char *name, gpa_t gpa, uint64_t size_bytes, int fd,
+	    uint64_t fd_off, uint32_t flags, struct err *e)
 {
 	uint64_t end, unit = flags & MEM_HUGETLB ? MEM_HUGE : MEM_PAGE;
 	char text[32];
@@ -169,12 +174,13 @@ int mem_add(struct mem *m, const char *name, gpa_t gpa, uint64_t size_bytes, int
 			       " is not a multiple of %" PRIu64 " KiB inside the address space",
 			       name, size_bytes, gpa, (uint64_t)(unit / KIB));
 	if (m->n == MEM_REGIONS_MAX)
-		return err_set(e, ENOMEM, "memory-regions", "guest memory \"%s\": more than %u regions", name,
-			       MEM_REGIONS_MAX);
+		return err_set(e, ENOMEM, "memory-regions",
+			       "guest memory \"%s\": more than %u regions", name, MEM_REGIONS_MAX);
 	for (unsigned i = 0; i < m->n; i++)
 		if (range_overlaps(gpa, size_bytes, m->r[i].gpa, m->r[i].size_bytes))
 			return err_set(e, EEXIST, "memory-overlap",
-				       "guest memory \"%s\" at 0x%" PRIx64 " overlaps the region at 0x%" PRIx64,
+				       "guest memory \"%s\" at 0x%" PRIx64
+				       " overlaps the region at 0x%" PRIx64,
 				       name, gpa, m->r[i].gpa);
 	int ret;
 	if (fd >= 0) {
@@ -190,13 +196,15 @@ int mem_add(struct mem *m, const char *name, gpa_t gpa, uint64_t size_bytes, int
 	}
 	uint8_t *hva = mem_map(gpa, size_bytes, fd, fd_off, flags);
 	if (!hva) {
-		ret = err_set(e, errno, "memory-unavailable", "guest memory \"%s\": cannot map %s: %s", name,
+		ret = err_set(e, errno, "memory-unavailable",
+			      "guest memory \"%s\": cannot map %s: %s", name,
 			      units_format_size(size_bytes, text, sizeof(text)), strerror(errno));
 		if (made)
 			close(fd);
 		return ret;
 	}
-	/* Hints only: a kernel without them loses nothing but speed. Guest RAM stays out of our cores. */
+	/* Hints only: a kernel without them loses nothing but speed. Guest RAM stays out of our
+	 * cores. */
 	(void)madvise(hva, size_bytes, MADV_DONTDUMP);
 	if (flags & MEM_THP)
 		(void)madvise(hva, size_bytes, MADV_HUGEPAGE);
@@ -208,7 +216,8 @@ int mem_add(struct mem *m, const char *name, gpa_t gpa, uint64_t size_bytes, int
 			munmap(hva, size_bytes);
 			if (made)
 				close(fd);
-			return err_set(e, ENOMEM, "memory-unavailable", "guest memory \"%s\": no memory for its dirty bitmap", name);
+			return err_set(e, ENOMEM, "memory-unavailable",
+				       "guest memory \"%s\": no memory for its dirty bitmap", name);
 		}
 	}
 	unsigned at = m->n;

@@ -1,8 +1,8 @@
 /* mem.h - guest physical memory: the only gpa to host address translation there is.
  *
  * A map of few regions (RAM below 4 GiB, RAM above, ROM, option windows), each backed by a memfd
- * (or an anonymous private mapping of a sealed template). Lookups are lock-free for regions; regions
- * change only while no vCPU runs (build, load) or by whole-table swap.
+ * (or an anonymous private mapping of a sealed template). Lookups are lock-free for regions;
+ * regions change only while no vCPU runs (build, load) or by whole-table swap.
  * Trust: gpa and length come from the guest; every access is checked against one region and never
  * crosses into another. What lies in guest RAM may change under the reader: copy once, then check.
  */
@@ -17,13 +17,13 @@
 
 typedef uint64_t gpa_t;
 
-#define MEM_PAGE 4096u
+#define MEM_PAGE	4096u
 #define MEM_REGIONS_MAX 16u
 
 enum mem_flags {
 	MEM_RAM = 0,
-	MEM_ROM = 1 << 0,      /* guest writes are dropped */
-	MEM_PRIVATE = 1 << 1,  /* MAP_PRIVATE over a sealed template */
+	MEM_ROM = 1 << 0,     /* guest writes are dropped */
+	MEM_PRIVATE = 1 << 1, /* MAP_PRIVATE over a sealed template */
 	MEM_HUGETLB = 1 << 2,
 	MEM_THP = 1 << 3,
 };
@@ -35,8 +35,8 @@ struct mem_region {
 	int fd; /* memfd, owned; -1 = anonymous */
 	uint64_t fd_off;
 	uint32_t flags;
-	unsigned slot;		 /* the accelerator's slot number */
-	_Atomic uint8_t *dirty;	 /* a bit a page, set by device writes while tracking; or NULL */
+	unsigned slot;		/* the accelerator's slot number */
+	_Atomic uint8_t *dirty; /* a bit a page, set by device writes while tracking; or NULL */
 };
 
 struct mem;
@@ -46,8 +46,8 @@ void mem_free(struct mem *m); /* unmaps, closes memfds */
 
 /* mem_add() - map a region. @fd: -1 = make a memfd named @name; otherwise taken over on success.
  * Return: 0, -EEXIST overlap, -ENOMEM/-EINVAL with @e. */
-int mem_add(struct mem *m, const char *name, gpa_t gpa, uint64_t size_bytes, int fd, uint64_t fd_off,
-	    uint32_t flags, struct err *e);
+int mem_add(struct mem *m, const char *name, gpa_t gpa, uint64_t size_bytes, int fd,
+	    uint64_t fd_off, uint32_t flags, struct err *e);
 
 unsigned mem_region_count(const struct mem *m);
 const struct mem_region *mem_region_get(const struct mem *m, unsigned i);
@@ -73,8 +73,9 @@ int mem_dirty_start(struct mem *m);
 void mem_dirty_stop(struct mem *m);
 void mem_dirty_mark(struct mem *m, gpa_t gpa, uint64_t len);
 
-/* mem_write_hook() - tell @fn of every device write (whatever mem_dirty_mark() would be told), tracking or not: an
- * accelerator that caches decoded guest code needs it. Set before devices run; NULL = none. */
+/* mem_write_hook() - tell @fn of every device write (whatever mem_dirty_mark() would be told),
+ * tracking or not: an accelerator that caches decoded guest code needs it. Set before devices run;
+ * NULL = none. */
 void mem_write_hook(struct mem *m, void (*fn)(void *arg, gpa_t gpa, uint64_t len), void *arg);
 
 #endif

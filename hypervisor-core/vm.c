@@ -1,8 +1,9 @@
 /* vm.c - making and taking apart one virtual machine; its device list; reset.
  *
- * Order of construction is fixed by cost (accel.h): vm_new() makes the accelerator's VM, vm_add_ram()
- * its memory slots, vm_make_vcpus() first the interrupt controllers, then the vCPUs. Taking apart runs
- * backwards: threads joined, devices last to first, vCPUs, accelerator, buses, memory.
+ * Order of construction is fixed by cost (accel.h): vm_new() makes the accelerator's VM,
+ * vm_add_ram() its memory slots, vm_make_vcpus() first the interrupt controllers, then the vCPUs.
+ * Taking apart runs backwards: threads joined, devices last to first, vCPUs, accelerator, buses,
+ * memory.
  * Threading: all of this runs on the main thread.
  */
 #include "hypervisor-core/vm.h"
@@ -46,7 +47,8 @@ static int vm_init_cpuid(struct vm *vm, const struct vm_config *cfg, struct err 
 		p.vcpus = cfg->accel_cfg.vcpus ? cfg->accel_cfg.vcpus : 1;
 	supported = calloc(1, sizeof(*supported));
 	if (!supported)
-		return err_set(e, ENOMEM, "no-memory", "guest %s: no memory for its CPUID table", vm->name);
+		return err_set(e, ENOMEM, "no-memory", "guest %s: no memory for its CPUID table",
+			       vm->name);
 	ret = vm->accel->cpuid_supported(vm, supported, e);
 	if (ret == 0)
 		ret = cpuid_build(&p, supported, &vm->cpuid, e);
@@ -136,8 +138,8 @@ void vm_free(struct vm *vm)
 	free(vm);
 }
 
-int vm_add_ram(struct vm *vm, const char *name, gpa_t gpa, uint64_t size_bytes, int fd, uint64_t fd_off,
-	       uint32_t flags, struct err *e)
+int vm_add_ram(struct vm *vm, const char *name, gpa_t gpa, uint64_t size_bytes, int fd,
+	       uint64_t fd_off, uint32_t flags, struct err *e)
 {
 	int ret = mem_add(vm->mem, name, gpa, size_bytes, fd, fd_off, flags, e);
 
@@ -149,20 +151,23 @@ int vm_add_ram(struct vm *vm, const char *name, gpa_t gpa, uint64_t size_bytes, 
 int vm_make_vcpus(struct vm *vm, unsigned n, struct err *e)
 {
 	if (n == 0 || n > VM_VCPUS_MAX)
-		return err_set(e, EINVAL, "vcpus-out-of-range", "guest %s: %u vCPUs asked, 1 to %u are possible",
-			       vm->name, n, VM_VCPUS_MAX);
+		return err_set(e, EINVAL, "vcpus-out-of-range",
+			       "guest %s: %u vCPUs asked, 1 to %u are possible", vm->name, n,
+			       VM_VCPUS_MAX);
 	if (vm->vcpus)
-		return err_set(e, EALREADY, "vcpus-made", "guest %s: its vCPUs are there already", vm->name);
+		return err_set(e, EALREADY, "vcpus-made", "guest %s: its vCPUs are there already",
+			       vm->name);
 	vm->vcpus = calloc(n, sizeof(*vm->vcpus));
 	if (!vm->vcpus)
-		return err_set(e, ENOMEM, "no-memory", "guest %s: no memory for %u vCPUs", vm->name, n);
+		return err_set(e, ENOMEM, "no-memory", "guest %s: no memory for %u vCPUs", vm->name,
+			       n);
 	int ret = vm->accel->irq_init ? vm->accel->irq_init(vm, e) : 0;
 	while (ret == 0 && vm->nvcpus < n) {
 		struct vcpu *v = calloc(1, sizeof(*v));
 
 		if (!v) {
-			ret = err_set(e, ENOMEM, "no-memory", "guest %s: no memory for vCPU %u", vm->name,
-				      vm->nvcpus);
+			ret = err_set(e, ENOMEM, "no-memory", "guest %s: no memory for vCPU %u",
+				      vm->name, vm->nvcpus);
 			break;
 		}
 		v->vm = vm;
@@ -193,12 +198,13 @@ int vm_reset(struct vm *vm, struct err *e)
 	int ret = 0;
 
 	if (!vm_is_parked(vm))
-		return err_set(e, EBUSY, "guest-running", "guest %s: pause it before a reset", vm->name);
+		return err_set(e, EBUSY, "guest-running", "guest %s: pause it before a reset",
+			       vm->name);
 	s = malloc(sizeof(*s));
 	if (!s)
 		return err_set(e, ENOMEM, "no-memory", "guest %s: no memory to reset it", vm->name);
 	vm_lock(vm);
-	list_for_each(n, &vm->devices) {
+	list_for_each (n, &vm->devices) {
 		struct device *d = container_of(n, struct device, node);
 
 		if (d->ops->reset)
@@ -218,7 +224,7 @@ void vm_device_add(struct vm *vm, struct device *d, const struct device_ops *ops
 {
 	uint32_t instance = 0;
 
-	list_for_each(n, &vm->devices) {
+	list_for_each (n, &vm->devices) {
 		struct device *other = container_of(n, struct device, node);
 
 		if (strcmp(other->ops->name, ops->name) == 0 && other->instance >= instance)
@@ -238,7 +244,7 @@ void vm_device_del(struct device *d)
 
 struct device *vm_device_find(struct vm *vm, const char *id)
 {
-	list_for_each(n, &vm->devices) {
+	list_for_each (n, &vm->devices) {
 		struct device *d = container_of(n, struct device, node);
 
 		if (strcmp(d->id, id) == 0)

@@ -2,8 +2,9 @@
  *
  * Threads: the main thread runs vm->loop; one thread a vCPU (or one for all, soft threads=1); I/O
  * threads belong to devices. Lock order: machine lock (vm_lock) > device queue lock > bus lookup.
- * vm_pause() never waits: it asks, kicks, and reports on the loop once all vCPUs are parked, so it can
- * be called under any lock. Everything here is per VM; there is no global that means "this guest".
+ * vm_pause() never waits: it asks, kicks, and reports on the loop once all vCPUs are parked, so it
+ * can be called under any lock. Everything here is per VM; there is no global that means "this
+ * guest".
  */
 #ifndef CORE_VM_H
 #define CORE_VM_H
@@ -30,8 +31,8 @@ enum vm_run_state { VM_BUILT, VM_RUNNING, VM_PAUSING, VM_PAUSED, VM_STOPPED };
 
 /* Why a VM stopped or asks for attention; reported once through vm->on_event on the main loop. */
 enum vm_event {
-	VM_EVENT_POWEROFF,     /* guest asked (ACPI S5) */
-	VM_EVENT_REBOOT,       /* guest asked (i8042, ACPI reset, port 92h, 0xcf9) */
+	VM_EVENT_POWEROFF, /* guest asked (ACPI S5) */
+	VM_EVENT_REBOOT,   /* guest asked (i8042, ACPI reset, port 92h, 0xcf9) */
 	VM_EVENT_TRIPLE_FAULT,
 	VM_EVENT_PANIC,	       /* pvpanic */
 	VM_EVENT_ACCEL_FAILED, /* detail in the text */
@@ -47,9 +48,9 @@ struct vcpu {
 	_Atomic unsigned requests;
 	pthread_t thread;
 	bool thread_started;
-	_Atomic int tid;    /* host thread id, for top and affinity */
-	bool parked;	    /* under vm->run_lock */
-	void *accel_vcpu;   /* the row's own */
+	_Atomic int tid;  /* host thread id, for top and affinity */
+	bool parked;	  /* under vm->run_lock */
+	void *accel_vcpu; /* the row's own */
 	struct err exit_err;
 	_Atomic uint64_t exits; /* exits to us */
 };
@@ -72,7 +73,8 @@ struct vm {
 	struct vcpu **vcpus;
 	struct list devices; /* struct device, creation order */
 
-	pthread_mutex_t lock; /* the machine lock; recursive use is a bug (error-checked in debug) */
+	/* the machine lock; recursive use is a bug (error-checked in debug) */
+	pthread_mutex_t lock;
 
 	pthread_mutex_t run_lock;
 	pthread_cond_t run_cond;
@@ -82,10 +84,11 @@ struct vm {
 
 	void (*on_event)(void *arg, enum vm_event ev, const char *text);
 	void *on_event_arg;
-	void (*on_vcpu_thread)(struct vm *vm); /* optional: first thing in each new vCPU thread (own lockdown) */
+	void (*on_vcpu_thread)(
+	    struct vm *vm); /* optional: first thing in each new vCPU thread (own lockdown) */
 	struct vm_timers *timers;
-	struct vm_run *run; /* vm_vcpu.c: waiters, events, clock */
-	struct list chardevs; /* devices/chardev.c, initialised there at first use */
+	struct vm_run *run;	   /* vm_vcpu.c: waiters, events, clock */
+	struct list chardevs;	   /* devices/chardev.c, initialised there at first use */
 	struct iothread *iothread; /* devices/iothread.c, made at first use */
 };
 
@@ -101,8 +104,8 @@ struct vm *vm_new(struct loop *loop, const struct vm_config *cfg, struct err *e)
 void vm_free(struct vm *vm); /* vCPUs joined, devices destroyed, memory unmapped */
 
 /* vm_add_ram() - mem_add() and tell the accelerator. */
-int vm_add_ram(struct vm *vm, const char *name, gpa_t gpa, uint64_t size_bytes, int fd, uint64_t fd_off,
-	       uint32_t flags, struct err *e);
+int vm_add_ram(struct vm *vm, const char *name, gpa_t gpa, uint64_t size_bytes, int fd,
+	       uint64_t fd_off, uint32_t flags, struct err *e);
 /* vm_make_vcpus() - after all RAM: irq_init() and vcpu_init() for each; threads not started. */
 int vm_make_vcpus(struct vm *vm, unsigned n, struct err *e);
 /* vm_start() - from BUILT or PAUSED: (make threads and) let vCPUs run. */
@@ -113,10 +116,11 @@ void vm_pause(struct vm *vm, void (*done)(void *arg), void *arg);
 void vm_kick(struct vcpu *v, enum vcpu_request why);
 /* vm_reset() - vCPUs parked: every device reset, vCPUs to power-on; RAM untouched. */
 int vm_reset(struct vm *vm, struct err *e);
-/* vm_event() - report on the main loop. Poweroff, reboot, triple fault, accelerator failure and I/O error
- * also park the vCPUs, so that the guest runs no further until the owner decides. Any thread, any lock. */
+/* vm_event() - report on the main loop. Poweroff, reboot, triple fault, accelerator failure and I/O
+ * error also park the vCPUs, so that the guest runs no further until the owner decides. Any thread,
+ * any lock. */
 void vm_event(struct vm *vm, enum vm_event ev, const char *fmt, ...)
-	__attribute__((format(printf, 3, 4)));
+    __attribute__((format(printf, 3, 4)));
 
 /* Error-checking: taking it twice, or dropping what is not held, ends the process at once. */
 static inline void vm_lock(struct vm *vm)
@@ -131,10 +135,10 @@ static inline void vm_unlock(struct vm *vm)
 		abort();
 }
 
-/* Time as devices see it: CLOCK_MONOTONIC before the first start, stands still while PAUSED, goes on from
- * the saved value after vm_load(); accel->now_ns where accel_cfg.icount. Timers fire on the main loop
- * with the machine lock held; the callback may re-arm. All are called with the machine lock held, or
- * before start; vm_now_ns() may be called from anywhere. */
+/* Time as devices see it: CLOCK_MONOTONIC before the first start, stands still while PAUSED, goes
+ * on from the saved value after vm_load(); accel->now_ns where accel_cfg.icount. Timers fire on the
+ * main loop with the machine lock held; the callback may re-arm. All are called with the machine
+ * lock held, or before start; vm_now_ns() may be called from anywhere. */
 uint64_t vm_now_ns(struct vm *vm);
 struct vm_timer {
 	struct vm *vm;
@@ -146,7 +150,8 @@ struct vm_timer {
 void vm_timer_init(struct vm *vm, struct vm_timer *t, void (*fn)(void *arg), void *arg);
 void vm_timer_set(struct vm_timer *t, uint64_t deadline_ns);
 void vm_timer_stop(struct vm_timer *t);
-/* For accelerators with virtual time (accel_cfg.icount): earliest deadline (0 = none), and run what is due.
+/* For accelerators with virtual time (accel_cfg.icount): earliest deadline (0 = none), and run what
+ * is due.
  * These two take the machine lock themselves where the caller does not hold it. */
 uint64_t vm_timers_next_ns(struct vm *vm);
 void vm_timers_run(struct vm *vm, uint64_t now_ns);

@@ -1,6 +1,7 @@
 /* vm_impl.h - what the files of vm*.c share and nobody else sees.
- * vm->run and everything in it is under vm->run_lock unless it is atomic. run_lock is a leaf: no other
- * lock is taken while it is held, and of the accelerator only vcpu_kick and clock_get/set are called.
+ * vm->run and everything in it is under vm->run_lock unless it is atomic. run_lock is a leaf: no
+ * other lock is taken while it is held, and of the accelerator only vcpu_kick and clock_get/set are
+ * called.
  */
 #ifndef CORE_VM_IMPL_H
 #define CORE_VM_IMPL_H
@@ -8,8 +9,8 @@
 #include "hypervisor-core/vm.h"
 
 #define VM_WAITERS_MAX 32
-#define VM_EVENT_TEXT 400
-#define VM_EVENTS_MAX (VM_EVENT_WATCHDOG + 1) /* each kind is queued once at most */
+#define VM_EVENT_TEXT  400
+#define VM_EVENTS_MAX  (VM_EVENT_WATCHDOG + 1) /* each kind is queued once at most */
 
 struct vm_waiter {
 	void (*done)(void *arg);
@@ -47,8 +48,8 @@ void vm_run_join(struct vm *vm);
 /* vm_time.c */
 int vm_timers_init(struct vm *vm, struct err *e);
 void vm_timers_fini(struct vm *vm);
-void vm_time_freeze(struct vm *vm); /* run_lock held */
-void vm_time_thaw(struct vm *vm);   /* run_lock held */
+void vm_time_freeze(struct vm *vm);  /* run_lock held */
+void vm_time_thaw(struct vm *vm);    /* run_lock held */
 void vm_timers_rearm(struct vm *vm); /* machine lock held */
 
 #endif

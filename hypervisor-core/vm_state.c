@@ -1,9 +1,9 @@
 /* vm_state.c - the whole VM to and from the state stream (RAM travels apart).
  *
- * Sections in order: "vm" (clocks, vCPU count), "cpuid", "vcpu" a vCPU, then each device in order of
- * creation, named by its row. Restore is build + load: the stream must name exactly the devices that the
- * machine has. It is walked twice: first every section is checked (frame, checksum, known, once), and
- * only then does the first device see its own, so that a broken stream changes nothing.
+ * Sections in order: "vm" (clocks, vCPU count), "cpuid", "vcpu" a vCPU, then each device in order
+ * of creation, named by its row. Restore is build + load: the stream must name exactly the devices
+ * that the machine has. It is walked twice: first every section is checked (frame, checksum, known,
+ * once), and only then does the first device see its own, so that a broken stream changes nothing.
  * Trust: the stream is input.
  */
 #include <errno.h>
@@ -17,7 +17,7 @@
 enum { TAG_VM_VCPUS = 1, TAG_VM_NOW, TAG_VM_CLOCK, TAG_VM_OWN_LAPIC };
 enum { TAG_CPUID = 1 };
 
-#define VM_STATE_VERSION 1
+#define VM_STATE_VERSION  1
 #define CPUID_ENTRY_BYTES 28u
 
 static bool vm_state_parked(struct vm *vm)
@@ -34,7 +34,8 @@ static size_t vm_cpuid_encode(const struct cpuid_table *t, uint8_t *b)
 
 	for (unsigned i = 0; i < t->n; i++) {
 		const struct cpuid_entry *c = &t->e[i];
-		const uint32_t f[7] = { c->leaf, c->subleaf, c->flags, c->eax, c->ebx, c->ecx, c->edx };
+		const uint32_t f[7] = { c->leaf, c->subleaf, c->flags, c->eax,
+					c->ebx,	 c->ecx,     c->edx };
 
 		for (unsigned j = 0; j < 7; j++)
 			for (unsigned k = 0; k < 4; k++)
@@ -80,7 +81,8 @@ int vm_save(struct vm *vm, struct state_writer *w, struct err *e)
 	bool clock_known = run->guest_clock_known;
 
 	if (!vm_state_parked(vm))
-		return err_set(e, EBUSY, "guest-running", "guest %s: pause it before saving", vm->name);
+		return err_set(e, EBUSY, "guest-running", "guest %s: pause it before saving",
+			       vm->name);
 	if (!clock_known && vm->accel->clock_get)
 		clock_known = vm->accel->clock_get(vm, &guest_clock) == 0;
 	state_begin(w, "vm", 0, VM_STATE_VERSION);
@@ -95,7 +97,7 @@ int vm_save(struct vm *vm, struct state_writer *w, struct err *e)
 	if (ret < 0)
 		return ret;
 	vm_lock(vm);
-	list_for_each(n, &vm->devices) {
+	list_for_each (n, &vm->devices) {
 		struct device *d = container_of(n, struct device, node);
 
 		if (!d->ops->save)
@@ -106,17 +108,18 @@ int vm_save(struct vm *vm, struct state_writer *w, struct err *e)
 	}
 	vm_unlock(vm);
 	if (w->error)
-		return err_set(e, -w->error, "state-write", "guest %s: cannot write its state: %s", vm->name,
-			       strerror(-w->error));
+		return err_set(e, -w->error, "state-write", "guest %s: cannot write its state: %s",
+			       vm->name, strerror(-w->error));
 	return 0;
 }
 
 static struct device *vm_state_device(struct vm *vm, const struct state_reader *r)
 {
-	list_for_each(n, &vm->devices) {
+	list_for_each (n, &vm->devices) {
 		struct device *d = container_of(n, struct device, node);
 
-		if (d->instance == r->instance && d->ops->load && strcmp(d->ops->name, r->name) == 0)
+		if (d->instance == r->instance && d->ops->load &&
+		    strcmp(d->ops->name, r->name) == 0)
 			return d;
 	}
 	return NULL;
@@ -128,11 +131,13 @@ static int vm_check_header(struct vm *vm, const struct state_reader *r, struct e
 	uint64_t lapic = state_get_u64_or(r, TAG_VM_OWN_LAPIC, 0);
 
 	if (n != vm->nvcpus)
-		return err_set(e, EINVAL, "state-vcpus", "guest %s: the saved state has %llu vCPUs, the guest %u",
-			       vm->name, (unsigned long long)n, vm->nvcpus);
+		return err_set(e, EINVAL, "state-vcpus",
+			       "guest %s: the saved state has %llu vCPUs, the guest %u", vm->name,
+			       (unsigned long long)n, vm->nvcpus);
 	if (lapic != !!(vm->accel->caps & ACCEL_HAS_LAPIC))
 		return err_set(e, ENOTSUP, "state-accel",
-			       "guest %s: saved under an accelerator with %s local APICs, %s has the other kind",
+			       "guest %s: saved under an accelerator with %s local APICs, %s has "
+			       "the other kind",
 			       vm->name, lapic ? "its own" : "no", vm->accel->name);
 	return 0;
 }
@@ -145,11 +150,12 @@ static int vm_check_cpuid(struct vm *vm, const struct state_reader *r, struct er
 	size_t len, n = vm_cpuid_encode(&vm->cpuid, mine);
 
 	if (state_get_span(r, TAG_CPUID, &p, &len) < 0)
-		return err_set(e, EBADMSG, "state-bad-cpuid", "guest %s: the saved state has no CPU model",
-			       vm->name);
+		return err_set(e, EBADMSG, "state-bad-cpuid",
+			       "guest %s: the saved state has no CPU model", vm->name);
 	if (len != n || memcmp(p, mine, n) != 0)
 		return err_set(e, ENOTSUP, "state-cpu-model",
-			       "guest %s: saved with another CPU model or flags than it has here", vm->name);
+			       "guest %s: saved with another CPU model or flags than it has here",
+			       vm->name);
 	return 0;
 }
 
@@ -176,30 +182,36 @@ static int vm_load_check(struct vm *vm, const void *data, size_t len, struct err
 			ndevices++;
 		} else if (!r.optional) {
 			return err_set(e, ENOENT, "state-unknown-device",
-				       "guest %s: the saved state has a %.40s (number %u) that the guest lacks",
+				       "guest %s: the saved state has a %.40s (number %u) that the "
+				       "guest lacks",
 				       vm->name, r.name, r.instance);
 		}
 		if (ret >= 0 && !r.optional && r.version > newest)
-			return err_set(e, ENOTSUP, "state-too-new",
-				       "guest %s: saved state of %.40s has version %u, this program knows %u",
-				       vm->name, r.name, r.version, newest);
+			return err_set(
+			    e, ENOTSUP, "state-too-new",
+			    "guest %s: saved state of %.40s has version %u, this program knows %u",
+			    vm->name, r.name, r.version, newest);
 		if (ret < 0)
-			return err_is_set(e) ? ret :
-					       err_set(e, EBADMSG, "state-bad-order",
-						       "guest %s: the saved state repeats or misses a section", vm->name);
+			return err_is_set(e)
+				   ? ret
+				   : err_set(
+					 e, EBADMSG, "state-bad-order",
+					 "guest %s: the saved state repeats or misses a section",
+					 vm->name);
 	}
 	if (ret < 0)
 		return ret;
-	list_for_each(n, &vm->devices)
+	list_for_each (n, &vm->devices)
 		want += container_of(n, struct device, node)->ops->load != NULL;
 	if (!heads || nvcpus != vm->nvcpus || ndevices != want)
 		return err_set(e, EBADMSG, "state-incomplete",
-			       "guest %s: the saved state has %u of %u vCPUs and %u of %u devices", vm->name,
-			       nvcpus, vm->nvcpus, ndevices, want);
+			       "guest %s: the saved state has %u of %u vCPUs and %u of %u devices",
+			       vm->name, nvcpus, vm->nvcpus, ndevices, want);
 	return 0;
 }
 
-static int vm_load_section(struct vm *vm, const struct state_reader *r, struct x86_state *s, struct err *e)
+static int vm_load_section(struct vm *vm, const struct state_reader *r, struct x86_state *s,
+			   struct err *e)
 {
 	struct vm_run *run = vm->run;
 	struct device *d;
@@ -225,8 +237,8 @@ static int vm_load_section(struct vm *vm, const struct state_reader *r, struct x
 	ret = d->ops->load(d, r, e);
 	vm_unlock(vm);
 	if (ret < 0 && !err_is_set(e))
-		err_set(e, -ret, "state-bad-device", "guest %s: saved state of %s was refused: %s", vm->name, d->id,
-			strerror(-ret));
+		err_set(e, -ret, "state-bad-device", "guest %s: saved state of %s was refused: %s",
+			vm->name, d->id, strerror(-ret));
 	return ret;
 }
 
@@ -240,7 +252,8 @@ int vm_load(struct vm *vm, const void *data, size_t len, struct err *e)
 		e = &own;
 	err_clear(e);
 	if (!vm_state_parked(vm))
-		return err_set(e, EBUSY, "guest-running", "guest %s: pause it before loading", vm->name);
+		return err_set(e, EBUSY, "guest-running", "guest %s: pause it before loading",
+			       vm->name);
 	ret = vm_load_check(vm, data, len, e);
 	if (ret < 0)
 		return ret;

@@ -2,10 +2,12 @@
  *
  * One timerfd a VM, watched by the main loop; armed timers sit in a list sorted by deadline. A vCPU
  * thread that programs a chip re-arms the timerfd itself (timerfd_settime is safe from any thread,
- * the loop's own timers are not). The timerfd is moved only when a deadline comes nearer; one that moved
- * away costs a wakeup that finds nothing due.
- * The clock stands still while the VM is paused, so that a long pause is no burst of ticks afterwards.
- * Under icount the accelerator owns time: it asks vm_timers_next_ns() and calls vm_timers_run() itself.
+ * the loop's own timers are not). The timerfd is moved only when a deadline comes nearer; one that
+ * moved away costs a wakeup that finds nothing due.
+ * The clock stands still while the VM is paused, so that a long pause is no burst of ticks
+ * afterwards.
+ * Under icount the accelerator owns time: it asks vm_timers_next_ns() and calls vm_timers_run()
+ * itself.
  */
 #include <errno.h>
 #include <string.h>
@@ -47,7 +49,8 @@ void vm_time_freeze(struct vm *vm)
 	if (!atomic_load(&run->frozen_ns))
 		atomic_store(&run->frozen_ns,
 			     clock_mono_ns() + (uint64_t)atomic_load(&run->offset_ns));
-	run->guest_clock_known = vm->accel->clock_get && vm->accel->clock_get(vm, &run->guest_clock_ns) == 0;
+	run->guest_clock_known =
+	    vm->accel->clock_get && vm->accel->clock_get(vm, &run->guest_clock_ns) == 0;
 }
 
 void vm_time_thaw(struct vm *vm)
@@ -136,19 +139,20 @@ int vm_timers_init(struct vm *vm, struct err *e)
 	int ret = 0;
 
 	if (!ts)
-		return err_set(e, ENOMEM, "no-memory", "guest %s: no memory for its timers", vm->name);
+		return err_set(e, ENOMEM, "no-memory", "guest %s: no memory for its timers",
+			       vm->name);
 	list_init(&ts->armed);
 	ts->watch.fd = -1;
 	ts->fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
 	vm->timers = ts;
 	if (ts->fd < 0)
-		return err_set(e, errno, "no-timerfd", "guest %s: cannot make a timerfd: %s", vm->name,
-			       strerror(errno));
+		return err_set(e, errno, "no-timerfd", "guest %s: cannot make a timerfd: %s",
+			       vm->name, strerror(errno));
 	if (vm->loop)
 		ret = loop_fd_add(vm->loop, &ts->watch, ts->fd, EPOLLIN, vm_timers_fired, vm);
 	if (ret < 0)
-		return err_set(e, -ret, "no-epoll", "guest %s: cannot watch a timerfd: %s", vm->name,
-			       strerror(-ret));
+		return err_set(e, -ret, "no-epoll", "guest %s: cannot watch a timerfd: %s",
+			       vm->name, strerror(-ret));
 	return 0;
 }
 

@@ -2,10 +2,10 @@
  *
  * States: BUILT -start-> RUNNING -pause-> PAUSING -last vCPU parks-> PAUSED -start-> RUNNING;
  * any -free-> STOPPED. A thread parks by waiting on run_cond until the state is RUNNING again, so a
- * start right after a pause, or a pause right after a start, needs no handshake: `parked` counts who
- * sits in that wait, and PAUSED is reached when all do.
- * A kick sets a request bit first and then pokes the accelerator; vcpu_run() looks at the bits after
- * it has made itself pokeable. So no order of events loses a wakeup (see kvm_vcpu.c, soft).
+ * start right after a pause, or a pause right after a start, needs no handshake: `parked` counts
+ * who sits in that wait, and PAUSED is reached when all do.
+ * A kick sets a request bit first and then pokes the accelerator; vcpu_run() looks at the bits
+ * after it has made itself pokeable. So no order of events loses a wakeup (see kvm_vcpu.c, soft).
  * Reports go through one eventfd on the main loop: it cannot fail for want of memory, and it may be
  * signalled under any lock. One callback runs a round, since a callback may free the VM.
  */
@@ -25,7 +25,8 @@
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define VCPU_STACK_BYTES (1024 * 1024) /* instrumented frames are many times larger */
 #else
-#define VCPU_STACK_BYTES (96 * 1024) /* 64 KiB to use, beside thread-local data and signal frames (AVX-512) */
+#define VCPU_STACK_BYTES \
+	(96 * 1024) /* 64 KiB to use, beside thread-local data and signal frames (AVX-512) */
 #endif
 
 static void vm_wake(struct vm_run *run)
@@ -72,19 +73,20 @@ int vm_run_init(struct vm *vm, struct err *e)
 	struct vm_run *run = calloc(1, sizeof(*run));
 
 	if (!run)
-		return err_set(e, ENOMEM, "no-memory", "guest %s: no memory for its run state", vm->name);
+		return err_set(e, ENOMEM, "no-memory", "guest %s: no memory for its run state",
+			       vm->name);
 	run->wake.fd = -1;
 	run->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	vm->run = run;
 	if (run->wake_fd < 0)
-		return err_set(e, errno, "no-eventfd", "guest %s: cannot make an eventfd: %s", vm->name,
-			       strerror(errno));
+		return err_set(e, errno, "no-eventfd", "guest %s: cannot make an eventfd: %s",
+			       vm->name, strerror(errno));
 	if (vm->loop) {
 		int ret = loop_fd_add(vm->loop, &run->wake, run->wake_fd, EPOLLIN, vm_on_wake, vm);
 
 		if (ret < 0)
-			return err_set(e, -ret, "no-epoll", "guest %s: cannot watch an eventfd: %s", vm->name,
-				       strerror(-ret));
+			return err_set(e, -ret, "no-epoll", "guest %s: cannot watch an eventfd: %s",
+				       vm->name, strerror(-ret));
 	}
 	return 0;
 }
@@ -229,7 +231,8 @@ static void vcpu_report(struct vcpu *v, enum vcpu_exit why)
 			 err_is_set(&v->exit_err) ? v->exit_err.detail : "the accelerator stopped");
 		break;
 	case VCPU_EXIT_DEBUG:
-		vm_event(v->vm, VM_EVENT_ACCEL_FAILED, "vCPU %u: a debug stop that nobody asked for", v->index);
+		vm_event(v->vm, VM_EVENT_ACCEL_FAILED,
+			 "vCPU %u: a debug stop that nobody asked for", v->index);
 		break;
 	}
 }
@@ -247,8 +250,8 @@ static void *vcpu_thread(void *arg)
 		vm->on_vcpu_thread(vm);
 	while (vcpu_wait_runnable(v)) {
 		struct vcpu *which = v;
-		enum vcpu_exit why = vm->run->one_thread ? vm->accel->run_all(vm, &which) :
-							   vm->accel->vcpu_run(v);
+		enum vcpu_exit why =
+		    vm->run->one_thread ? vm->accel->run_all(vm, &which) : vm->accel->vcpu_run(v);
 
 		vcpu_report(which ? which : v, why);
 	}
@@ -294,8 +297,8 @@ static int vm_make_threads(struct vm *vm, struct err *e)
 	pthread_attr_destroy(&attr);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	if (ret)
-		return err_set(e, ret, "no-thread", "guest %s: cannot start a vCPU thread: %s", vm->name,
-			       strerror(ret));
+		return err_set(e, ret, "no-thread", "guest %s: cannot start a vCPU thread: %s",
+			       vm->name, strerror(ret));
 	return 0;
 }
 
@@ -311,7 +314,8 @@ int vm_start(struct vm *vm, struct err *e)
 	if (state == VM_PAUSING)
 		return err_set(e, EBUSY, "guest-pausing", "guest %s: still pausing", vm->name);
 	if (state == VM_STOPPED)
-		return err_set(e, ESHUTDOWN, "guest-stopped", "guest %s: stopped for good", vm->name);
+		return err_set(e, ESHUTDOWN, "guest-stopped", "guest %s: stopped for good",
+			       vm->name);
 	if (state == VM_BUILT)
 		ret = vm_make_threads(vm, e);
 	if (ret < 0)

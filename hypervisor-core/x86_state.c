@@ -1,8 +1,9 @@
 /* x86_state.c - power-on state, direct-boot state, and one vCPU's section of the state stream.
  *
  * Written field by field in little-endian, so that the stream depends on no compiler's layout.
- * Trust: what is loaded may come from anywhere: lengths and counts are bounded before use, enumerations
- * are checked; values that the architecture forbids are left for the accelerator to refuse.
+ * Trust: what is loaded may come from anywhere: lengths and counts are bounded before use,
+ * enumerations are checked; values that the architecture forbids are left for the accelerator to
+ * refuse.
  * Spec: Intel SDM vol. 3, 9.1.1 (state after reset), 10.4.7 (local APIC), 13 (XSAVE).
  */
 #include "hypervisor-core/x86_state.h"
@@ -29,8 +30,8 @@ enum {
 
 #define SEG_BYTES 16u
 #define MSR_BYTES 12u
-#define NCRS 8u
-#define NEVENTS 12u
+#define NCRS	  8u
+#define NEVENTS	  12u
 
 enum {
 	SEG_CODE16 = 0x9b, /* accessed, readable code, S, P */
@@ -38,7 +39,7 @@ enum {
 	SEG_LDT = 0x82,
 	SEG_TSS32_BUSY = 0x8b,
 	SEG_UNUSABLE = 0x100,
-	SEG_CODE64 = 0xa09b, /* + L, G */
+	SEG_CODE64 = 0xa09b,	/* + L, G */
 	SEG_DATA_FLAT = 0xc093, /* + D/B, G */
 };
 
@@ -88,24 +89,36 @@ static void x86_state_reset_msrs(struct x86_state *s)
 		0x10, /* TSC */
 		0x3b, /* TSC_ADJUST */
 		0x48, /* SPEC_CTRL */
-		0x174, 0x175, 0x176, /* SYSENTER_CS, ESP, EIP */
+		0x174,
+		0x175,
+		0x176, /* SYSENTER_CS, ESP, EIP */
 		0x1d9, /* DEBUGCTL */
 		0x2ff, /* MTRR_DEF_TYPE */
 		0x6e0, /* TSC_DEADLINE */
 		0xda0, /* XSS */
-		0xc0000081, 0xc0000082, 0xc0000083, 0xc0000084, /* STAR, LSTAR, CSTAR, FMASK */
+		0xc0000081,
+		0xc0000082,
+		0xc0000083,
+		0xc0000084, /* STAR, LSTAR, CSTAR, FMASK */
 		0xc0000102, /* KERNEL_GS_BASE */
 		0xc0000103, /* TSC_AUX */
-		/* paravirtual clock, async page faults, steal time, PV EOI, poll control: all off, or the
-		 * host would go on writing into what is now somebody else's memory */
-		0x11, 0x12, 0x4b564d00, 0x4b564d01, 0x4b564d02, 0x4b564d03, 0x4b564d04, 0x4b564d06,
+		/* paravirtual clock, async page faults, steal time, PV EOI, poll control: all off,
+		 * or the host would go on writing into what is now somebody else's memory */
+		0x11,
+		0x12,
+		0x4b564d00,
+		0x4b564d01,
+		0x4b564d02,
+		0x4b564d03,
+		0x4b564d04,
+		0x4b564d06,
 	};
 
 	s->nmsrs = 0;
 	for (unsigned i = 0; i < ARRAY_SIZE(zero); i++)
 		x86_msr_add(s, zero[i], 0);
-	x86_msr_add(s, 0x4b564d05, 1);		    /* KVM_POLL_CONTROL: host polling allowed */
-	x86_msr_add(s, 0x1a0, 1);		    /* MISC_ENABLE: fast strings */
+	x86_msr_add(s, 0x4b564d05, 1);		   /* KVM_POLL_CONTROL: host polling allowed */
+	x86_msr_add(s, 0x1a0, 1);		   /* MISC_ENABLE: fast strings */
 	x86_msr_add(s, 0x277, 0x0007040600070406); /* PAT */
 }
 
@@ -121,7 +134,8 @@ static void x86_state_reset_lapic(struct x86_state *s, unsigned cpu_index)
 	put32(s->lapic + 0xf0, 0xff);
 	for (unsigned i = 0; i < ARRAY_SIZE(lvt); i++)
 		put32(s->lapic + lvt[i], 0x10000);
-	/* There is no firmware to set up virtual wire mode: LINT0 of the boot CPU takes the 8259 pair. */
+	/* There is no firmware to set up virtual wire mode: LINT0 of the boot CPU takes the 8259
+	 * pair. */
 	if (cpu_index == 0)
 		put32(s->lapic + 0x350, 0x700);
 }
@@ -144,7 +158,7 @@ void x86_state_reset(struct x86_state *s, unsigned cpu_index)
 	s->dr6 = 0xffff0ff0;
 	s->dr7 = 0x400;
 	s->xsave_len = 576;
-	put16(s->xsave, 0x37f);	    /* FCW as FNINIT leaves it: what every kernel assumes */
+	put16(s->xsave, 0x37f);	      /* FCW as FNINIT leaves it: what every kernel assumes */
 	put32(s->xsave + 24, 0x1f80); /* MXCSR */
 	x86_state_reset_msrs(s);
 	s->mp_state = cpu_index == 0 ? X86_MP_RUNNABLE : X86_MP_UNINIT;
@@ -157,7 +171,7 @@ void x86_state_long_mode(struct x86_state *s, uint64_t cr3, uint64_t gdt_base, u
 
 	s->cr0 = 0x80010033; /* PG, WP, NE, ET, MP, PE */
 	s->cr3 = cr3;
-	s->cr4 = 0x620;	  /* PAE, OSFXSR, OSXMMEXCPT */
+	s->cr4 = 0x620;	 /* PAE, OSFXSR, OSXMMEXCPT */
 	s->efer = 0x501; /* LMA, LME, SCE */
 	s->gdt_base = gdt_base;
 	s->gdt_limit = gdt_limit;
@@ -193,7 +207,8 @@ void x86_state_save(const struct x86_state *s, struct state_writer *w)
 	put16(b + 16, s->gdt_limit);
 	put16(b + 18, s->idt_limit);
 	state_put_bytes(w, TAG_TABLES, b, 20);
-	const uint64_t cr[NCRS] = { s->cr0, s->cr2, s->cr3, s->cr4, s->cr8, s->xcr0, s->efer, s->apic_base };
+	const uint64_t cr[NCRS] = { s->cr0, s->cr2,  s->cr3,  s->cr4,
+				    s->cr8, s->xcr0, s->efer, s->apic_base };
 	for (unsigned i = 0; i < NCRS; i++)
 		put64(b + 8 * i, cr[i]);
 	state_put_bytes(w, TAG_CRS, b, NCRS * 8);
@@ -210,8 +225,9 @@ void x86_state_save(const struct x86_state *s, struct state_writer *w)
 	state_put_bytes(w, TAG_MSRS, b, nmsrs * MSR_BYTES);
 	state_put_u64(w, TAG_MP_STATE, s->mp_state);
 	const uint8_t ev[NEVENTS] = {
-		s->exc_pending, s->exc_nr,	 s->exc_has_error, s->intr_injected, s->intr_nr,    s->intr_soft,
-		s->intr_shadow, s->nmi_injected, s->nmi_pending,   s->nmi_masked,    s->sipi_vector, 0,
+		s->exc_pending, s->exc_nr,     s->exc_has_error, s->intr_injected,
+		s->intr_nr,	s->intr_soft,  s->intr_shadow,	 s->nmi_injected,
+		s->nmi_pending, s->nmi_masked, s->sipi_vector,	 0,
 	};
 	memcpy(b, ev, NEVENTS);
 	put32(b + NEVENTS, s->exc_error);
@@ -269,7 +285,8 @@ static int x86_load_cpu(struct x86_state *s, const struct state_reader *r)
 	for (unsigned i = 0; ret == 0 && i < X86_NSEGS; i++) {
 		const uint8_t *p = b + SEG_BYTES * i;
 
-		s->seg[i] = (struct x86_seg){ get64(p), get32(p + 8), get16(p + 12), get16(p + 14) };
+		s->seg[i] =
+		    (struct x86_seg){ get64(p), get32(p + 8), get16(p + 12), get16(p + 14) };
 	}
 	if (ret == 0)
 		ret = state_get_bytes(r, TAG_TABLES, b, 20);
@@ -282,7 +299,7 @@ static int x86_load_cpu(struct x86_state *s, const struct state_reader *r)
 	ret = state_get_bytes(r, TAG_CRS, b, NCRS * 8);
 	if (ret < 0)
 		return ret;
-	uint64_t *const cr[NCRS] = { &s->cr0, &s->cr2,  &s->cr3,  &s->cr4,
+	uint64_t *const cr[NCRS] = { &s->cr0, &s->cr2,	&s->cr3,  &s->cr4,
 				     &s->cr8, &s->xcr0, &s->efer, &s->apic_base };
 	for (unsigned i = 0; i < NCRS; i++)
 		*cr[i] = get64(b + 8 * i);
@@ -310,8 +327,9 @@ static int x86_load_events(struct x86_state *s, const struct state_reader *r)
 		return -EBADMSG;
 	s->mp_state = (enum x86_mp_state)mp;
 	uint8_t *const ev[NEVENTS - 1] = {
-		&s->exc_pending, &s->exc_nr,	   &s->exc_has_error, &s->intr_injected, &s->intr_nr,	 &s->intr_soft,
-		&s->intr_shadow, &s->nmi_injected, &s->nmi_pending,   &s->nmi_masked,	 &s->sipi_vector,
+		&s->exc_pending, &s->exc_nr,	 &s->exc_has_error, &s->intr_injected,
+		&s->intr_nr,	 &s->intr_soft,	 &s->intr_shadow,   &s->nmi_injected,
+		&s->nmi_pending, &s->nmi_masked, &s->sipi_vector,
 	};
 	for (unsigned i = 0; i < NEVENTS - 1; i++)
 		*ev[i] = b[i];
@@ -333,7 +351,7 @@ int x86_state_load(struct x86_state *s, const struct state_reader *r, struct err
 	if (ret == 0)
 		ret = x86_load_events(s, r);
 	if (ret < 0)
-		return err_set(e, EBADMSG, "state-bad-vcpu", "saved state: vCPU %u is incomplete or malformed",
-			       r->instance);
+		return err_set(e, EBADMSG, "state-bad-vcpu",
+			       "saved state: vCPU %u is incomplete or malformed", r->instance);
 	return 0;
 }

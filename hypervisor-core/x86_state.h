@@ -16,10 +16,12 @@ struct x86_seg {
 	uint64_t base;
 	uint32_t limit; /* in bytes, granularity applied */
 	uint16_t sel;
-	uint16_t attr; /* descriptor bits 40-55: type 0-3, S 4, DPL 5-6, P 7, AVL 12, L 13, D/B 14, G 15; bit 8 = unusable */
+	/* descriptor bits 40-55: type 0-3, S 4, DPL 5-6, P 7, AVL 12, L 13, D/B 14, G 15; bit 8
+	 * = unusable */
+	uint16_t attr;
 };
 
-#define X86_MSRS_MAX 160
+#define X86_MSRS_MAX  160
 #define X86_XSAVE_MAX 4096
 
 struct x86_msr {
@@ -54,7 +56,8 @@ struct x86_state {
 
 /* x86_state_reset() - power-on state (SDM vol. 3, 9.1.1), for the boot CPU or an AP. */
 void x86_state_reset(struct x86_state *s, unsigned cpu_index);
-/* x86_state_long_mode() - flat 64-bit ring 0 with paging at @cr3; used by the direct boot entries. */
+/* x86_state_long_mode() - flat 64-bit ring 0 with paging at @cr3; used by the direct boot entries.
+ */
 void x86_state_long_mode(struct x86_state *s, uint64_t cr3, uint64_t gdt_base, uint16_t gdt_limit);
 void x86_state_save(const struct x86_state *s, struct state_writer *w);
 int x86_state_load(struct x86_state *s, const struct state_reader *r, struct err *e);

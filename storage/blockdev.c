@@ -16,7 +16,7 @@
 #include "storage/node.h"
 
 #define THREADS_DEFAULT 64
-#define THREADS_MAX 256
+#define THREADS_MAX	256
 
 static const struct blockdev_ops *const node_drivers[] = {
 	&file_ops,	 &qcow2_ops,	   &filter_fail_ops,	 &filter_delay_ops,
@@ -45,9 +45,9 @@ int spec_opt_u64(const struct blk_spec *spec, const char *key, uint64_t dflt, ui
 	errno = 0;
 	*v = strtoull(s, &end, 0);
 	if (errno || end == s || *end || *v > max || *s == '-')
-		return err_set(e, EINVAL, "disk-option", "%s: option %s=%s is not a number up to %llu",
-			       spec->label ? spec->label : spec->driver, key, s,
-			       (unsigned long long)max);
+		return err_set(
+		    e, EINVAL, "disk-option", "%s: option %s=%s is not a number up to %llu",
+		    spec->label ? spec->label : spec->driver, key, s, (unsigned long long)max);
 	return 0;
 }
 
@@ -72,8 +72,8 @@ struct blockdev *node_open(const struct blk_spec *spec, unsigned depth, struct e
 		return NULL;
 	}
 	if (depth > BLK_CHAIN_MAX) {
-		err_set(e, ELOOP, "disk-chain-too-deep", "%s: more than %d layers in the chain", label,
-			BLK_CHAIN_MAX);
+		err_set(e, ELOOP, "disk-chain-too-deep", "%s: more than %d layers in the chain",
+			label, BLK_CHAIN_MAX);
 		err_hint(e, "flatten it: vmctl disk commit");
 		return NULL;
 	}
@@ -285,8 +285,9 @@ void blk_info(struct blockdev *bd, struct blk_info *info)
 int blk_resize(struct blockdev *bd, uint64_t size_bytes, struct err *e)
 {
 	if (size_bytes % bd->block_size || size_bytes > INT64_MAX)
-		return err_set(e, EINVAL, "disk-size", "%s: size %llu is not a multiple of %u below 2^63",
-			       bd->label, (unsigned long long)size_bytes, bd->block_size);
+		return err_set(e, EINVAL, "disk-size",
+			       "%s: size %llu is not a multiple of %u below 2^63", bd->label,
+			       (unsigned long long)size_bytes, bd->block_size);
 	return node_resize(bd, size_bytes, e);
 }
 

@@ -1,15 +1,15 @@
 /* blockdev.h - the one public header of storage/: block devices as a graph of nodes.
  *
  * A node is a driver row (file, raw, qcow2, nbd, filters) over fds or other nodes. The user opens a
- * graph from a spec in which every file is an fd already opened by someone allowed to (storage/ opens
- * no path), makes one blk_queue per I/O thread, and submits requests whose completion runs on that
- * queue's loop. Any number of requests may be in flight; they may complete out of order; overlapping
- * writes in flight have no defined order.
+ * graph from a spec in which every file is an fd already opened by someone allowed to (storage/
+ * opens no path), makes one blk_queue per I/O thread, and submits requests whose completion runs on
+ * that queue's loop. Any number of requests may be in flight; they may complete out of order;
+ * overlapping writes in flight have no defined order.
  * Flush contract: every write completed before the flush was issued is stable when it completes,
  * with the metadata to find it. A failed fsync stays failed (sticky) for the node's life.
  * Threading: blk_submit() from the queue's loop thread only; different queues in parallel.
- * Trust: the images are hostile, the requests come from a device that checked its own bounds; out of
- * range requests fail with -EINVAL and touch nothing.
+ * Trust: the images are hostile, the requests come from a device that checked its own bounds; out
+ * of range requests fail with -EINVAL and touch nothing.
  */
 #ifndef STORAGE_BLOCKDEV_H
 #define STORAGE_BLOCKDEV_H
@@ -38,7 +38,7 @@ struct blk_req {
 	enum blk_op op;
 	uint32_t flags;
 	uint64_t off_bytes, len_bytes; /* multiples of the logical block size */
-	const struct iovec *iov; /* read, write: sums to len_bytes; borrowed until done */
+	const struct iovec *iov;       /* read, write: sums to len_bytes; borrowed until done */
 	int niov;
 	blk_done_fn *done;
 	void *arg;
@@ -49,48 +49,58 @@ struct blk_req {
 	void *drv[6];
 };
 
-enum blk_cache { BLK_CACHE_NONE /* O_DIRECT */, BLK_CACHE_WRITEBACK, BLK_CACHE_UNSAFE /* ignores flush */ };
+enum blk_cache {
+	BLK_CACHE_NONE /* O_DIRECT */,
+	BLK_CACHE_WRITEBACK,
+	BLK_CACHE_UNSAFE /* ignores flush */
+};
 
 #define BLK_CHAIN_MAX 64
 
 /* One node of a graph. The tree is borrowed during blk_open(); fds are taken on success only. */
 struct blk_spec {
-	const char *driver;  /* "file" = raw bytes on fd, "qcow2", "nbd", filters by name */
-	const char *label;   /* how a person knows it: "disk vda", "template web"; for messages */
-	int fd;		     /* regular file, block device, or connected socket (nbd); -1 none */
+	const char *driver; /* "file" = raw bytes on fd, "qcow2", "nbd", filters by name */
+	const char *label;  /* how a person knows it: "disk vda", "template web"; for messages */
+	int fd;		    /* regular file, block device, or connected socket (nbd); -1 none */
 	bool read_only;
-	bool discard;	     /* pass discards down (punch holes) */
-	bool detect_zeroes;  /* turn zero writes into unmap */
+	bool discard;	    /* pass discards down (punch holes) */
+	bool detect_zeroes; /* turn zero writes into unmap */
 	enum blk_cache cache;
-	uint64_t size_bytes; /* "file": limit; 0 = the file's size */
-	const struct blk_spec *child;	/* filters: what they filter */
-	const struct blk_spec *backing; /* qcow2: the parent, resolved by core; the header's path is ignored */
-	const char *const *opts; /* NULL-terminated "key=value", driver's own (tests, limits). Any node: threads=N;
-				  * root: aio=on (kernel AIO for O_DIRECT; needs io_setup, io_submit, io_getevents,
-				  * io_destroy). file: lock=off. qcow2: backing=ignore, repair=no, prealloc=off,
-				  * cache-bytes=N. rate: iops=, bps=. fail, delay, log: see filter.c. */
+	uint64_t size_bytes;	      /* "file": limit; 0 = the file's size */
+	const struct blk_spec *child; /* filters: what they filter */
+	const struct blk_spec
+	    *backing; /* qcow2: the parent, resolved by core; the header's path is ignored */
+	/* NULL-terminated "key=value", driver's own (tests, limits). Any node: threads=N; root:
+	 * aio=on (kernel AIO for O_DIRECT; needs io_setup, io_submit, io_getevents, io_destroy).
+	 * file: lock=off. qcow2: backing=ignore, repair=no, prealloc=off, cache-bytes=N. rate:
+	 * iops=, bps=. fail, delay, log: see filter.c. */
+	const char *const *opts;
 };
 
 struct blk_info {
-	uint64_t size_bytes;	   /* virtual */
-	uint64_t allocated_bytes;  /* on the host */
-	uint32_t block_size;	   /* logical: 512 or 4096 */
-	uint32_t cluster_size;	   /* 0 where there is none */
+	uint64_t size_bytes;	  /* virtual */
+	uint64_t allocated_bytes; /* on the host */
+	uint32_t block_size;	  /* logical: 512 or 4096 */
+	uint32_t cluster_size;	  /* 0 where there is none */
 	bool read_only, has_discard, has_write_zeroes;
 	unsigned chain_depth;
 	char driver[16];
 };
 
 struct blockdev *blk_open(const struct blk_spec *spec, struct err *e); /* NULL with @e */
-/* blk_close() - all queues freed before. Flushes, trims preallocation. 0 or first -errno (sticky flush). */
+/* blk_close() - all queues freed before. Flushes, trims preallocation. 0 or first -errno (sticky
+ * flush). */
 int blk_close(struct blockdev *bd);
 void blk_info(struct blockdev *bd, struct blk_info *info);
-int blk_resize(struct blockdev *bd, uint64_t size_bytes, struct err *e); /* live grow; no request in flight needed */
+int blk_resize(struct blockdev *bd, uint64_t size_bytes,
+	       struct err *e); /* live grow; no request in flight needed */
 
 struct blk_queue *blk_queue_new(struct blockdev *bd, struct loop *l, struct err *e);
 void blk_queue_free(struct blk_queue *q); /* nothing in flight */
-void blk_submit(struct blk_queue *q, struct blk_req *r); /* r->done called later on the loop, never inside */
-/* blk_queue_plug(), _unplug() - around several submissions: they reach the kernel in one call. Nests. */
+void blk_submit(struct blk_queue *q,
+		struct blk_req *r); /* r->done called later on the loop, never inside */
+/* blk_queue_plug(), _unplug() - around several submissions: they reach the kernel in one call.
+ * Nests. */
 void blk_queue_plug(struct blk_queue *q);
 void blk_queue_unplug(struct blk_queue *q);
 unsigned blk_queue_inflight(const struct blk_queue *q);
@@ -102,7 +112,11 @@ int blk_zero(struct blockdev *bd, uint64_t off, uint64_t len, bool may_unmap);
 int blk_discard(struct blockdev *bd, uint64_t off, uint64_t len);
 int blk_flush(struct blockdev *bd);
 
-enum blk_extent_kind { BLK_EXT_DATA, BLK_EXT_ZERO, BLK_EXT_HOLE /* unallocated in the whole chain */ };
+enum blk_extent_kind {
+	BLK_EXT_DATA,
+	BLK_EXT_ZERO,
+	BLK_EXT_HOLE /* unallocated in the whole chain */
+};
 struct blk_extent {
 	uint64_t off_bytes, len_bytes;
 	enum blk_extent_kind kind;

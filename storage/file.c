@@ -28,9 +28,9 @@
 #include "common/units.h"
 #include "storage/node.h"
 
-#define FILE_IOV_MAX 64
+#define FILE_IOV_MAX	64
 #define FILE_BOUNCE_MAX (1024 * 1024)
-#define FILE_PAGE 4096u
+#define FILE_PAGE	4096u
 
 struct file {
 	int fd, flags_at_open;
@@ -57,7 +57,9 @@ static int file_lock_byte(int fd, int cmd, short type, off_t byte)
 
 static void file_unlock(int fd)
 {
-	struct flock l = { .l_type = F_UNLCK, .l_whence = SEEK_SET, .l_start = LOCK_USED, .l_len = 200 };
+	struct flock l = {
+		.l_type = F_UNLCK, .l_whence = SEEK_SET, .l_start = LOCK_USED, .l_len = 200
+	};
 
 	(void)fcntl(fd, F_OFD_SETLK, &l);
 }
@@ -179,8 +181,8 @@ static int file_open(struct blockdev *bd, const struct blk_spec *spec, struct er
 	if (spec->size_bytes && spec->size_bytes < size)
 		size = spec->size_bytes;
 	/* a raw file's ragged tail reads as a whole sector, as elsewhere */
-	atomic_store(&bd->size_bytes, size > INT64_MAX - 512 ? ALIGN_DOWN(size, 512ULL) :
-							       ALIGN_UP(size, 512ULL));
+	atomic_store(&bd->size_bytes,
+		     size > INT64_MAX - 512 ? ALIGN_DOWN(size, 512ULL) : ALIGN_UP(size, 512ULL));
 	return 0;
 }
 
@@ -239,7 +241,8 @@ static int file_io(struct file *f, bool write, struct iovec *iov, int n, uint64_
 			iov->iov_base = (char *)iov->iov_base + r;
 			iov->iov_len -= r;
 			/* O_DIRECT stops at a ragged end of file: the rest is past it */
-			if (!write && f->direct && ((uintptr_t)iov->iov_base & (f->mem_align - 1))) {
+			if (!write && f->direct &&
+			    ((uintptr_t)iov->iov_base & (f->mem_align - 1))) {
 				blk_buf_zero((struct blk_buf){ iov, n, 0 }, len);
 				return 0;
 			}
@@ -484,12 +487,14 @@ static int64_t file_allocate(struct blockdev *bd, uint64_t off, uint64_t min, ui
 	return want;
 }
 
-static int file_map(struct blockdev *bd, bool write, const struct blk_req *r, uint64_t off, struct blk_place *p)
+static int file_map(struct blockdev *bd, bool write, const struct blk_req *r, uint64_t off,
+		    struct blk_place *p)
 {
 	struct file *f = bd->drv;
 
 	/* past the end, over a ragged one, or where a block must be rewritten: the slow way */
-	if (off + r->len_bytes > atomic_load(&bd->size_bytes) || (write && (!f->direct || f->align > 512)) ||
+	if (off + r->len_bytes > atomic_load(&bd->size_bytes) ||
+	    (write && (!f->direct || f->align > 512)) ||
 	    !file_is_aligned(f, r->iov, r->niov, off, r->len_bytes))
 		return -EAGAIN;
 	p->fd = f->fd;

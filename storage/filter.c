@@ -1,6 +1,7 @@
 /* filter.c - nodes that pass requests on: nth failure, delay, log of writes and syncs.
  *
- * "fail": the request number nth= (counted over all kinds named by on=, default read,write,zero,flush)
+ * "fail": the request number nth= (counted over all kinds named by on=, default
+ * read,write,zero,flush)
  *   fails with errno=N, once, or with sticky=1 all after it too.
  * "delay": each request waits us= microseconds first, as a slow disk does.
  * "log": every write, zeroing and completed sync is appended to a blk_log, from which a test builds
@@ -20,8 +21,8 @@
 int filter_open_child(struct blockdev *bd, const struct blk_spec *spec, struct err *e)
 {
 	if (!spec->child)
-		return err_set(e, EINVAL, "disk-filter", "%s: filter %s has nothing to filter", bd->label,
-			       spec->driver);
+		return err_set(e, EINVAL, "disk-filter", "%s: filter %s has nothing to filter",
+			       bd->label, spec->driver);
 	bd->child = node_open(spec->child, bd->depth, e);
 	if (!bd->child)
 		return -EINVAL;
@@ -95,7 +96,8 @@ int64_t filter_allocate(struct blockdev *bd, uint64_t off, uint64_t min, uint64_
 	return r;
 }
 
-/* --- fail ---------------------------------------------------------------------------------------- */
+/* --- fail ----------------------------------------------------------------------------------------
+ */
 
 enum fail_kind { FAIL_READ = 1, FAIL_WRITE = 2, FAIL_ZERO = 4, FAIL_FLUSH = 8, FAIL_ALLOCATE = 16 };
 
@@ -118,7 +120,8 @@ static int fail_open(struct blockdev *bd, const struct blk_spec *spec, struct er
 	bd->drv = f;
 	if (spec_opt_u64(spec, "nth", 0, INT64_MAX, &nth, e) < 0 ||
 	    spec_opt_u64(spec, "errno", EIO, 4095, &error, e) < 0 ||
-	    spec_opt_u64(spec, "sticky", 0, 1, &sticky, e) < 0 || filter_open_child(bd, spec, e) < 0) {
+	    spec_opt_u64(spec, "sticky", 0, 1, &sticky, e) < 0 ||
+	    filter_open_child(bd, spec, e) < 0) {
 		free(f);
 		return -EINVAL;
 	}
@@ -186,7 +189,8 @@ const struct blockdev_ops filter_fail_ops = {
 	.allocate = fail_allocate,
 };
 
-/* --- delay --------------------------------------------------------------------------------------- */
+/* --- delay ---------------------------------------------------------------------------------------
+ */
 
 struct delay {
 	struct timespec each;
@@ -200,7 +204,8 @@ static int delay_open(struct blockdev *bd, const struct blk_spec *spec, struct e
 	if (!d)
 		return err_set(e, ENOMEM, "out-of-memory", "%s: out of memory", bd->label);
 	bd->drv = d;
-	if (spec_opt_u64(spec, "us", 1000, 60000000, &us, e) < 0 || filter_open_child(bd, spec, e) < 0) {
+	if (spec_opt_u64(spec, "us", 1000, 60000000, &us, e) < 0 ||
+	    filter_open_child(bd, spec, e) < 0) {
 		free(d);
 		return -EINVAL;
 	}
@@ -248,7 +253,8 @@ const struct blockdev_ops filter_delay_ops = {
 	.allocate = filter_allocate,
 };
 
-/* --- log ----------------------------------------------------------------------------------------- */
+/* --- log -----------------------------------------------------------------------------------------
+ */
 
 struct blk_log *blk_log_new(void)
 {
@@ -314,7 +320,8 @@ static int log_open(struct blockdev *bd, const struct blk_spec *spec, struct err
 
 	/* the log's address, printed by the test that owns it: in-process by nature */
 	if (!at || sscanf(at, "%p", &p) != 1 || !p)
-		return err_set(e, EINVAL, "disk-option", "%s: filter log needs log=ADDRESS", bd->label);
+		return err_set(e, EINVAL, "disk-option", "%s: filter log needs log=ADDRESS",
+			       bd->label);
 	if (filter_open_child(bd, spec, e) < 0)
 		return -EINVAL;
 	bd->drv = p;

@@ -100,7 +100,8 @@ const struct blockdev_ops filter_rate_ops = {
 	.allocate = filter_allocate,
 };
 
-/* --- copy-on-read ------------------------------------------------------------------------------ */
+/* --- copy-on-read ------------------------------------------------------------------------------
+ */
 
 struct copyread {
 	pthread_rwlock_t lock; /* read: guest writes; write: a copy in progress */
@@ -143,7 +144,8 @@ static int copyread_copy(struct blockdev *bd, struct blk_buf b, uint64_t off, ui
 				uint64_t part = MIN(x[i].len_bytes, end - at);
 
 				if (x[i].depth > 0 && x[i].kind == BLK_EXT_DATA)
-					r = node_write(bd->child, blk_buf_advance(b, at - off), at, part);
+					r = node_write(bd->child, blk_buf_advance(b, at - off), at,
+						       part);
 				at += part;
 			}
 		}
@@ -152,7 +154,8 @@ static int copyread_copy(struct blockdev *bd, struct blk_buf b, uint64_t off, ui
 	return r == -ENOSPC || r == -EDQUOT ? 0 : r;
 }
 
-static int copyread_rw(struct blockdev *bd, bool write, struct blk_buf b, uint64_t off, uint64_t len)
+static int copyread_rw(struct blockdev *bd, bool write, struct blk_buf b, uint64_t off,
+		       uint64_t len)
 {
 	struct copyread *c = bd->drv;
 	struct blk_extent x;

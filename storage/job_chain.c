@@ -2,8 +2,8 @@
  *
  * Commit writes what the top layer holds (depth 0) into its parent, zeroes as zeroes, and makes the
  * parent stable; the top is left as it is, for the caller drops it once the daemon's state says so.
- * Rebase compares old and new parent where the top holds nothing and copies what differs; the header
- * changes last. Both may be repeated after a crash. Threading and trust: job.h.
+ * Rebase compares old and new parent where the top holds nothing and copies what differs; the
+ * header changes last. Both may be repeated after a crash. Threading and trust: job.h.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -19,8 +19,8 @@
 
 #define CHAIN_STEP MIB
 
-static int commit_range(struct blockdev *top, struct blockdev *into, uint8_t *buf, const struct blk_extent *x,
-			uint64_t limit, struct blkjob_run *run)
+static int commit_range(struct blockdev *top, struct blockdev *into, uint8_t *buf,
+			const struct blk_extent *x, uint64_t limit, struct blkjob_run *run)
 {
 	uint64_t off = x->off_bytes, end = MIN(x->off_bytes + x->len_bytes, limit);
 	int r = 0;
@@ -58,7 +58,8 @@ int blkjob_commit(const struct blkjob *job, const struct blk_spec *top_spec, str
 	run = job_begin(job, size);
 	if (!into || into->read_only)
 		r = err_set(e, EINVAL, "disk-commit", "%s: %s", top->label,
-			    into ? "its parent was not opened for writing" : "has no parent to commit into");
+			    into ? "its parent was not opened for writing"
+				 : "has no parent to commit into");
 	if (!r && atomic_load(&into->size_bytes) < size)
 		r = blk_resize(into, size, e);
 	if (!r && posix_memalign((void **)&buf, 4096, CHAIN_STEP))
@@ -89,14 +90,15 @@ int blkjob_commit(const struct blkjob *job, const struct blk_spec *top_spec, str
 
 static int rebase_read(struct blockdev *bd, uint8_t *buf, uint64_t off, uint64_t len)
 {
-	uint64_t size = bd ? atomic_load(&bd->size_bytes) : 0, there = off < size ? MIN(len, size - off) : 0;
+	uint64_t size = bd ? atomic_load(&bd->size_bytes) : 0,
+		 there = off < size ? MIN(len, size - off) : 0;
 
 	memset(buf + there, 0, len - there);
 	return there ? blk_pread(bd, buf, there, off) : 0;
 }
 
-static int rebase_range(struct blockdev *top, struct blockdev *parent, uint8_t *was, uint8_t *will, uint64_t off,
-			uint64_t end, struct blkjob_run *run)
+static int rebase_range(struct blockdev *top, struct blockdev *parent, uint8_t *was, uint8_t *will,
+			uint64_t off, uint64_t end, struct blkjob_run *run)
 {
 	struct qcow2 *q = top->drv;
 	int r = 0;
@@ -112,8 +114,8 @@ static int rebase_range(struct blockdev *top, struct blockdev *parent, uint8_t *
 
 			if (memcmp(was + at, will + at, n) == 0)
 				continue;
-			/* zeroes too: holes would show the new parent. A disk that had no parent keeps no
-			 * zero entries, so there they are written out */
+			/* zeroes too: holes would show the new parent. A disk that had no parent
+			 * keeps no zero entries, so there they are written out */
 			if (top->backing && mem_is_zero(was + at, n))
 				r = node_zero(top, off + at, n, 0);
 			else
@@ -132,7 +134,8 @@ static int rebase_copy(struct blkjob_run *run, struct blockdev *top, struct bloc
 	_cleanup_free_ uint8_t *was = NULL, *will = NULL;
 	int r = 0;
 
-	if (posix_memalign((void **)&was, 4096, CHAIN_STEP) || posix_memalign((void **)&will, 4096, CHAIN_STEP))
+	if (posix_memalign((void **)&was, 4096, CHAIN_STEP) ||
+	    posix_memalign((void **)&will, 4096, CHAIN_STEP))
 		return -ENOMEM;
 	while (!r && off < size) {
 		struct blk_extent x[32];
@@ -153,8 +156,9 @@ static int rebase_copy(struct blkjob_run *run, struct blockdev *top, struct bloc
 	return r ? r : blk_flush(top);
 }
 
-int blkjob_rebase(const struct blkjob *job, const struct blk_spec *top_spec, const struct blk_spec *parent_spec,
-		  const char *parent_name, const char *parent_format, bool unsafe, struct err *e)
+int blkjob_rebase(const struct blkjob *job, const struct blk_spec *top_spec,
+		  const struct blk_spec *parent_spec, const char *parent_name,
+		  const char *parent_format, bool unsafe, struct err *e)
 {
 	struct blockdev *parent = NULL, *top = job_open(top_spec, e);
 	struct blkjob_run run;
@@ -172,7 +176,8 @@ int blkjob_rebase(const struct blkjob *job, const struct blk_spec *top_spec, con
 	}
 	run = job_begin(job, atomic_load(&top->size_bytes));
 	if (top->ops != &qcow2_ops)
-		r = err_set(e, ENOTSUP, "disk-format", "%s: only a qcow2 image has a parent", top->label);
+		r = err_set(e, ENOTSUP, "disk-format", "%s: only a qcow2 image has a parent",
+			    top->label);
 	if (!r && !unsafe)
 		r = rebase_copy(&run, top, parent);
 	if (!r)

@@ -17,8 +17,8 @@
 #include "storage/qcow2.h"
 
 #define COPY_THREADS_MAX 16
-#define COPY_RAW_CHUNK (512 * KIB)
-#define COPY_GRAIN 4096u
+#define COPY_RAW_CHUNK	 (512 * KIB)
+#define COPY_GRAIN	 4096u
 
 struct blkjob_run job_begin(const struct blkjob *job, uint64_t total)
 {
@@ -51,7 +51,8 @@ int job_error(struct err *e, int r, const char *label, const char *what)
 	if (r == -ECANCELED)
 		return err_set(e, ECANCELED, "cancelled", "%s: %s was cancelled", label, what);
 	if (r == -EDQUOT)
-		return err_set(e, EDQUOT, "disk-quota", "%s: %s would grow past its quota", label, what);
+		return err_set(e, EDQUOT, "disk-quota", "%s: %s would grow past its quota", label,
+			       what);
 	return err_set(e, -r, "disk-job", "%s: %s failed: %s", label, what, strerror(-r));
 }
 
@@ -202,7 +203,10 @@ static int copy_run(struct copy *c)
 static struct blockdev *copy_target(const struct blkjob_target *t, uint64_t size, struct err *e)
 {
 	struct qcow2_create cr = t->create;
-	struct blk_spec s = { .driver = t->driver, .label = "target", .fd = t->fd, .discard = true,
+	struct blk_spec s = { .driver = t->driver,
+			      .label = "target",
+			      .fd = t->fd,
+			      .discard = true,
 			      .cache = BLK_CACHE_WRITEBACK };
 	static const char *const opts[] = { "backing=ignore", NULL };
 
@@ -210,21 +214,22 @@ static struct blockdev *copy_target(const struct blkjob_target *t, uint64_t size
 	if (strcmp(t->driver, "qcow2") == 0) {
 		cr.size_bytes = cr.size_bytes ? cr.size_bytes : size;
 		if (cr.size_bytes < size) {
-			err_set(e, EINVAL, "disk-size", "target: is smaller than what is copied into it");
+			err_set(e, EINVAL, "disk-size",
+				"target: is smaller than what is copied into it");
 			return NULL;
 		}
 		if (qcow2_create(t->fd, &cr, e) < 0)
 			return NULL;
 	} else if (ftruncate(t->fd, size) < 0) {
-		err_set(e, errno, "disk-create", "target: cannot be made %llu bytes: %s", (unsigned long long)size,
-			strerror(errno));
+		err_set(e, errno, "disk-create", "target: cannot be made %llu bytes: %s",
+			(unsigned long long)size, strerror(errno));
 		return NULL;
 	}
 	return blk_open(&s, e);
 }
 
-int blkjob_convert(const struct blkjob *job, const struct blk_spec *src, const struct blkjob_target *dst,
-		   struct err *e)
+int blkjob_convert(const struct blkjob *job, const struct blk_spec *src,
+		   const struct blkjob_target *dst, struct err *e)
 {
 	struct copy c = { .run = job_begin(job, 0), .level = dst->level };
 	int r = -EINVAL, r2;
@@ -235,9 +240,10 @@ int blkjob_convert(const struct blkjob *job, const struct blk_spec *src, const s
 		return e ? -e->num : -EIO;
 	}
 	c.size = c.run.total = atomic_load(&c.src->size_bytes);
-	if (strcmp(dst->driver, "qcow2") != 0 && (strcmp(dst->driver, "file") != 0 || dst->compress))
-		err_set(e, EINVAL, "disk-format", "target: format \"%s\"%s cannot be written", dst->driver,
-			dst->compress ? " compressed" : "");
+	if (strcmp(dst->driver, "qcow2") != 0 &&
+	    (strcmp(dst->driver, "file") != 0 || dst->compress))
+		err_set(e, EINVAL, "disk-format", "target: format \"%s\"%s cannot be written",
+			dst->driver, dst->compress ? " compressed" : "");
 	else
 		c.dst = copy_target(dst, c.size, e);
 	if (!c.dst) {
@@ -268,7 +274,8 @@ int blkjob_convert(const struct blkjob *job, const struct blk_spec *src, const s
 	return r;
 }
 
-/* --- compare -------------------------------------------------------------------------------------- */
+/* --- compare
+ * -------------------------------------------------------------------------------------- */
 
 static int compare_chunk(struct blockdev *bd, uint8_t *buf, uint64_t off, uint64_t len, bool *zero)
 {
@@ -284,8 +291,8 @@ static int compare_chunk(struct blockdev *bd, uint8_t *buf, uint64_t off, uint64
 	return *zero || !there ? 0 : blk_pread(bd, buf, there, off);
 }
 
-int blkjob_compare(const struct blkjob *job, const struct blk_spec *a, const struct blk_spec *b, uint64_t *at,
-		   struct err *e)
+int blkjob_compare(const struct blkjob *job, const struct blk_spec *a, const struct blk_spec *b,
+		   uint64_t *at, struct err *e)
 {
 	struct blockdev *x = job_open(a, e), *y = x ? job_open(b, e) : NULL;
 	uint64_t size, chunk = COPY_RAW_CHUNK;

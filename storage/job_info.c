@@ -85,18 +85,24 @@ static int info_qcow2(struct blockdev *bd, struct text *t, struct err *e)
 		text_add(t, ",\"name\":");
 		json_str(t, s[i].name);
 		text_printf(t, ",\"vm-state-size\":%llu,\"date-sec\":%llu,\"date-nsec\":%llu}%s",
-			    (unsigned long long)s[i].vm_state_bytes, (unsigned long long)s[i].date_ms / 1000,
-			    (unsigned long long)s[i].date_ms % 1000 * 1000000, i + 1 == n ? "]" : "");
+			    (unsigned long long)s[i].vm_state_bytes,
+			    (unsigned long long)s[i].date_ms / 1000,
+			    (unsigned long long)s[i].date_ms % 1000 * 1000000,
+			    i + 1 == n ? "]" : "");
 	}
-	text_printf(t, ",\"format-specific\":{\"type\":\"qcow2\",\"data\":{\"compat\":\"%s\",\"compression-type\":\"%s\","
-		       "\"lazy-refcounts\":%s,\"refcount-bits\":%u,\"corrupt\":%s,\"extended-l2\":%s",
-		    h.version == 2 ? "0.10" : "1.1", h.zstd ? "zstd" : "zlib", json_bool(h.lazy_refcounts),
-		    h.refcount_bits, json_bool(h.corrupt), json_bool(h.extended_l2));
+	text_printf(t,
+		    ",\"format-specific\":{\"type\":\"qcow2\",\"data\":{\"compat\":\"%s\","
+		    "\"compression-type\":\"%s\","
+		    "\"lazy-refcounts\":%s,\"refcount-bits\":%u,\"corrupt\":%s,\"extended-l2\":%s",
+		    h.version == 2 ? "0.10" : "1.1", h.zstd ? "zstd" : "zlib",
+		    json_bool(h.lazy_refcounts), h.refcount_bits, json_bool(h.corrupt),
+		    json_bool(h.extended_l2));
 	for (int i = 0; i < nb; i++) {
 		text_add(t, i ? ",{\"name\":" : ",\"bitmaps\":[{\"name\":");
 		json_str(t, b[i].name);
-		text_printf(t, ",\"granularity\":%llu,\"flags\":[%s%s%s]}%s", (unsigned long long)b[i].granularity,
-			    b[i].in_use ? "\"in-use\"" : "", b[i].in_use && b[i].automatic ? "," : "",
+		text_printf(t, ",\"granularity\":%llu,\"flags\":[%s%s%s]}%s",
+			    (unsigned long long)b[i].granularity, b[i].in_use ? "\"in-use\"" : "",
+			    b[i].in_use && b[i].automatic ? "," : "",
 			    b[i].automatic ? "\"auto\"" : "", i + 1 == nb ? "]" : "");
 	}
 	text_add(t, "}}");
@@ -117,8 +123,8 @@ int blkjob_info(const struct blk_spec *spec, struct text *json, struct err *e)
 	text_add(json, "{\"filename\":");
 	json_str(json, bd->label);
 	text_printf(json, ",\"format\":\"%s\",\"virtual-size\":%llu,\"actual-size\":%llu",
-		    strcmp(info.driver, "file") == 0 ? "raw" : info.driver, (unsigned long long)info.size_bytes,
-		    (unsigned long long)info.allocated_bytes);
+		    strcmp(info.driver, "file") == 0 ? "raw" : info.driver,
+		    (unsigned long long)info.size_bytes, (unsigned long long)info.allocated_bytes);
 	if (info.cluster_size)
 		text_printf(json, ",\"cluster-size\":%u", info.cluster_size);
 	r = info_qcow2(bd, json, e);
@@ -127,7 +133,8 @@ int blkjob_info(const struct blk_spec *spec, struct text *json, struct err *e)
 	return r ? r : json->error;
 }
 
-int blkjob_map(const struct blkjob *job, const struct blk_spec *spec, struct text *json, struct err *e)
+int blkjob_map(const struct blkjob *job, const struct blk_spec *spec, struct text *json,
+	       struct err *e)
 {
 	struct blockdev *bd = job_open(spec, e);
 	struct blk_extent x[64], cur = { 0 };
@@ -155,10 +162,15 @@ int blkjob_map(const struct blkjob *job, const struct blk_spec *spec, struct tex
 				continue;
 			}
 			if (any)
-				text_printf(json, "%s{\"start\":%llu,\"length\":%llu,\"depth\":%u,\"present\":%s,\"zero\":%s,\"data\":%s}",
-					    cur.off_bytes ? ",\n" : "", (unsigned long long)cur.off_bytes,
-					    (unsigned long long)cur.len_bytes, cur.depth, json_bool(cur.kind != BLK_EXT_HOLE),
-					    json_bool(cur.kind != BLK_EXT_DATA), json_bool(cur.kind == BLK_EXT_DATA));
+				text_printf(json,
+					    "%s{\"start\":%llu,\"length\":%llu,\"depth\":%u,"
+					    "\"present\":%s,\"zero\":%s,\"data\":%s}",
+					    cur.off_bytes ? ",\n" : "",
+					    (unsigned long long)cur.off_bytes,
+					    (unsigned long long)cur.len_bytes, cur.depth,
+					    json_bool(cur.kind != BLK_EXT_HOLE),
+					    json_bool(cur.kind != BLK_EXT_DATA),
+					    json_bool(cur.kind == BLK_EXT_DATA));
 			if (!last) {
 				cur = x[i];
 				any = true;
@@ -178,7 +190,8 @@ int blkjob_map(const struct blkjob *job, const struct blk_spec *spec, struct tex
 	return r ? r : json->error;
 }
 
-int blkjob_check(const struct blk_spec *spec, enum blkjob_repair how, struct blkjob_check *c, struct err *e)
+int blkjob_check(const struct blk_spec *spec, enum blkjob_repair how, struct blkjob_check *c,
+		 struct err *e)
 {
 	static const char *const opts[] = { "repair=no", "backing=ignore", NULL };
 	struct blk_spec s = *spec;
@@ -194,12 +207,19 @@ int blkjob_check(const struct blk_spec *spec, enum blkjob_repair how, struct blk
 		return e ? -e->num : -EIO;
 	if (bd->ops != &qcow2_ops) {
 		blk_close(bd);
-		return err_set(e, ENOTSUP, "disk-format", "%s: only qcow2 images can be checked", spec->label);
+		return err_set(e, ENOTSUP, "disk-format", "%s: only qcow2 images can be checked",
+			       spec->label);
 	}
-	r = q2_check_run(bd->drv, how == BLKJOB_REPAIR_ALL ? Q2_REPAIR_ALL : how == BLKJOB_REPAIR_LEAKS ? Q2_REPAIR_LEAKS : Q2_REPAIR_NONE, &q, e);
+	r = q2_check_run(bd->drv,
+			 how == BLKJOB_REPAIR_ALL     ? Q2_REPAIR_ALL
+			 : how == BLKJOB_REPAIR_LEAKS ? Q2_REPAIR_LEAKS
+						      : Q2_REPAIR_NONE,
+			 &q, e);
 	if (!r) {
-		*c = (struct blkjob_check){ q.errors, q.leaks, q.errors_fixed, q.leaks_fixed, q.data_clusters,
-					    q.compressed_clusters, q.total_clusters, q.image_end, "" };
+		*c =
+		    (struct blkjob_check){ q.errors,	     q.leaks,	      q.errors_fixed,
+					   q.leaks_fixed,    q.data_clusters, q.compressed_clusters,
+					   q.total_clusters, q.image_end,     "" };
 		memcpy(c->first, q.first, sizeof(c->first));
 	}
 	r2 = blk_close(bd);
@@ -207,7 +227,8 @@ int blkjob_check(const struct blk_spec *spec, enum blkjob_repair how, struct blk
 }
 
 /* resize_tail_is_zero() - proof that shrinking loses nothing. */
-static int resize_tail_is_zero(struct blkjob_run *run, struct blockdev *bd, uint64_t from, bool *zero)
+static int resize_tail_is_zero(struct blkjob_run *run, struct blockdev *bd, uint64_t from,
+			       bool *zero)
 {
 	uint64_t size = atomic_load(&bd->size_bytes), off = from;
 	_cleanup_free_ uint8_t *buf = malloc(MIB);
@@ -234,8 +255,8 @@ static int resize_tail_is_zero(struct blkjob_run *run, struct blockdev *bd, uint
 	return r;
 }
 
-int blkjob_resize(const struct blkjob *job, const struct blk_spec *spec, uint64_t size_bytes, bool force,
-		  struct err *e)
+int blkjob_resize(const struct blkjob *job, const struct blk_spec *spec, uint64_t size_bytes,
+		  bool force, struct err *e)
 {
 	struct blockdev *bd = job_open(spec, e);
 	struct blkjob_run run;
@@ -250,8 +271,8 @@ int blkjob_resize(const struct blkjob *job, const struct blk_spec *spec, uint64_
 	if (size_bytes < old && !force)
 		r = resize_tail_is_zero(&run, bd, size_bytes, &zero);
 	if (!zero) {
-		r = err_set(e, ENOTEMPTY, "disk-shrink", "%s: holds data past %llu bytes", bd->label,
-			    (unsigned long long)size_bytes);
+		r = err_set(e, ENOTEMPTY, "disk-shrink", "%s: holds data past %llu bytes",
+			    bd->label, (unsigned long long)size_bytes);
 		err_hint(e, "shrink the file system in the guest first and trim, or use --force");
 	}
 	if (!r)

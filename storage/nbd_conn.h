@@ -11,7 +11,7 @@
 #include "storage/node.h"
 
 #define NBD_META_ALLOCATION 1u
-#define NBD_IN_BYTES (NBD_OPT_LEN_MAX + 64)
+#define NBD_IN_BYTES	    (NBD_OPT_LEN_MAX + 64)
 
 struct nbd_server {
 	struct loop *loop;
@@ -41,7 +41,7 @@ struct nbd_conn {
 	int sock;
 	uint32_t watched;
 	bool handshaking, got_flags, no_zeroes, structured, meta;
-	bool closing; /* no more requests; end when those in flight are answered */
+	bool closing;		/* no more requests; end when those in flight are answered */
 	bool broken, eof, deaf; /* deaf: no longer watched */
 	unsigned out_count;
 	const struct nbd_export *export;
@@ -73,7 +73,8 @@ void nbd_put64(uint8_t *p, uint64_t v);
 uint16_t nbd_get16(const uint8_t *p);
 uint32_t nbd_get32(const uint8_t *p);
 uint64_t nbd_get64(const uint8_t *p);
-bool nbd_reply(struct nbd_conn *c, const void *head, size_t head_len, void *data, size_t data_len, uint64_t charged);
+bool nbd_reply(struct nbd_conn *c, const void *head, size_t head_len, void *data, size_t data_len,
+	       uint64_t charged);
 void nbd_flush_out(struct nbd_conn *c);
 void nbd_conn_turn(struct nbd_conn *c); /* may free @c */
 /* nbd_handshake() - take what can be taken of @p; bytes used, -1: end the connection. */

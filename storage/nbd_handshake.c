@@ -9,7 +9,8 @@
 #include "common/overflow.h"
 #include "storage/nbd_conn.h"
 
-static void nbd_option_reply(struct nbd_conn *c, uint32_t opt, uint32_t type, const void *data, size_t len)
+static void nbd_option_reply(struct nbd_conn *c, uint32_t opt, uint32_t type, const void *data,
+			     size_t len)
 {
 	uint8_t h[20 + 16 + NBD_NAME_MAX + 512];
 
@@ -43,10 +44,11 @@ static uint16_t nbd_export_flags(const struct nbd_export *x, bool structured)
 
 	blk_info(x->bd, &info);
 	if (x->read_only || info.read_only)
-		return NBD_EXPORT_HAS_FLAGS | NBD_EXPORT_READ_ONLY | NBD_EXPORT_MULTI_CONN | NBD_EXPORT_FLUSH |
-		       (structured ? NBD_EXPORT_DF : 0);
+		return NBD_EXPORT_HAS_FLAGS | NBD_EXPORT_READ_ONLY | NBD_EXPORT_MULTI_CONN |
+		       NBD_EXPORT_FLUSH | (structured ? NBD_EXPORT_DF : 0);
 	return NBD_EXPORT_HAS_FLAGS | NBD_EXPORT_FLUSH | NBD_EXPORT_FUA | NBD_EXPORT_ZEROES |
-	       NBD_EXPORT_MULTI_CONN | (info.has_discard ? NBD_EXPORT_TRIM : 0) | (structured ? NBD_EXPORT_DF : 0);
+	       NBD_EXPORT_MULTI_CONN | (info.has_discard ? NBD_EXPORT_TRIM : 0) |
+	       (structured ? NBD_EXPORT_DF : 0);
 }
 
 static bool nbd_export_enter(struct nbd_conn *c, const struct nbd_export *x)
@@ -71,7 +73,8 @@ static void nbd_option_list(struct nbd_conn *c, uint32_t len)
 	uint8_t b[4 + NBD_NAME_MAX + 256];
 
 	if (len) {
-		nbd_option_error(c, NBD_OPT_LIST, NBD_REP_ERR_INVALID, "the list takes no argument");
+		nbd_option_error(c, NBD_OPT_LIST, NBD_REP_ERR_INVALID,
+				 "the list takes no argument");
 		return;
 	}
 	for (unsigned i = 0; i < c->server->nexports; i++) {
@@ -96,7 +99,8 @@ static bool nbd_option_go(struct nbd_conn *c, uint32_t opt, const uint8_t *p, ui
 	uint8_t b[14];
 
 	name = len >= 6 ? nbd_get32(p) : UINT32_MAX;
-	if (name > NBD_NAME_MAX || len < 6 + name || len != 6 + name + 2u * nbd_get16(p + 4 + name)) {
+	if (name > NBD_NAME_MAX || len < 6 + name ||
+	    len != 6 + name + 2u * nbd_get16(p + 4 + name)) {
 		nbd_option_error(c, opt, NBD_REP_ERR_INVALID, "malformed request");
 		return true;
 	}

@@ -17,7 +17,7 @@
 #include "storage/nbd_conn.h"
 
 #define NBD_STATUS_EXTENTS 128
-#define NBD_OUT_MAX 1024u /* answers waiting for the client to read */
+#define NBD_OUT_MAX	   1024u /* answers waiting for the client to read */
 
 void nbd_put16(uint8_t *p, uint16_t v)
 {
@@ -52,7 +52,8 @@ uint64_t nbd_get64(const uint8_t *p)
 	return (uint64_t)nbd_get32(p) << 32 | nbd_get32(p + 4);
 }
 
-/* --- sending ------------------------------------------------------------------------------------- */
+/* --- sending -------------------------------------------------------------------------------------
+ */
 
 static void nbd_msg_free(struct nbd_msg *m)
 {
@@ -63,14 +64,15 @@ static void nbd_msg_free(struct nbd_msg *m)
 /* nbd_full() - enough in flight, or enough answers that the client does not read. */
 static bool nbd_full(const struct nbd_conn *c)
 {
-	return c->inflight >= c->server->limits.requests || c->inflight_bytes >= c->server->limits.bytes ||
-	       c->out_count >= NBD_OUT_MAX;
+	return c->inflight >= c->server->limits.requests ||
+	       c->inflight_bytes >= c->server->limits.bytes || c->out_count >= NBD_OUT_MAX;
 }
 
 static void nbd_watch(struct nbd_conn *c)
 {
 	bool full = nbd_full(c);
-	uint32_t want = (c->closing || full || c->eof ? 0 : EPOLLIN) | (list_empty(&c->out) ? 0 : EPOLLOUT);
+	uint32_t want =
+	    (c->closing || full || c->eof ? 0 : EPOLLIN) | (list_empty(&c->out) ? 0 : EPOLLOUT);
 
 	if (want != c->watched && !c->deaf) {
 		c->watched = want;
@@ -85,7 +87,7 @@ static bool nbd_send_some(struct nbd_conn *c)
 	int n = 0;
 	ssize_t sent;
 
-	list_for_each(l, &c->out) {
+	list_for_each (l, &c->out) {
 		struct nbd_msg *m = container_of(l, struct nbd_msg, node);
 		size_t skip = m->sent;
 
@@ -134,7 +136,8 @@ void nbd_flush_out(struct nbd_conn *c)
 }
 
 /* nbd_reply() - queue head and data (taken, may be NULL). False: out of memory, connection ends. */
-bool nbd_reply(struct nbd_conn *c, const void *head, size_t head_len, void *data, size_t data_len, uint64_t charged)
+bool nbd_reply(struct nbd_conn *c, const void *head, size_t head_len, void *data, size_t data_len,
+	       uint64_t charged)
 {
 	struct nbd_msg *m = malloc(sizeof(*m) + head_len);
 
@@ -144,7 +147,9 @@ bool nbd_reply(struct nbd_conn *c, const void *head, size_t head_len, void *data
 		c->closing = c->broken = true;
 		return false;
 	}
-	*m = (struct nbd_msg){ .data = data, .data_len = data_len, .head_len = head_len, .charged = charged };
+	*m = (struct nbd_msg){
+		.data = data, .data_len = data_len, .head_len = head_len, .charged = charged
+	};
 	if (head_len)
 		memcpy(m->head, head, head_len);
 	list_add_tail(&c->out, &m->node);
@@ -236,7 +241,8 @@ static void nbd_answer_read(struct nbd_conn *c, struct nbd_request *q)
 	q->data = NULL;
 }
 
-/* --- requests ------------------------------------------------------------------------------------- */
+/* --- requests
+ * ------------------------------------------------------------------------------------- */
 
 static void nbd_request_done(struct blk_req *r, int result)
 {
@@ -253,7 +259,8 @@ static void nbd_request_done(struct blk_req *r, int result)
 	nbd_conn_turn(c);
 }
 
-static void nbd_block_status(struct nbd_conn *c, uint64_t cookie, uint16_t flags, uint64_t off, uint32_t len)
+static void nbd_block_status(struct nbd_conn *c, uint64_t cookie, uint16_t flags, uint64_t off,
+			     uint32_t len)
 {
 	struct blk_extent x[NBD_STATUS_EXTENTS];
 	uint8_t h[24 + 8 * NBD_STATUS_EXTENTS];
@@ -272,9 +279,9 @@ static void nbd_block_status(struct nbd_conn *c, uint64_t cookie, uint16_t flags
 	}
 	for (int i = 0; i < n && off < end; i++) {
 		uint64_t part = MIN(x[i].off_bytes + x[i].len_bytes, end) - off;
-		uint32_t state = x[i].kind == BLK_EXT_DATA ? 0 :
-				 x[i].kind == BLK_EXT_ZERO ? NBD_STATE_ZERO :
-							     NBD_STATE_ZERO | NBD_STATE_HOLE;
+		uint32_t state = x[i].kind == BLK_EXT_DATA   ? 0
+				 : x[i].kind == BLK_EXT_ZERO ? NBD_STATE_ZERO
+							     : NBD_STATE_ZERO | NBD_STATE_HOLE;
 
 		nbd_put32(h + 24 + 8 * k, part);
 		nbd_put32(h + 28 + 8 * k, state);
@@ -296,8 +303,11 @@ static int nbd_request_check(struct nbd_conn *c, struct nbd_request *q, uint32_t
 		[NBD_CMD_WRITE_ZEROES] = NBD_CMD_FLAG_FUA | NBD_CMD_FLAG_NO_HOLE,
 	};
 	static const enum blk_op ops[] = {
-		[NBD_CMD_READ] = BLK_READ, [NBD_CMD_WRITE] = BLK_WRITE, [NBD_CMD_FLUSH] = BLK_FLUSH,
-		[NBD_CMD_TRIM] = BLK_DISCARD, [NBD_CMD_WRITE_ZEROES] = BLK_WRITE_ZEROES,
+		[NBD_CMD_READ] = BLK_READ,
+		[NBD_CMD_WRITE] = BLK_WRITE,
+		[NBD_CMD_FLUSH] = BLK_FLUSH,
+		[NBD_CMD_TRIM] = BLK_DISCARD,
+		[NBD_CMD_WRITE_ZEROES] = BLK_WRITE_ZEROES,
 	};
 
 	if (q->type >= ARRAY_SIZE(allowed) || q->type == NBD_CMD_DISC || q->type == NBD_CMD_CACHE)
@@ -314,8 +324,10 @@ static int nbd_request_check(struct nbd_conn *c, struct nbd_request *q, uint32_t
 		return q->type == NBD_CMD_WRITE ? -ENOSPC : -EINVAL;
 	q->r.op = ops[q->type];
 	q->r.len_bytes = len;
-	q->r.flags = ((q->flags & NBD_CMD_FLAG_FUA) && q->type != NBD_CMD_READ ? BLK_FUA : 0) |
-		     (q->type == NBD_CMD_WRITE_ZEROES && !(q->flags & NBD_CMD_FLAG_NO_HOLE) ? BLK_MAY_UNMAP : 0);
+	q->r.flags =
+	    ((q->flags & NBD_CMD_FLAG_FUA) && q->type != NBD_CMD_READ ? BLK_FUA : 0) |
+	    (q->type == NBD_CMD_WRITE_ZEROES && !(q->flags & NBD_CMD_FLAG_NO_HOLE) ? BLK_MAY_UNMAP
+										   : 0);
 	return 0;
 }
 
@@ -363,7 +375,8 @@ static bool nbd_request_head(struct nbd_conn *c, const uint8_t *p)
 	q->flags = flags;
 	q->cookie = nbd_get64(p + 8);
 	q->r.off_bytes = off;
-	q->charged = (type == NBD_CMD_WRITE || type == NBD_CMD_READ) ? MIN(len, NBD_PAYLOAD_MAX) : 0;
+	q->charged =
+	    (type == NBD_CMD_WRITE || type == NBD_CMD_READ) ? MIN(len, NBD_PAYLOAD_MAX) : 0;
 	c->inflight_bytes += q->charged;
 	q->check = nbd_request_check(c, q, len);
 	if (type != NBD_CMD_WRITE || !len) {
@@ -416,7 +429,8 @@ static void nbd_process(struct nbd_conn *c)
 	if (nbd_full(c) && !c->payload)
 		return;
 	do {
-		used = c->handshaking ? nbd_handshake(c, c->in, c->in_len) : nbd_consume(c, c->in, c->in_len);
+		used = c->handshaking ? nbd_handshake(c, c->in, c->in_len)
+				      : nbd_consume(c, c->in, c->in_len);
 		if (used < 0) {
 			c->closing = true;
 			c->in_len = 0;
@@ -433,9 +447,11 @@ static void nbd_receive(struct nbd_conn *c)
 		ssize_t n;
 
 		if (c->payload && !c->in_len)
-			n = recv(c->sock, (char *)c->payload->data + c->payload_got, c->payload_len - c->payload_got, MSG_DONTWAIT);
+			n = recv(c->sock, (char *)c->payload->data + c->payload_got,
+				 c->payload_len - c->payload_got, MSG_DONTWAIT);
 		else if (c->in_len < sizeof(c->in))
-			n = recv(c->sock, c->in + c->in_len, sizeof(c->in) - c->in_len, MSG_DONTWAIT);
+			n = recv(c->sock, c->in + c->in_len, sizeof(c->in) - c->in_len,
+				 MSG_DONTWAIT);
 		else
 			break;
 		if (n < 0 && (errno == EAGAIN || errno == EINTR))
@@ -455,7 +471,8 @@ static void nbd_receive(struct nbd_conn *c)
 	}
 }
 
-/* --- connections ------------------------------------------------------------------------------------ */
+/* --- connections
+ * ------------------------------------------------------------------------------------ */
 
 static void nbd_conn_end(struct nbd_conn *c)
 {
@@ -483,7 +500,8 @@ static void nbd_conn_end(struct nbd_conn *c)
 		s->idle(s->idle_arg);
 }
 
-/* nbd_conn_turn() - after anything happened: go on with what waits, send, and end when it is over. */
+/* nbd_conn_turn() - after anything happened: go on with what waits, send, and end when it is over.
+ */
 void nbd_conn_turn(struct nbd_conn *c)
 {
 	if (!c->closing && c->in_len)
@@ -508,7 +526,8 @@ static void nbd_conn_ready(void *arg, int fd, uint32_t events)
 	if (events & EPOLLIN)
 		nbd_receive(c);
 	if (c->broken && !c->deaf) {
-		/* nothing more comes or goes; a hang-up must not wake the loop until requests finish */
+		/* nothing more comes or goes; a hang-up must not wake the loop until requests
+		 * finish */
 		c->closing = c->deaf = true;
 		loop_fd_del(&c->watch);
 	}
@@ -567,8 +586,8 @@ static void nbd_accept(void *arg, int fd, uint32_t events)
 		close(sock);
 }
 
-struct nbd_server *nbd_server_new(struct loop *l, int listen_fd, const struct nbd_export *exports, unsigned n,
-				  const struct nbd_limits *limits, struct err *e)
+struct nbd_server *nbd_server_new(struct loop *l, int listen_fd, const struct nbd_export *exports,
+				  unsigned n, const struct nbd_limits *limits, struct err *e)
 {
 	struct nbd_server *s = calloc(1, sizeof(*s));
 	int r = -ENOMEM;
@@ -626,7 +645,7 @@ void nbd_server_free(struct nbd_server *s)
 	if (s->loop)
 		loop_fd_del(&s->listen);
 	while (s->exports && s->nclients) {
-		list_for_each_safe(l, &s->clients) {
+		list_for_each_safe (l, &s->clients) {
 			struct nbd_conn *c = container_of(l, struct nbd_conn, node);
 
 			c->closing = c->broken = true;

@@ -19,17 +19,17 @@ struct nbd_export {
 };
 
 struct nbd_limits {
-	unsigned connections;	    /* 0 = 16 */
-	unsigned handshake_ms;	    /* 0 = 10,000 */
-	unsigned requests;	    /* in flight, a connection; 0 = 128 */
-	uint64_t bytes;		    /* in flight, a connection; 0 = 64 MiB */
+	unsigned connections;  /* 0 = 16 */
+	unsigned handshake_ms; /* 0 = 10,000 */
+	unsigned requests;     /* in flight, a connection; 0 = 128 */
+	uint64_t bytes;	       /* in flight, a connection; 0 = 64 MiB */
 };
 
 struct nbd_server;
 typedef void nbd_idle_fn(void *arg); /* the last client has gone */
 
-struct nbd_server *nbd_server_new(struct loop *l, int listen_fd, const struct nbd_export *exports, unsigned n,
-				  const struct nbd_limits *limits, struct err *e);
+struct nbd_server *nbd_server_new(struct loop *l, int listen_fd, const struct nbd_export *exports,
+				  unsigned n, const struct nbd_limits *limits, struct err *e);
 void nbd_server_on_idle(struct nbd_server *s, nbd_idle_fn *fn, void *arg);
 unsigned nbd_server_clients(const struct nbd_server *s);
 /* nbd_server_serve() - serve an already connected socket (taken), as if it had been accepted. */

@@ -1,9 +1,9 @@
 /* node.h - inside storage/: what a driver row implements and how nodes call each other.
  *
  * Every driver is synchronous and thread-safe: a worker thread walks the whole graph with blocking
- * calls, any number of workers at once. Concurrency lives in one place (queue.c and pool.c), so that
- * a driver is ordinary code. The exception is map(), the fast path: it names, without blocking, the
- * place in a file where a request's bytes are.
+ * calls, any number of workers at once. Concurrency lives in one place (queue.c and pool.c), so
+ * that a driver is ordinary code. The exception is map(), the fast path: it names, without
+ * blocking, the place in a file where a request's bytes are.
  * Trust: ranges were checked against the root's size by blockdev.c; a driver over another node may
  * read and write beyond its child's end (the child grows) within what its own format allows.
  */
@@ -51,13 +51,14 @@ struct blockdev_ops {
 	int (*flush)(struct blockdev *bd);
 	int (*extents)(struct blockdev *bd, uint64_t off, struct blk_extent *ext, unsigned max);
 	int (*resize)(struct blockdev *bd, uint64_t size_bytes, struct err *e);
-	/* allocate() - make host space from @off on without changing what is read, @want bytes if the
-	 * file system has plenty, at least @min; the file may grow. Return: bytes made, -ENOSPC, or
-	 * -EOPNOTSUPP where it cannot be done ahead. NULL: likewise. */
+	/* allocate() - make host space from @off on without changing what is read, @want bytes if
+	 * the file system has plenty, at least @min; the file may grow. Return: bytes made,
+	 * -ENOSPC, or -EOPNOTSUPP where it cannot be done ahead. NULL: likewise. */
 	int64_t (*allocate)(struct blockdev *bd, uint64_t off, uint64_t min, uint64_t want);
 	/* map() - the place of one whole read or write, without blocking on I/O; a write may have
 	 * made room. Anything else but 0: the request takes the slow way. NULL: always. */
-	int (*map)(struct blockdev *bd, bool write, const struct blk_req *r, uint64_t off, struct blk_place *p);
+	int (*map)(struct blockdev *bd, bool write, const struct blk_req *r, uint64_t off,
+		   struct blk_place *p);
 };
 
 struct blockdev {

@@ -15,7 +15,7 @@
 #include "storage/node.h"
 
 #define POOL_STACK_BYTES (256 * 1024)
-#define POOL_IDLE_S 2
+#define POOL_IDLE_S	 2
 
 struct pool {
 	pthread_mutex_t lock;

@@ -19,7 +19,7 @@
 #include "storage/qcow2.h"
 
 #define Q2_CACHE_DEFAULT (32 * MIB)
-#define Q2_TABLE_SMALL 8192u
+#define Q2_TABLE_SMALL	 8192u
 
 static uint32_t q2_be32(const uint8_t *p)
 {
@@ -135,7 +135,8 @@ static int q2_refuse_features(struct qcow2 *q, const uint8_t *tab, uint32_t len,
 			snprintf(name, sizeof(name), "%.46s", (const char *)tab + i + 2);
 	if (!name[0] && unknown & Q2_INCOMPAT_DATA_FILE)
 		snprintf(name, sizeof(name), "external data file");
-	return err_set(e, ENOTSUP, "disk-feature", "%s: qcow2 feature \"%s\" (incompatible bit %u) is not supported",
+	return err_set(e, ENOTSUP, "disk-feature",
+		       "%s: qcow2 feature \"%s\" (incompatible bit %u) is not supported",
 		       q->bd->label, name[0] ? name : "unknown", bit);
 }
 
@@ -178,8 +179,8 @@ static int q2_read_extensions(struct qcow2 *q, uint64_t end, struct err *e)
 			q->bitmap_dir_size = q2_be64(b + 8);
 			q->bitmap_dir_off = q2_be64(b + 16);
 		} else if (type == Q2_EXT_LUKS) {
-			r = err_set(e, ENOTSUP, "disk-feature", "%s: encrypted qcow2 images are not supported",
-				    q->bd->label);
+			r = err_set(e, ENOTSUP, "disk-feature",
+				    "%s: encrypted qcow2 images are not supported", q->bd->label);
 		}
 		if (r)
 			break;
@@ -228,15 +229,17 @@ int q2_read_header(struct qcow2 *q, const struct blk_spec *spec, struct err *e)
 	int r;
 
 	if (file_len < Q2_HEADER_V2)
-		return err_set(e, EUCLEAN, "disk-corrupt", "%s: is too short (%llu bytes) to be a qcow2 image",
-			       q->bd->label, (unsigned long long)file_len);
+		return err_set(e, EUCLEAN, "disk-corrupt",
+			       "%s: is too short (%llu bytes) to be a qcow2 image", q->bd->label,
+			       (unsigned long long)file_len);
 	memset(h, 0, sizeof(h));
 	r = node_pread(q->file, h, sizeof(h), 0);
 	if (r)
-		return err_set(e, -r, "disk-open", "%s: cannot read the qcow2 header: %s", q->bd->label,
-			       strerror(-r));
+		return err_set(e, -r, "disk-open", "%s: cannot read the qcow2 header: %s",
+			       q->bd->label, strerror(-r));
 	if (q2_be32(h) != Q2_MAGIC) {
-		err_set(e, EUCLEAN, "disk-format", "%s: is not a qcow2 image (offset 0)", q->bd->label);
+		err_set(e, EUCLEAN, "disk-format", "%s: is not a qcow2 image (offset 0)",
+			q->bd->label);
 		err_hint(e, "state the right format; it is never guessed");
 		return -EUCLEAN;
 	}
@@ -250,8 +253,8 @@ int q2_read_header(struct qcow2 *q, const struct blk_spec *spec, struct err *e)
 		return q2_bad(e, q, 20, "the cluster size is not between 512 bytes and 2 MiB");
 	size = q2_be64(h + 24);
 	if (q2_be32(h + 32))
-		return err_set(e, ENOTSUP, "disk-feature", "%s: encrypted qcow2 images are not supported",
-			       q->bd->label);
+		return err_set(e, ENOTSUP, "disk-feature",
+			       "%s: encrypted qcow2 images are not supported", q->bd->label);
 	q->refcount_order = 4;
 	q->header_length = Q2_HEADER_V2;
 	if (q->version == 3) {
@@ -270,7 +273,8 @@ int q2_read_header(struct qcow2 *q, const struct blk_spec *spec, struct err *e)
 	}
 	q->ext_l2 = q->incompat & Q2_INCOMPAT_EXT_L2;
 	q2_geometry(q);
-	r = q2_read_extensions(q, backing_off && backing_off < q->cluster_size ? backing_off : q->cluster_size, e);
+	r = q2_read_extensions(
+	    q, backing_off && backing_off < q->cluster_size ? backing_off : q->cluster_size, e);
 	if (r)
 		return r;
 	if (q->ext_l2 && q->cluster_bits < 14)
@@ -291,18 +295,22 @@ int q2_read_header(struct qcow2 *q, const struct blk_spec *spec, struct err *e)
 	l1_need = (size >> (q->cluster_bits + q->l2_bits)) +
 		  ((size & ((1ULL << (q->cluster_bits + q->l2_bits)) - 1)) != 0);
 	if (q->l1.top_n > Q2_L1_MAX_BYTES / 8 || q->l1.top_n < l1_need)
-		return q2_bad(e, q, 36, "the L1 table is larger than 32 MiB or too small for the disk");
+		return q2_bad(e, q, 36,
+			      "the L1 table is larger than 32 MiB or too small for the disk");
 	if ((q->l1.top_off & (q->cluster_size - 1)) ||
 	    !range_within(q->l1.top_off, q->l1.top_n * 8ULL, file_len))
 		return q2_bad(e, q, 40, "the L1 table lies outside the file or is not aligned");
-	if (q->reftable_clusters == 0 || q->reftable_clusters > Q2_REFTABLE_MAX_BYTES >> MIN(q->cluster_bits, 23u))
+	if (q->reftable_clusters == 0 ||
+	    q->reftable_clusters > Q2_REFTABLE_MAX_BYTES >> MIN(q->cluster_bits, 23u))
 		return q2_bad(e, q, 56, "the refcount table's size is out of range");
 	if ((q->rt.top_off & (q->cluster_size - 1)) ||
 	    !range_within(q->rt.top_off, (uint64_t)q->reftable_clusters << q->cluster_bits,
 			  ALIGN_UP(file_len, q->cluster_size)))
-		return q2_bad(e, q, 48, "the refcount table lies outside the file or is not aligned");
+		return q2_bad(e, q, 48,
+			      "the refcount table lies outside the file or is not aligned");
 	if (q->nb_snapshots > Q2_SNAPSHOTS_MAX ||
-	    (q->nb_snapshots && ((q->snapshots_off & (q->cluster_size - 1)) || q->snapshots_off >= file_len)))
+	    (q->nb_snapshots &&
+	     ((q->snapshots_off & (q->cluster_size - 1)) || q->snapshots_off >= file_len)))
 		return q2_bad(e, q, 60, "the snapshot table lies outside the file or is too long");
 	q->rt.top_n = ((uint64_t)q->reftable_clusters << q->cluster_bits) / 8;
 	atomic_store(&q->bd->size_bytes, ALIGN_UP(size, 512ULL));
@@ -453,8 +461,9 @@ static int q2_open_backing(struct qcow2 *q, const struct blk_spec *spec, struct 
 		return q->bd->backing ? 0 : -1;
 	}
 	if (q->backing_name[0] && !(opt && strcmp(opt, "ignore") == 0)) {
-		err_set(e, EINVAL, "disk-backing-missing", "%s: needs its backing file \"%s\", and none was given",
-			q->bd->label, q->backing_name);
+		err_set(e, EINVAL, "disk-backing-missing",
+			"%s: needs its backing file \"%s\", and none was given", q->bd->label,
+			q->backing_name);
 		err_hint(e, "import it with its chain, or flatten it (qemu-img convert)");
 		return -EINVAL;
 	}
@@ -470,8 +479,8 @@ static int q2_make_writable(struct qcow2 *q, const struct blk_spec *spec, struct
 	if (opt && strcmp(opt, "no") == 0)
 		return 0; /* the check verb looks for itself */
 	if (q->incompat & Q2_INCOMPAT_CORRUPT) {
-		err_set(e, EUCLEAN, "disk-corrupt", "%s: is marked corrupt and is not opened for writing",
-			q->bd->label);
+		err_set(e, EUCLEAN, "disk-corrupt",
+			"%s: is marked corrupt and is not opened for writing", q->bd->label);
 		err_hint(e, "vmctl disk check --repair all");
 		return -EUCLEAN;
 	}
@@ -505,8 +514,8 @@ static int q2_open(struct blockdev *bd, const struct blk_spec *spec, struct err 
 	q->slices_max = MAX(cache / q->slice_bytes, 64ULL);
 	q->prealloc_off = spec_opt(spec, "prealloc") && !strcmp(spec_opt(spec, "prealloc"), "off");
 	if (q->version == 2 && !spec->read_only) {
-		err_set(e, ENOTSUP, "disk-feature", "%s: version 2 qcow2 images are opened for reading only",
-			bd->label);
+		err_set(e, ENOTSUP, "disk-feature",
+			"%s: version 2 qcow2 images are opened for reading only", bd->label);
 		err_hint(e, "convert it: vmctl disk convert");
 		goto fail;
 	}
@@ -534,8 +543,7 @@ static int q2_close(struct blockdev *bd, bool keep_fds)
 		/* three rounds: unreferenced, refcount down, those refcounts written */
 		for (int i = 0; i < 4 && !r; i++)
 			r = q2_commit(q);
-		if (!r && q->prealloc_end > q->bump << q->cluster_bits &&
-		    q->file->ops->resize) {
+		if (!r && q->prealloc_end > q->bump << q->cluster_bits && q->file->ops->resize) {
 			struct err ignored = { 0 };
 
 			/* trimming is a courtesy: what it leaves is found free at the next open */

@@ -1,10 +1,11 @@
-/* qcow2.h - inside storage/: the qcow2 driver's shared structures (format: QEMU docs/interop/qcow2).
+/* qcow2.h - inside storage/: the qcow2 driver's shared structures (format: QEMU
+ * docs/interop/qcow2).
  *
- * Metadata is kept as on disk (big-endian), in slices of 4 KiB loaded on demand and dirty by sector:
- * an idle disk holds only its L1 and refcount tables. One reader/writer lock guards the map and the
- * allocator: lookups share it, changes take it alone, and no data I/O happens under it. A cluster
- * that is unreferenced is reused only after that is stable on disk and after every request that
- * could still hold its address has ended (epochs).
+ * Metadata is kept as on disk (big-endian), in slices of 4 KiB loaded on demand and dirty by
+ * sector: an idle disk holds only its L1 and refcount tables. One reader/writer lock guards the map
+ * and the allocator: lookups share it, changes take it alone, and no data I/O happens under it. A
+ * cluster that is unreferenced is reused only after that is stable on disk and after every request
+ * that could still hold its address has ended (epochs).
  */
 #ifndef STORAGE_QCOW2_H
 #define STORAGE_QCOW2_H
@@ -14,35 +15,35 @@
 #include "common/list.h"
 #include "storage/node.h"
 
-#define Q2_MAGIC 0x514649fbu
-#define Q2_INCOMPAT_DIRTY (1ULL << 0)
-#define Q2_INCOMPAT_CORRUPT (1ULL << 1)
-#define Q2_INCOMPAT_DATA_FILE (1ULL << 2)
+#define Q2_MAGIC		0x514649fbu
+#define Q2_INCOMPAT_DIRTY	(1ULL << 0)
+#define Q2_INCOMPAT_CORRUPT	(1ULL << 1)
+#define Q2_INCOMPAT_DATA_FILE	(1ULL << 2)
 #define Q2_INCOMPAT_COMPRESSION (1ULL << 3)
-#define Q2_INCOMPAT_EXT_L2 (1ULL << 4)
-#define Q2_COMPAT_LAZY (1ULL << 0)
-#define Q2_AUTOCLEAR_BITMAPS (1ULL << 0)
-#define Q2_EXT_END 0u
-#define Q2_EXT_BACKING_FORMAT 0xe2792acau
-#define Q2_EXT_FEATURES 0x6803f857u
-#define Q2_EXT_BITMAPS 0x23852875u
-#define Q2_EXT_LUKS 0x0537be77u
-#define Q2_EXT_DATA_FILE 0x44415441u
-#define Q2_HEADER_V2 72u
-#define Q2_HEADER_V3 104u
-#define Q2_HEADER_OURS 112u
-#define Q2_L1_MAX_BYTES (32u << 20)
-#define Q2_REFTABLE_MAX_BYTES (8u << 20)
-#define Q2_SNAPSHOTS_MAX 65536u
-#define Q2_SNAPSHOT_TABLE_MAX (64u << 20)
-#define Q2_BITMAPS_MAX 65535u
+#define Q2_INCOMPAT_EXT_L2	(1ULL << 4)
+#define Q2_COMPAT_LAZY		(1ULL << 0)
+#define Q2_AUTOCLEAR_BITMAPS	(1ULL << 0)
+#define Q2_EXT_END		0u
+#define Q2_EXT_BACKING_FORMAT	0xe2792acau
+#define Q2_EXT_FEATURES		0x6803f857u
+#define Q2_EXT_BITMAPS		0x23852875u
+#define Q2_EXT_LUKS		0x0537be77u
+#define Q2_EXT_DATA_FILE	0x44415441u
+#define Q2_HEADER_V2		72u
+#define Q2_HEADER_V3		104u
+#define Q2_HEADER_OURS		112u
+#define Q2_L1_MAX_BYTES		(32u << 20)
+#define Q2_REFTABLE_MAX_BYTES	(8u << 20)
+#define Q2_SNAPSHOTS_MAX	65536u
+#define Q2_SNAPSHOT_TABLE_MAX	(64u << 20)
+#define Q2_BITMAPS_MAX		65535u
 
 #define Q2_OFFSET_MASK 0x00fffffffffffe00ULL
-#define Q2_COPIED (1ULL << 63)
-#define Q2_COMPRESSED (1ULL << 62)
-#define Q2_ZERO_FLAG (1ULL << 0)
-#define Q2_SLICE_MAX 4096u
-#define Q2_SECTOR 512u
+#define Q2_COPIED      (1ULL << 63)
+#define Q2_COMPRESSED  (1ULL << 62)
+#define Q2_ZERO_FLAG   (1ULL << 0)
+#define Q2_SLICE_MAX   4096u
+#define Q2_SECTOR      512u
 
 struct q2_slice {
 	struct list clock; /* ring of all slices, for eviction */
@@ -60,9 +61,10 @@ struct q2_dir {
 	uint64_t *top; /* host-endian */
 	uint64_t top_off;
 	uint32_t top_n;
-	uint64_t *top_dirty;	 /* a bit a sector of the top table, i.e. 64 entries */
-	bool top_is_dirty, moved; /* moved: the whole top table is at a new place, header to follow */
-	struct q2_slice ***tab;	 /* top_n pointers to slices_per_table pointers */
+	uint64_t *top_dirty; /* a bit a sector of the top table, i.e. 64 entries */
+	bool top_is_dirty,
+	    moved;		/* moved: the whole top table is at a new place, header to follow */
+	struct q2_slice ***tab; /* top_n pointers to slices_per_table pointers */
 };
 
 struct q2_extent {
@@ -114,7 +116,7 @@ struct qcow2 {
 	unsigned slices, slices_max, slices_dirty;
 	uint64_t slice_gen; /* grows whenever a slice leaves or its table moves */
 	_Atomic bool corrupt;
-	_Atomic bool begun; /* the first write has cleared the autoclear bits */
+	_Atomic bool begun;	/* the first write has cleared the autoclear bits */
 	_Atomic int sync_error; /* the first failed sync, for good */
 	bool header_dirty;
 
@@ -130,7 +132,8 @@ struct qcow2 {
 	bool new_refblocks;
 	uint64_t comp_next, comp_end; /* bytes: where the next compressed cluster goes */
 
-	/* freed clusters on their way: fresh → (commit) → limbo → (epoch drained) → refcount down */
+	/* freed clusters on their way: fresh → (commit) → limbo → (epoch drained) → refcount down
+	 */
 	struct q2_freed *freed, *limbo;
 	_Atomic unsigned epoch;
 	_Atomic unsigned active[2];
@@ -217,7 +220,8 @@ int q2_refcount_set_locked(struct qcow2 *q, uint64_t cluster, uint64_t v);
 int q2_alloc_locked(struct qcow2 *q, uint64_t n, bool meta, uint64_t *host, bool *zeroed);
 int q2_alloc_quick_locked(struct qcow2 *q, uint64_t *host);
 int q2_alloc_zeroed_meta_locked(struct qcow2 *q, uint64_t n, uint64_t *host);
-void q2_free_now_locked(struct qcow2 *q, uint64_t host, uint64_t len); /* never referenced on disk */
+void q2_free_now_locked(struct qcow2 *q, uint64_t host,
+			uint64_t len); /* never referenced on disk */
 void q2_free_later_locked(struct qcow2 *q, uint64_t host, uint64_t len);
 void q2_unref_locked(struct qcow2 *q, uint64_t host, uint64_t len);
 int q2_alloc_ready_locked(struct qcow2 *q);
@@ -242,7 +246,8 @@ bool q2_must_move(const struct q2_entry *en);
 uint64_t q2_unit_mask(const struct qcow2 *q, uint64_t off, uint64_t len);
 int q2_publish(struct qcow2 *q, const struct q2_place *p, uint64_t off, uint64_t alloc);
 int q2_rw(struct blockdev *bd, bool write, struct blk_buf b, uint64_t off, uint64_t len);
-int q2_map(struct blockdev *bd, bool write, const struct blk_req *r, uint64_t off, struct blk_place *p);
+int q2_map(struct blockdev *bd, bool write, const struct blk_req *r, uint64_t off,
+	   struct blk_place *p);
 int q2_zero(struct blockdev *bd, uint64_t off, uint64_t len, uint32_t flags);
 int q2_extents(struct blockdev *bd, uint64_t off, struct blk_extent *ext, unsigned max);
 void q2_range_take(struct qcow2 *q, struct q2_range *r, uint64_t start, uint64_t end);
@@ -254,7 +259,8 @@ int q2_write_compressed(struct qcow2 *q, uint64_t off, const void *comp, uint64_
 /* qcow2_comp.c */
 int q2_comp_read(struct qcow2 *q, const struct q2_seg *s, uint64_t in_cluster, struct blk_buf b,
 		 uint64_t len);
-long q2_compress(int type, int level, void **ctx, void *dst, size_t cap, const void *src, size_t len);
+long q2_compress(int type, int level, void **ctx, void *dst, size_t cap, const void *src,
+		 size_t len);
 void q2_compress_free(void *ctx);
 
 /* qcow2_commit.c */

@@ -15,10 +15,10 @@
 #include "common/units.h"
 #include "storage/qcow2.h"
 
-#define Q2_PREALLOC_FIRST (8 * MIB)
-#define Q2_PREALLOC_MOST (256 * MIB)
+#define Q2_PREALLOC_FIRST   (8 * MIB)
+#define Q2_PREALLOC_MOST    (256 * MIB)
 #define Q2_FREE_EXTENTS_MAX 65536u
-#define Q2_SCAN_BLOCKS_MAX 16384u
+#define Q2_SCAN_BLOCKS_MAX  16384u
 
 uint64_t q2_refcount_max(const struct qcow2 *q)
 {
@@ -129,7 +129,8 @@ int q2_meta_add_locked(struct qcow2 *q, uint64_t host)
 	size_t i = q2_meta_find(q, host);
 
 	if (i < q->nmeta && q->meta[i] == host)
-		return q2_corrupt(q, "two metadata tables overlap at offset %llu", (unsigned long long)host);
+		return q2_corrupt(q, "two metadata tables overlap at offset %llu",
+				  (unsigned long long)host);
 	if (q->nmeta == q->meta_cap) {
 		size_t cap = q->meta_cap ? q->meta_cap * 2 : 64;
 		uint64_t *p = realloc(q->meta, cap * sizeof(*p));
@@ -217,7 +218,8 @@ static int q2_meta_build(struct qcow2 *q)
 	return 0;
 }
 
-/* --- free extents ------------------------------------------------------------------------------ */
+/* --- free extents ------------------------------------------------------------------------------
+ */
 
 static int q2_free_ext_add(struct qcow2 *q, uint64_t start, uint64_t count)
 {
@@ -328,7 +330,8 @@ int q2_alloc_ready_locked(struct qcow2 *q)
 	q->zero_from = q2_clusters(q, file_len);
 	if (q->bump < q->zero_from) {
 		/* the tail past the last used cluster may hold stale bytes; it is used first */
-		atomic_store(&q->host_end, MAX(atomic_load(&q->host_end), q->zero_from << q->cluster_bits));
+		atomic_store(&q->host_end,
+			     MAX(atomic_load(&q->host_end), q->zero_from << q->cluster_bits));
 	} else {
 		atomic_store(&q->host_end, q->bump << q->cluster_bits);
 	}
@@ -472,7 +475,8 @@ int q2_refcount_set_locked(struct qcow2 *q, uint64_t cluster, uint64_t v)
 	return 0;
 }
 
-/* --- allocate and free --------------------------------------------------------------------------- */
+/* --- allocate and free ---------------------------------------------------------------------------
+ */
 
 int q2_alloc_locked(struct qcow2 *q, uint64_t n, bool meta, uint64_t *host, bool *zeroed)
 {
@@ -496,8 +500,9 @@ int q2_alloc_locked(struct qcow2 *q, uint64_t n, bool meta, uint64_t *host, bool
 				r = -EEXIST;
 		}
 		if (!r && q2_meta_hit_locked(q, start << q->cluster_bits, n << q->cluster_bits))
-			return q2_corrupt(q, "cluster at offset %llu has refcount 0 but holds metadata",
-					  (unsigned long long)(start << q->cluster_bits));
+			return q2_corrupt(
+			    q, "cluster at offset %llu has refcount 0 but holds metadata",
+			    (unsigned long long)(start << q->cluster_bits));
 		if (r == -EEXIST) {
 			r = 0; /* taken since it was listed: pass over it */
 			continue;
@@ -520,13 +525,15 @@ int q2_alloc_locked(struct qcow2 *q, uint64_t n, bool meta, uint64_t *host, bool
 int q2_alloc_quick_locked(struct qcow2 *q, uint64_t *host)
 {
 	uint64_t c = q->bump;
-	uint32_t in_block = c & ((1ULL << q2_block_bits(q)) - 1), per_slice = (q->slice_bytes * 8) >> q->refcount_order;
+	uint32_t in_block = c & ((1ULL << q2_block_bits(q)) - 1),
+		 per_slice = (q->slice_bytes * 8) >> q->refcount_order;
 	uint64_t v;
 
 	if (!q->alloc_ready || q->nfree || (c + 1) << q->cluster_bits > q->prealloc_end ||
 	    !q2_slice_there_locked(q, &q->rt, c >> q2_block_bits(q), in_block / per_slice))
 		return -EAGAIN;
-	if (q2_refcount_locked(q, c, &v) || v || q2_meta_hit_locked(q, c << q->cluster_bits, q->cluster_size))
+	if (q2_refcount_locked(q, c, &v) || v ||
+	    q2_meta_hit_locked(q, c << q->cluster_bits, q->cluster_size))
 		return -EAGAIN;
 	if (q2_refcount_set_locked(q, c, 1))
 		return -EAGAIN;
@@ -569,7 +576,8 @@ void q2_unref_locked(struct qcow2 *q, uint64_t host, uint64_t len)
 			return;
 		}
 		if (q2_refcount_set_locked(q, c, v - 1) == 0 && v == 1) {
-			if (c == q->comp_next >> q->cluster_bits || c + 1 == q->comp_end >> q->cluster_bits)
+			if (c == q->comp_next >> q->cluster_bits ||
+			    c + 1 == q->comp_end >> q->cluster_bits)
 				q->comp_next = q->comp_end = 0; /* do not go on packing into it */
 			(void)q2_free_ext_add(q, c, 1);
 		}

@@ -1,9 +1,9 @@
 /* qcow2_bitmap.c - persistent dirty bitmaps (read), and the header's informational fields.
  *
  * A bitmap is trusted only where the autoclear bit still stands and it is not marked in use: any
- * writer that does not keep bitmaps (we, at our first write) clears that bit, and the next backup is
- * a full one. Threading: nothing else may use the image. Trust: hostile; every size is bounded by
- * the disk's size and the format's limits.
+ * writer that does not keep bitmaps (we, at our first write) clears that bit, and the next backup
+ * is a full one. Threading: nothing else may use the image. Trust: hostile; every size is bounded
+ * by the disk's size and the format's limits.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -14,7 +14,7 @@
 #include "storage/qcow2.h"
 #include "storage/qcow2_tools.h"
 
-#define Q2_BITMAP_DIR_MAX (64u << 20)
+#define Q2_BITMAP_DIR_MAX   (64u << 20)
 #define Q2_BITMAP_BYTES_MAX (512u << 20)
 
 struct q2_bitmap {
@@ -43,8 +43,8 @@ static uint64_t q2_num(const uint8_t *p, unsigned n)
 
 static int q2_bitmap_bad(const struct qcow2 *q, struct err *e, uint64_t at, const char *what)
 {
-	return err_set(e, EUCLEAN, "disk-corrupt", "%s: bitmap directory at offset %llu: %s", q->bd->label,
-		       (unsigned long long)at, what);
+	return err_set(e, EUCLEAN, "disk-corrupt", "%s: bitmap directory at offset %llu: %s",
+		       q->bd->label, (unsigned long long)at, what);
 }
 
 static int q2_bitmaps_load(struct qcow2 *q, struct q2_bitmap **list, struct err *e)
@@ -87,7 +87,10 @@ static int q2_bitmaps_load(struct qcow2 *q, struct q2_bitmap **list, struct err 
 	if (r) {
 		free(*list);
 		*list = NULL;
-		return err_is_set(e) ? r : err_set(e, -r, "disk-open", "%s: cannot read the bitmaps: %s", q->bd->label, strerror(-r));
+		return err_is_set(e)
+			   ? r
+			   : err_set(e, -r, "disk-open", "%s: cannot read the bitmaps: %s",
+				     q->bd->label, strerror(-r));
 	}
 	return q->nb_bitmaps;
 }
@@ -97,8 +100,8 @@ static bool q2_bitmap_consistent(const struct qcow2 *q, const struct q2_bitmap *
 	return (q->autoclear & Q2_AUTOCLEAR_BITMAPS) && !(b->flags & 1);
 }
 
-static int q2_bitmap_bits(struct qcow2 *q, const struct q2_bitmap *b, uint8_t **bits, uint64_t *nbits,
-			  struct err *e)
+static int q2_bitmap_bits(struct qcow2 *q, const struct q2_bitmap *b, uint8_t **bits,
+			  uint64_t *nbits, struct err *e)
 {
 	uint64_t gran = 1ULL << b->granularity_bits, bytes, clusters;
 	_cleanup_free_ uint64_t *table = NULL;
@@ -122,16 +125,18 @@ static int q2_bitmap_bits(struct qcow2 *q, const struct q2_bitmap *b, uint8_t **
 			continue;
 		}
 		if ((host & (q->cluster_size - 1)) || host >= atomic_load(&q->host_end))
-			r = q2_bitmap_bad(q, e, b->table_off, "a bitmap's data lies outside the file");
+			r = q2_bitmap_bad(q, e, b->table_off,
+					  "a bitmap's data lies outside the file");
 		else
-			r = node_pread(q->file, *bits + (i << q->cluster_bits), q->cluster_size, host);
+			r = node_pread(q->file, *bits + (i << q->cluster_bits), q->cluster_size,
+				       host);
 	}
 	if (r) {
 		free(*bits);
 		*bits = NULL;
 		if (!err_is_set(e))
-			err_set(e, -r, "disk-open", "%s: cannot read bitmap \"%s\": %s", q->bd->label, b->name,
-				strerror(-r));
+			err_set(e, -r, "disk-open", "%s: cannot read bitmap \"%s\": %s",
+				q->bd->label, b->name, strerror(-r));
 	}
 	return r;
 }
@@ -184,7 +189,8 @@ int qcow2_bitmap_read(struct blockdev *bd, const char *name, uint8_t **bits, uin
 		if (strcmp(b[i].name, name))
 			continue;
 		if (!q2_bitmap_consistent(q, &b[i])) {
-			err_set(e, ESTALE, "bitmap-stale", "%s: bitmap \"%s\" was not kept up to date", bd->label, name);
+			err_set(e, ESTALE, "bitmap-stale",
+				"%s: bitmap \"%s\" was not kept up to date", bd->label, name);
 			err_hint(e, "make a full backup");
 			return -ESTALE;
 		}
@@ -235,10 +241,13 @@ int qcow2_set_backing_name(struct blockdev *bd, const char *name, const char *fo
 	/* only what stands in the fixed header is kept, and the backing's name and format: feature
 	 * names are decoration, and stale bitmaps were given up by the first write */
 	if (q->has_bitmap_ext)
-		return err_set(e, ENOTSUP, "disk-bitmaps", "%s: has persistent bitmaps; convert it first", bd->label);
+		return err_set(e, ENOTSUP, "disk-bitmaps",
+			       "%s: has persistent bitmaps; convert it first", bd->label);
 	at = q->header_length;
-	if (n >= sizeof(q->backing_name) || f >= 16 || at + 8 + ALIGN_UP(f, (size_t)8) + 8 + n > room)
-		return err_set(e, ENAMETOOLONG, "disk-backing-name", "%s: the backing file's name does not fit in the header", bd->label);
+	if (n >= sizeof(q->backing_name) || f >= 16 ||
+	    at + 8 + ALIGN_UP(f, (size_t)8) + 8 + n > room)
+		return err_set(e, ENAMETOOLONG, "disk-backing-name",
+			       "%s: the backing file's name does not fit in the header", bd->label);
 	r = q2_begin_write(q);
 	if (!r)
 		r = q2_flush(bd);
@@ -273,5 +282,7 @@ int qcow2_set_backing_name(struct blockdev *bd, const char *name, const char *fo
 			memcpy(q->backing_format, format, f);
 	}
 out:
-	return r ? err_set(e, -r, "disk-header", "%s: cannot write the header: %s", bd->label, strerror(-r)) : 0;
+	return r ? err_set(e, -r, "disk-header", "%s: cannot write the header: %s", bd->label,
+			   strerror(-r))
+		 : 0;
 }

@@ -30,7 +30,7 @@ struct q2_walk {
 };
 
 static void q2_found(struct q2_walk *w, bool error, const char *fmt, ...)
-	__attribute__((format(printf, 3, 4)));
+    __attribute__((format(printf, 3, 4)));
 static void q2_found(struct q2_walk *w, bool error, const char *fmt, ...)
 {
 	uint64_t *count = error ? &w->c->errors : &w->c->leaks;
@@ -52,7 +52,8 @@ static bool q2_walk_ref(struct q2_walk *w, uint64_t off, uint64_t len, const cha
 	if (!len)
 		return true;
 	if (off > INT64_MAX - len || (end = q2_clusters(w->q, off + len)) > w->n) {
-		q2_found(w, true, "%s at offset %llu lies outside the file", what, (unsigned long long)off);
+		q2_found(w, true, "%s at offset %llu lies outside the file", what,
+			 (unsigned long long)off);
 		return false;
 	}
 	for (; c < end; c++) {
@@ -66,7 +67,8 @@ static bool q2_walk_ref(struct q2_walk *w, uint64_t off, uint64_t len, const cha
 static bool q2_walk_entry(struct q2_walk *w, const uint64_t *table, uint32_t i, bool count)
 {
 	struct qcow2 *q = w->q;
-	uint64_t l2 = be64toh(table[q->ext_l2 ? 2 * i : i]), bits = q->ext_l2 ? be64toh(table[2 * i + 1]) : 0;
+	uint64_t l2 = be64toh(table[q->ext_l2 ? 2 * i : i]),
+		 bits = q->ext_l2 ? be64toh(table[2 * i + 1]) : 0;
 	uint64_t host = l2 & Q2_OFFSET_MASK, off, len;
 
 	if (!l2 && !bits)
@@ -85,13 +87,15 @@ static bool q2_walk_entry(struct q2_walk *w, const uint64_t *table, uint32_t i, 
 		return false;
 	}
 	if (q->ext_l2 && (((bits & 0xffffffff) & (bits >> 32)) || (!host && (bits & 0xffffffff)))) {
-		q2_found(w, true, "an extended L2 entry has an impossible bitmap %016llx", (unsigned long long)bits);
+		q2_found(w, true, "an extended L2 entry has an impossible bitmap %016llx",
+			 (unsigned long long)bits);
 		return false;
 	}
 	if (!host)
 		return true;
 	if (host & (q->cluster_size - 1)) {
-		q2_found(w, true, "an L2 entry points to unaligned offset %llu", (unsigned long long)host);
+		q2_found(w, true, "an L2 entry points to unaligned offset %llu",
+			 (unsigned long long)host);
 		return false;
 	}
 	if (count)
@@ -108,7 +112,8 @@ static int q2_walk_l1(struct q2_walk *w, uint64_t l1_off, uint64_t n, bool activ
 	int r;
 
 	if (n > Q2_L1_MAX_BYTES / 8 || (l1_off & (q->cluster_size - 1))) {
-		q2_found(w, true, "the L1 table at offset %llu is not valid", (unsigned long long)l1_off);
+		q2_found(w, true, "the L1 table at offset %llu is not valid",
+			 (unsigned long long)l1_off);
 		return 0;
 	}
 	if (!q2_walk_ref(w, l1_off, n * 8, "L1 table"))
@@ -123,7 +128,8 @@ static int q2_walk_l1(struct q2_walk *w, uint64_t l1_off, uint64_t n, bool activ
 		bool changed = false;
 
 		if (be64toh(l1[t]) & ~(Q2_OFFSET_MASK | Q2_COPIED)) {
-			q2_found(w, true, "L1 entry %llu has reserved bits set", (unsigned long long)t);
+			q2_found(w, true, "L1 entry %llu has reserved bits set",
+				 (unsigned long long)t);
 			if (active && w->how == Q2_REPAIR_ALL) {
 				l1[t] = htobe64(be64toh(l1[t]) & (Q2_OFFSET_MASK | Q2_COPIED));
 				l1_changed = true;
@@ -131,7 +137,8 @@ static int q2_walk_l1(struct q2_walk *w, uint64_t l1_off, uint64_t n, bool activ
 		}
 		if (!host)
 			continue;
-		if ((host & (q->cluster_size - 1)) || !q2_walk_ref(w, host, q->cluster_size, "L2 table")) {
+		if ((host & (q->cluster_size - 1)) ||
+		    !q2_walk_ref(w, host, q->cluster_size, "L2 table")) {
 			if (host & (q->cluster_size - 1))
 				q2_found(w, true, "L1 entry %llu points to unaligned offset %llu",
 					 (unsigned long long)t, (unsigned long long)host);
@@ -144,7 +151,8 @@ static int q2_walk_l1(struct q2_walk *w, uint64_t l1_off, uint64_t n, bool activ
 		}
 		r = node_pread(q->file, table, q->cluster_size, host);
 		for (uint32_t i = 0; i < 1u << q->l2_bits && !r; i++) {
-			if (q2_walk_entry(w, table, i, active) || !active || w->how != Q2_REPAIR_ALL)
+			if (q2_walk_entry(w, table, i, active) || !active ||
+			    w->how != Q2_REPAIR_ALL)
 				continue;
 			table[q->ext_l2 ? 2 * i : i] = 0;
 			if (q->ext_l2)
@@ -244,11 +252,13 @@ static int q2_walk_refcounts(struct q2_walk *w, bool *broken)
 		}
 		if (!host)
 			continue;
-		if ((host & (q->cluster_size - 1)) || !q2_walk_ref(w, host, q->cluster_size, "refcount block")) {
+		if ((host & (q->cluster_size - 1)) ||
+		    !q2_walk_ref(w, host, q->cluster_size, "refcount block")) {
 			*broken = true;
 			q->rt.top[t] = 0;
 		} else if (w->ref[host >> q->cluster_bits] > 1) {
-			q2_found(w, true, "refcount block at offset %llu is used for something else too",
+			q2_found(w, true,
+				 "refcount block at offset %llu is used for something else too",
 				 (unsigned long long)host);
 			*broken = true;
 		}
@@ -257,8 +267,9 @@ static int q2_walk_refcounts(struct q2_walk *w, bool *broken)
 		r = q2_refcount_locked(q, c, &v);
 		if (r || v == w->ref[c])
 			continue;
-		q2_found(w, v < w->ref[c], "the cluster at offset %llu has refcount %llu and %u users",
-			 (unsigned long long)(c << q->cluster_bits), (unsigned long long)v, w->ref[c]);
+		q2_found(
+		    w, v < w->ref[c], "the cluster at offset %llu has refcount %llu and %u users",
+		    (unsigned long long)(c << q->cluster_bits), (unsigned long long)v, w->ref[c]);
 	}
 	return r;
 }
@@ -406,7 +417,8 @@ static int q2_rebuild(struct q2_walk *w)
 		table[b] = htobe64(at + (b << q->cluster_bits));
 	r = node_pwrite(q->file, blocks, nb << q->cluster_bits, at);
 	if (!r)
-		r = node_pwrite(q->file, table, nt << q->cluster_bits, at + (nb << q->cluster_bits));
+		r = node_pwrite(q->file, table, nt << q->cluster_bits,
+				at + (nb << q->cluster_bits));
 	if (!r)
 		r = node_flush(q->file);
 	if (r)
@@ -416,7 +428,8 @@ static int q2_rebuild(struct q2_walk *w)
 	q->alloc_ready = false;
 	atomic_store(&q->begun, false);
 	q->reftable_clusters = nt;
-	r = q2_load_top(q, &q->rt, at + (nb << q->cluster_bits), (nt << q->cluster_bits) / 8, &ignored);
+	r = q2_load_top(q, &q->rt, at + (nb << q->cluster_bits), (nt << q->cluster_bits) / 8,
+			&ignored);
 	if (r)
 		return r;
 	atomic_store(&q->host_end, MAX(atomic_load(&q->host_end), total << q->cluster_bits));
@@ -473,8 +486,9 @@ int q2_check_run(struct qcow2 *q, enum q2_repair how, struct q2_check *c, struct
 	*c = (struct q2_check){ 0 };
 	w.n = q2_clusters(q, MAX(atomic_load(&q->file->size_bytes), atomic_load(&q->host_end)));
 	if (w.n > Q2_CHECK_CLUSTERS_MAX)
-		return err_set(e, EFBIG, "disk-check", "%s: has too many clusters (%llu) to be checked",
-			       q->bd->label, (unsigned long long)w.n);
+		return err_set(e, EFBIG, "disk-check",
+			       "%s: has too many clusters (%llu) to be checked", q->bd->label,
+			       (unsigned long long)w.n);
 	w.ref = calloc(MAX(w.n, 1ULL), sizeof(*w.ref));
 	if (!w.ref)
 		return err_set(e, ENOMEM, "out-of-memory", "%s: out of memory", q->bd->label);
@@ -487,6 +501,7 @@ int q2_check_run(struct qcow2 *q, enum q2_repair how, struct q2_check *c, struct
 		atomic_store(&q->corrupt, true);
 	free(w.ref);
 	if (r && !err_is_set(e))
-		err_set(e, -r, "disk-check", "%s: the check could not finish: %s", q->bd->label, strerror(-r));
+		err_set(e, -r, "disk-check", "%s: the check could not finish: %s", q->bd->label,
+			strerror(-r));
 	return r;
 }

@@ -7,7 +7,8 @@
  * A crash before 2 leaks clusters, never leaves a dangling one. Clusters unreferenced by 2 wait
  * until every request that could hold their address has ended, then lose their refcount (written by
  * the next commit) and may be used again.
- * Threading: one commit at a time; the map stays usable meanwhile, for dirty sectors are copied out.
+ * Threading: one commit at a time; the map stays usable meanwhile, for dirty sectors are copied
+ * out.
  */
 #include <errno.h>
 #include <linux/aio_abi.h>
@@ -75,7 +76,8 @@ static int q2_batch_slice(struct qcow2 *q, struct q2_batch *b, struct q2_slice *
 			i++;
 			continue;
 		}
-		while (j < sectors && ((dirty >> j & 3) || (j + 2 < sectors && (dirty >> (j + 2) & 1))))
+		while (j < sectors &&
+		       ((dirty >> j & 3) || (j + 2 < sectors && (dirty >> (j + 2) & 1))))
 			j++;
 		while (j > i && !(dirty >> (j - 1) & 1))
 			j--;
@@ -114,7 +116,7 @@ static int q2_batch_slices(struct qcow2 *q, struct q2_dir *d, struct q2_batch *b
 {
 	if (!q->slices_dirty)
 		return 0;
-	list_for_each(l, &q->clock) {
+	list_for_each (l, &q->clock) {
 		struct q2_slice *s = container_of(l, struct q2_slice, clock);
 		int r;
 
@@ -165,7 +167,8 @@ static int q2_out_cmp(const void *a, const void *b)
 }
 
 /* q2_batch_aio() - all of them at once: on a device each small write alone costs its latency.
- * Return: 0; 1 where this way is closed; -errno. What fails is written again by the caller's retry. */
+ * Return: 0; 1 where this way is closed; -errno. What fails is written again by the caller's retry.
+  */
 static int q2_batch_aio(struct qcow2 *q, struct q2_batch *b)
 {
 	struct iocb cb[Q2_AIO_BATCH], *list[Q2_AIO_BATCH];
@@ -183,7 +186,9 @@ static int q2_batch_aio(struct qcow2 *q, struct q2_batch *b)
 
 		for (; at + n < b->n && n < Q2_AIO_BATCH; n++) {
 			struct q2_out *o = &b->out[at + n];
-			struct blk_req req = { .op = BLK_WRITE, .len_bytes = o->len, .iov = &iov[n], .niov = 1 };
+			struct blk_req req = {
+				.op = BLK_WRITE, .len_bytes = o->len, .iov = &iov[n], .niov = 1
+			};
 			struct blk_place p;
 
 			iov[n] = (struct iovec){ o->data, o->len };
@@ -378,7 +383,8 @@ int q2_commit(struct qcow2 *q)
 	for (tail = freed; tail && tail->next;)
 		tail = tail->next;
 	if (r) {
-		/* all of it again, next time: whole tables, for which sectors got there is unknown */
+		/* all of it again, next time: whole tables, for which sectors got there is unknown
+		 */
 		if (l1_dirty) {
 			memset(q->l1.top_dirty, 0xff, (q->l1.top_n / 4096 + 1) * 8);
 			q->l1.top_is_dirty = true;

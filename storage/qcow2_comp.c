@@ -2,8 +2,8 @@
  *
  * A compressed cluster must unpack to exactly one cluster: less is corruption, more is never looked
  * at. The last one unpacked is kept, for readers come back to it in small steps.
- * Threading: any; one lock for the kept cluster, none while unpacking. Trust: the bytes are hostile;
- * output and input are bounded by the cluster size.
+ * Threading: any; one lock for the kept cluster, none while unpacking. Trust: the bytes are
+ * hostile; output and input are bounded by the cluster size.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -20,8 +20,10 @@
 
 static int q2_inflate(void *dst, size_t dst_len, const void *src, size_t src_len)
 {
-	z_stream z = { .next_in = (void *)(uintptr_t)src, .avail_in = src_len,
-		       .next_out = dst, .avail_out = dst_len };
+	z_stream z = { .next_in = (void *)(uintptr_t)src,
+		       .avail_in = src_len,
+		       .next_out = dst,
+		       .avail_out = dst_len };
 	int r = inflateInit2(&z, -12);
 
 	if (r != Z_OK)
@@ -66,10 +68,11 @@ static int q2_unpack(struct qcow2 *q, uint8_t *out, uint64_t l2)
 		return -ENOMEM;
 	r = node_pread(q->file, raw, len, off);
 	if (!r)
-		r = q->compression ? q2_unzstd(out, q->cluster_size, raw, len) :
-				     q2_inflate(out, q->cluster_size, raw, len);
+		r = q->compression ? q2_unzstd(out, q->cluster_size, raw, len)
+				   : q2_inflate(out, q->cluster_size, raw, len);
 	if (r == -EUCLEAN)
-		q2_corrupt(q, "the compressed cluster at offset %llu does not unpack to one cluster",
+		q2_corrupt(q,
+			   "the compressed cluster at offset %llu does not unpack to one cluster",
 			   (unsigned long long)off);
 	return r;
 }
@@ -105,11 +108,14 @@ int q2_comp_read(struct qcow2 *q, const struct q2_seg *s, uint64_t in_cluster, s
 	return 0;
 }
 
-/* q2_compress() - Return: bytes in @dst, -EFBIG where they would be more than @cap. @ctx: kept between
- * calls of one thread, NULL at first. */
-long q2_compress(int type, int level, void **ctx, void *dst, size_t cap, const void *src, size_t len)
+/* q2_compress() - Return: bytes in @dst, -EFBIG where they would be more than @cap. @ctx: kept
+ * between calls of one thread, NULL at first. */
+long q2_compress(int type, int level, void **ctx, void *dst, size_t cap, const void *src,
+		 size_t len)
 {
-	z_stream z = { .next_in = (void *)(uintptr_t)src, .avail_in = len, .next_out = dst,
+	z_stream z = { .next_in = (void *)(uintptr_t)src,
+		       .avail_in = len,
+		       .next_out = dst,
 		       .avail_out = cap };
 	int r;
 
@@ -123,7 +129,8 @@ long q2_compress(int type, int level, void **ctx, void *dst, size_t cap, const v
 		n = ZSTD_compressCCtx(*ctx, dst, cap, src, len, level ? level : Q2_ZSTD_LEVEL);
 		return ZSTD_isError(n) ? -EFBIG : (long)n;
 	}
-	r = deflateInit2(&z, level ? level : Z_DEFAULT_COMPRESSION, Z_DEFLATED, -12, 9, Z_DEFAULT_STRATEGY);
+	r = deflateInit2(&z, level ? level : Z_DEFAULT_COMPRESSION, Z_DEFLATED, -12, 9,
+			 Z_DEFAULT_STRATEGY);
 	if (r != Z_OK)
 		return -ENOMEM;
 	r = deflate(&z, Z_FINISH);

@@ -47,10 +47,11 @@ static int q2_create_check(const struct qcow2_create *c, struct q2_layout *l, st
 			       "cluster size %llu is not a power of two from 512 to 2 MiB",
 			       (unsigned long long)l->cluster);
 	if ((bits & (bits - 1)) || bits > 64)
-		return err_set(e, EINVAL, "disk-refcount-bits", "refcount width %u is not a power of two up to 64",
-			       bits);
+		return err_set(e, EINVAL, "disk-refcount-bits",
+			       "refcount width %u is not a power of two up to 64", bits);
 	if (c->size_bytes % 512 || c->size_bytes > INT64_MAX)
-		return err_set(e, EINVAL, "disk-size", "disk size %llu is not a multiple of 512 below 2^63",
+		return err_set(e, EINVAL, "disk-size",
+			       "disk size %llu is not a multiple of 512 below 2^63",
 			       (unsigned long long)c->size_bytes);
 	l->cluster_bits = __builtin_ctzll(l->cluster);
 	l->order = __builtin_ctz(bits);
@@ -58,7 +59,8 @@ static int q2_create_check(const struct qcow2_create *c, struct q2_layout *l, st
 	span = l->cluster_bits + (l->cluster_bits - (l->ext ? 4 : 3));
 	l->l1_n = (c->size_bytes >> span) + ((c->size_bytes & ((1ULL << span) - 1)) != 0);
 	if (l->l1_n * 8 > Q2_L1_MAX_BYTES) {
-		err_set(e, EFBIG, "disk-size", "disk size %llu is too large for clusters of %llu bytes",
+		err_set(e, EFBIG, "disk-size",
+			"disk size %llu is too large for clusters of %llu bytes",
 			(unsigned long long)c->size_bytes, (unsigned long long)l->cluster);
 		err_hint(e, "use larger clusters");
 		return -EFBIG;
@@ -73,7 +75,8 @@ static int q2_create_check(const struct qcow2_create *c, struct q2_layout *l, st
 		l->rb++;
 	} while (l->rb <= l->cluster / 8);
 	if (l->rb > l->cluster / 8)
-		return err_set(e, EFBIG, "disk-size", "the first refcount table would not fit in one cluster");
+		return err_set(e, EFBIG, "disk-size",
+			       "the first refcount table would not fit in one cluster");
 	return 0;
 }
 
@@ -84,7 +87,8 @@ static int q2_create_header(uint8_t *h, size_t cap, const struct qcow2_create *c
 	size_t fmt = c->backing_format ? strlen(c->backing_format) : 0;
 
 	if (name > 1023 || fmt > 15 || at + 16 + ALIGN_UP(fmt, (size_t)8) + 8 + name > cap)
-		return err_set(e, ENAMETOOLONG, "disk-backing-name", "the backing file's name does not fit in the header");
+		return err_set(e, ENAMETOOLONG, "disk-backing-name",
+			       "the backing file's name does not fit in the header");
 	q2_put32(h, 0, Q2_MAGIC);
 	q2_put32(h, 4, 3);
 	q2_put32(h, 20, l->cluster_bits);
@@ -93,7 +97,8 @@ static int q2_create_header(uint8_t *h, size_t cap, const struct qcow2_create *c
 	q2_put64(h, 40, (2 + l->rb) << l->cluster_bits);
 	q2_put64(h, 48, l->cluster);
 	q2_put32(h, 56, 1);
-	q2_put64(h, 72, (c->zstd ? Q2_INCOMPAT_COMPRESSION : 0) | (l->ext ? Q2_INCOMPAT_EXT_L2 : 0));
+	q2_put64(h, 72,
+		 (c->zstd ? Q2_INCOMPAT_COMPRESSION : 0) | (l->ext ? Q2_INCOMPAT_EXT_L2 : 0));
 	q2_put64(h, 80, c->lazy_refcounts ? Q2_COMPAT_LAZY : 0);
 	q2_put32(h, 96, l->order);
 	q2_put32(h, 100, Q2_HEADER_OURS);
@@ -154,7 +159,8 @@ int qcow2_create(int fd, const struct qcow2_create *c, struct err *e)
 	if (r)
 		return r;
 	if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) || st.st_size)
-		return err_set(e, EEXIST, "disk-not-empty", "the new disk's file is not an empty regular file");
+		return err_set(e, EEXIST, "disk-not-empty",
+			       "the new disk's file is not an empty regular file");
 	cap = MIN(l.cluster, 4096ULL);
 	rb_bytes = ALIGN_UP(((l.total << l.order) + 7) / 8, (uint64_t)512);
 	page = calloc(1, MAX(MAX(cap, rb_bytes), ALIGN_UP(l.rb * 8, (uint64_t)512)));
@@ -180,7 +186,8 @@ int qcow2_create(int fd, const struct qcow2_create *c, struct err *e)
 	if (r) {
 		if (ftruncate(fd, 0) < 0)
 			r = -errno; /* the caller unlinks it */
-		return err_set(e, -r, "disk-create", "cannot write the new disk's file: %s", strerror(-r));
+		return err_set(e, -r, "disk-create", "cannot write the new disk's file: %s",
+			       strerror(-r));
 	}
 	return 0;
 }

@@ -58,7 +58,8 @@ static int q2_map_fresh(struct qcow2 *q, struct q2_flight *f, uint64_t off, uint
 	p->base = p->old.l2 & Q2_OFFSET_MASK;
 	if (p->base) {
 		p->inplace = true;
-		if ((p->base & (q->cluster_size - 1)) || p->base + q->cluster_size > atomic_load(&q->host_end) ||
+		if ((p->base & (q->cluster_size - 1)) ||
+		    p->base + q->cluster_size > atomic_load(&q->host_end) ||
 		    q2_meta_hit_locked(q, p->base, q->cluster_size))
 			r = -EAGAIN; /* the slow way says what is wrong */
 		goto out;
@@ -95,7 +96,8 @@ static int q2_map_write(struct qcow2 *q, const struct blk_req *r, uint64_t off, 
 		return -EAGAIN;
 	ret = q2_map_fresh(q, f, off, len);
 	if (!ret) {
-		ret = q->file->ops->map(q->file, true, r, f->place.base + (off - f->place.cluster_off), p);
+		ret = q->file->ops->map(q->file, true, r,
+					f->place.base + (off - f->place.cluster_off), p);
 		if (ret && !f->place.inplace && !f->place.published) {
 			pthread_rwlock_wrlock(&q->lock);
 			q2_free_now_locked(q, f->place.base, q->cluster_size);
@@ -118,7 +120,8 @@ static int q2_map_read(struct qcow2 *q, const struct blk_req *r, uint64_t off, s
 	if (ret || s.len < r->len_bytes || s.kind == Q2_COMP)
 		return -EAGAIN;
 	if (s.kind == Q2_DATA)
-		return q->file->ops->map ? q->file->ops->map(q->file, false, r, s.host, p) : -EAGAIN;
+		return q->file->ops->map ? q->file->ops->map(q->file, false, r, s.host, p)
+					 : -EAGAIN;
 	if (s.kind == Q2_ZERO || !back) {
 		p->zero = true;
 		return 0;
@@ -126,11 +129,13 @@ static int q2_map_read(struct qcow2 *q, const struct blk_req *r, uint64_t off, s
 	if (!back->ops->map || off + r->len_bytes > atomic_load(&back->size_bytes))
 		return -EAGAIN;
 	if (back->ops == &qcow2_ops)
-		return q2_map_read(back->drv, r, off, p); /* read-only: it frees nothing, needs no epoch */
+		return q2_map_read(back->drv, r, off,
+				   p); /* read-only: it frees nothing, needs no epoch */
 	return back->ops->map(back, false, r, off, p);
 }
 
-int q2_map(struct blockdev *bd, bool write, const struct blk_req *r, uint64_t off, struct blk_place *p)
+int q2_map(struct blockdev *bd, bool write, const struct blk_req *r, uint64_t off,
+	   struct blk_place *p)
 {
 	struct qcow2 *q = bd->drv;
 	struct q2_flight *f = (struct q2_flight *)(void *)p->priv;

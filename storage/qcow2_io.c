@@ -2,9 +2,10 @@
  *
  * The unit is the subcluster (the cluster itself without extended L2). A write into units that are
  * allocated and ours goes straight to its place with no lock held. Any other write takes a range
- * lock on its units (on the whole cluster where the cluster must move), makes room, writes data with
- * what must be copied around it, and only then publishes the entry; with extended L2 the cluster's
- * place is published at once, with no unit in it, so that writers of other units need not wait.
+ * lock on its units (on the whole cluster where the cluster must move), makes room, writes data
+ * with what must be copied around it, and only then publishes the entry; with extended L2 the
+ * cluster's place is published at once, with no unit in it, so that writers of other units need not
+ * wait.
  * Threading: any number of workers; lock order: range, then the image's lock.
  */
 #include <errno.h>
@@ -15,7 +16,8 @@
 #include "common/overflow.h"
 #include "storage/qcow2.h"
 
-/* --- range locks ------------------------------------------------------------------------------- */
+/* --- range locks -------------------------------------------------------------------------------
+ */
 
 void q2_range_take(struct qcow2 *q, struct q2_range *r, uint64_t start, uint64_t end)
 {
@@ -26,7 +28,7 @@ void q2_range_take(struct qcow2 *q, struct q2_range *r, uint64_t start, uint64_t
 	pthread_mutex_lock(&q->range_lock);
 	do {
 		clash = false;
-		list_for_each(l, &q->ranges) {
+		list_for_each (l, &q->ranges) {
 			struct q2_range *o = container_of(l, struct q2_range, node);
 
 			if (o->start < end && start < o->end) {
@@ -47,7 +49,7 @@ bool q2_range_try(struct qcow2 *q, struct q2_range *r, uint64_t start, uint64_t 
 	r->start = start;
 	r->end = end;
 	pthread_mutex_lock(&q->range_lock);
-	list_for_each(l, &q->ranges) {
+	list_for_each (l, &q->ranges) {
 		struct q2_range *o = container_of(l, struct q2_range, node);
 
 		clash |= o->start < end && start < o->end;
@@ -66,7 +68,8 @@ void q2_range_drop(struct qcow2 *q, struct q2_range *r)
 	pthread_mutex_unlock(&q->range_lock);
 }
 
-/* --- reading ------------------------------------------------------------------------------------- */
+/* --- reading -------------------------------------------------------------------------------------
+ */
 
 static int q2_read_backing(struct qcow2 *q, struct blk_buf b, uint64_t off, uint64_t len)
 {
@@ -111,7 +114,8 @@ static int q2_read(struct qcow2 *q, struct blk_buf b, uint64_t off, uint64_t len
 	return r;
 }
 
-/* --- writing ------------------------------------------------------------------------------------- */
+/* --- writing -------------------------------------------------------------------------------------
+ */
 
 bool q2_must_move(const struct q2_entry *en)
 {
@@ -155,7 +159,8 @@ static int q2_place_make(struct qcow2 *q, uint64_t off, struct q2_place *p)
 		p->inplace = true;
 		if ((p->base & (q->cluster_size - 1)) || p->base >= atomic_load(&q->host_end) ||
 		    q2_meta_hit_locked(q, p->base, q->cluster_size))
-			r = q2_corrupt(q, "the L2 entry for guest offset %llu points to offset %llu",
+			r = q2_corrupt(q,
+				       "the L2 entry for guest offset %llu points to offset %llu",
 				       (unsigned long long)off, (unsigned long long)p->base);
 		goto out;
 	}
@@ -187,8 +192,8 @@ static bool q2_reads_zero(const struct qcow2 *q, enum q2_kind k)
 }
 
 /* q2_write_around() - the data and what must be copied before and after it, in one write. */
-static int q2_write_around(struct qcow2 *q, const struct q2_place *p, struct blk_buf b, uint64_t off,
-			   uint64_t len)
+static int q2_write_around(struct qcow2 *q, const struct q2_place *p, struct blk_buf b,
+			   uint64_t off, uint64_t len)
 {
 	uint64_t start = ALIGN_DOWN(off, q->unit_size), end = ALIGN_UP(off + len, q->unit_size);
 	enum q2_kind first = q2_old_kind(q, p, off), last = q2_old_kind(q, p, off + len - 1);
@@ -378,7 +383,8 @@ int q2_rw(struct blockdev *bd, bool write, struct blk_buf b, uint64_t off, uint6
 	return r ? r : q2_relieve(q);
 }
 
-/* --- zeroes and discard --------------------------------------------------------------------------- */
+/* --- zeroes and discard
+ * --------------------------------------------------------------------------- */
 
 static int q2_write_zero_bytes(struct qcow2 *q, uint64_t off, uint64_t len)
 {
@@ -418,8 +424,8 @@ static struct q2_entry q2_zero_entry(const struct qcow2 *q, struct q2_entry old,
 	return en;
 }
 
-/* q2_drop_empty() - let go of a cluster that holds no unit any more. Only under the lock of the whole
- * cluster: a writer of another unit may have it as its place already. */
+/* q2_drop_empty() - let go of a cluster that holds no unit any more. Only under the lock of the
+ * whole cluster: a writer of another unit may have it as its place already. */
 static int q2_drop_empty(struct qcow2 *q, uint64_t off)
 {
 	uint64_t cluster = ALIGN_DOWN(off, q->cluster_size);
@@ -433,7 +439,8 @@ static int q2_drop_empty(struct qcow2 *q, uint64_t off)
 	if (!r && (en.l2 & Q2_OFFSET_MASK) && !(en.l2 & Q2_COMPRESSED) && !(en.bits & 0xffffffff)) {
 		uint64_t host = en.l2 & Q2_OFFSET_MASK;
 
-		r = q2_entry_set_locked(q, off, (struct q2_entry){ 0, q->bd->backing ? en.bits : 0 });
+		r = q2_entry_set_locked(q, off,
+					(struct q2_entry){ 0, q->bd->backing ? en.bits : 0 });
 		if (!r)
 			q2_free_later_locked(q, host, q->cluster_size);
 	}
@@ -480,10 +487,12 @@ static int q2_zero_units(struct qcow2 *q, uint64_t off, uint64_t len, bool unmap
 	return !r && empty ? q2_drop_empty(q, off) : r;
 }
 
-/* q2_zero_cluster() - a range inside one cluster: whole units by their entry, the rest by writing. */
+/* q2_zero_cluster() - a range inside one cluster: whole units by their entry, the rest by writing.
+ */
 static int q2_zero_cluster(struct qcow2 *q, uint64_t off, uint64_t len, uint32_t flags)
 {
-	uint64_t end = off + len, a = ALIGN_UP(off, q->unit_size), z = ALIGN_DOWN(end, q->unit_size);
+	uint64_t end = off + len, a = ALIGN_UP(off, q->unit_size),
+		 z = ALIGN_DOWN(end, q->unit_size);
 	int r = 0;
 
 	if (end == atomic_load(&q->bd->size_bytes))
@@ -528,7 +537,8 @@ int q2_zero(struct blockdev *bd, uint64_t off, uint64_t len, uint32_t flags)
 	return r ? r : q2_relieve(q);
 }
 
-/* --- extents ---------------------------------------------------------------------------------------- */
+/* --- extents
+ * ---------------------------------------------------------------------------------------- */
 
 static void q2_extent_add(struct blk_extent *ext, unsigned *n, struct blk_extent x)
 {
@@ -590,8 +600,10 @@ int q2_extents(struct blockdev *bd, uint64_t off, struct blk_extent *ext, unsign
 			if (took < 0)
 				r = took;
 		} else {
-			q2_extent_add(ext, &n,
-				      (struct blk_extent){ off, s.len, s.kind == Q2_ZERO ? BLK_EXT_ZERO : BLK_EXT_DATA, 0 });
+			q2_extent_add(
+			    ext, &n,
+			    (struct blk_extent){
+				off, s.len, s.kind == Q2_ZERO ? BLK_EXT_ZERO : BLK_EXT_DATA, 0 });
 		}
 		off += took;
 	}
@@ -599,7 +611,8 @@ int q2_extents(struct blockdev *bd, uint64_t off, struct blk_extent *ext, unsign
 	return r ? r : (int)n;
 }
 
-/* --- compressed ------------------------------------------------------------------------------------- */
+/* --- compressed
+ * ------------------------------------------------------------------------------------- */
 
 int q2_write_compressed(struct qcow2 *q, uint64_t off, const void *comp, uint64_t comp_len)
 {
@@ -628,7 +641,8 @@ int q2_write_compressed(struct qcow2 *q, uint64_t off, const void *comp, uint64_
 	if (!r) {
 		sectors = ((host & (Q2_SECTOR - 1)) + comp_len + Q2_SECTOR - 1) / Q2_SECTOR - 1;
 		pthread_rwlock_wrlock(&q->lock);
-		r = q2_entry_set_locked(q, off, (struct q2_entry){ Q2_COMPRESSED | sectors << x | host, 0 });
+		r = q2_entry_set_locked(
+		    q, off, (struct q2_entry){ Q2_COMPRESSED | sectors << x | host, 0 });
 		pthread_rwlock_unlock(&q->lock);
 	}
 	q2_range_drop(q, &range);

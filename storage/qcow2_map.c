@@ -82,7 +82,8 @@ static int q2_table_host(struct qcow2 *q, const struct q2_dir *d, uint32_t top, 
 {
 	*host = d->top[top] & Q2_OFFSET_MASK;
 	if ((*host & (q->cluster_size - 1)) || *host >= atomic_load(&q->host_end))
-		return q2_corrupt(q, "the %s at offset %llu has entry %u, which points to offset %llu",
+		return q2_corrupt(q,
+				  "the %s at offset %llu has entry %u, which points to offset %llu",
 				  d == &q->l1 ? "L1 table" : "refcount table",
 				  (unsigned long long)d->top_off, top, (unsigned long long)*host);
 	return 0;
@@ -226,22 +227,27 @@ int q2_entry_seg(struct qcow2 *q, const struct q2_entry *en, unsigned unit, stru
 		s->kind = Q2_COMP;
 		s->copied = false;
 		if (off >= atomic_load(&q->host_end))
-			return q2_corrupt(q, "a compressed cluster's L2 entry points past the file, to offset %llu",
-					  (unsigned long long)off);
+			return q2_corrupt(
+			    q,
+			    "a compressed cluster's L2 entry points past the file, to offset %llu",
+			    (unsigned long long)off);
 		return 0;
 	}
 	if (q->ext_l2) {
 		alloc = en->bits >> unit & 1;
 		zero = en->bits >> (32 + unit) & 1;
 		if ((alloc && zero) || (alloc && !host))
-			return q2_corrupt(q, "an extended L2 entry (host offset %llu) has an impossible bitmap %016llx",
+			return q2_corrupt(q,
+					  "an extended L2 entry (host offset %llu) has an "
+					  "impossible bitmap %016llx",
 					  (unsigned long long)host, (unsigned long long)en->bits);
 	} else {
 		zero = q->version >= 3 && (en->l2 & Q2_ZERO_FLAG);
 		alloc = host && !zero;
 	}
 	if (host & (q->cluster_size - 1))
-		return q2_corrupt(q, "an L2 entry points to offset %llu, which is not cluster-aligned",
+		return q2_corrupt(q,
+				  "an L2 entry points to offset %llu, which is not cluster-aligned",
 				  (unsigned long long)host);
 	s->kind = zero ? Q2_ZERO : alloc ? Q2_DATA : Q2_UNALLOC;
 	s->host = host ? host + unit * q->unit_size : 0;
@@ -312,8 +318,10 @@ int q2_seg_get(struct qcow2 *q, uint64_t off, uint64_t len, bool write, struct q
 		pthread_rwlock_rdlock(&q->lock);
 		r = q2_seg_scan(q, off, len, s, &top, &slice);
 		if (!r && write && s->kind == Q2_DATA && q2_meta_hit_locked(q, s->host, s->len))
-			r = q2_corrupt(q, "the L2 entry for guest offset %llu points to metadata at offset %llu",
-				       (unsigned long long)off, (unsigned long long)s->host);
+			r = q2_corrupt(
+			    q,
+			    "the L2 entry for guest offset %llu points to metadata at offset %llu",
+			    (unsigned long long)off, (unsigned long long)s->host);
 		pthread_rwlock_unlock(&q->lock);
 		if (r != -EAGAIN)
 			return r;

@@ -1,8 +1,9 @@
 /* qcow2_resize.c - growing and shrinking the virtual disk.
  *
- * Growing within the L1 table is one header write; beyond it, a larger L1 is written at a new place,
- * made stable, and only then does the header point to it. Shrinking unreferences the clusters past
- * the new end first. Requests may be in flight; those past a new end were refused or are lost.
+ * Growing within the L1 table is one header write; beyond it, a larger L1 is written at a new
+ * place, made stable, and only then does the header point to it. Shrinking unreferences the
+ * clusters past the new end first. Requests may be in flight; those past a new end were refused or
+ * are lost.
  * Threading: any; one at a time by the flush lock.
  */
 #include <errno.h>
@@ -101,10 +102,12 @@ int q2_resize(struct blockdev *bd, uint64_t size, struct err *e)
 	int r;
 
 	if (need * 8 > Q2_L1_MAX_BYTES)
-		return err_set(e, EFBIG, "disk-size", "%s: %llu bytes is too large for clusters of %llu bytes",
-			       bd->label, (unsigned long long)size, (unsigned long long)q->cluster_size);
+		return err_set(e, EFBIG, "disk-size",
+			       "%s: %llu bytes is too large for clusters of %llu bytes", bd->label,
+			       (unsigned long long)size, (unsigned long long)q->cluster_size);
 	if (q->nb_snapshots)
-		return err_set(e, ENOTSUP, "disk-resize", "%s: has internal snapshots; delete them or convert the disk first",
+		return err_set(e, ENOTSUP, "disk-resize",
+			       "%s: has internal snapshots; delete them or convert the disk first",
 			       bd->label);
 	r = q2_begin_write(q);
 	if (!r && size < old) {

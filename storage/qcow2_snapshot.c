@@ -59,7 +59,8 @@ static int q2_snapshot_bytes(struct qcow2 *q, uint8_t **buf, uint64_t *len)
 	int r;
 
 	/* its length is known only by walking it: read at most what any table may take */
-	cap = MIN(MIN(most, (uint64_t)Q2_SNAPSHOT_TABLE_MAX), q->nb_snapshots * (40ULL + 1024 + 2 * 65536));
+	cap = MIN(MIN(most, (uint64_t)Q2_SNAPSHOT_TABLE_MAX),
+		  q->nb_snapshots * (40ULL + 1024 + 2 * 65536));
 	*buf = malloc(MAX(cap, 1ULL));
 	if (!*buf)
 		return -ENOMEM;
@@ -84,8 +85,8 @@ int q2_snapshots_load(struct qcow2 *q, struct q2_snapshot **list, struct err *e)
 		return 0;
 	r = q2_snapshot_bytes(q, &buf, &len);
 	if (r)
-		return err_set(e, -r, "disk-open", "%s: cannot read the snapshot table: %s", q->bd->label,
-			       strerror(-r));
+		return err_set(e, -r, "disk-open", "%s: cannot read the snapshot table: %s",
+			       q->bd->label, strerror(-r));
 	*list = calloc(q->nb_snapshots, sizeof(**list));
 	if (!*list)
 		return err_set(e, ENOMEM, "out-of-memory", "%s: out of memory", q->bd->label);
@@ -98,7 +99,8 @@ int q2_snapshots_load(struct qcow2 *q, struct q2_snapshot **list, struct err *e)
 		    !range_within(s->l1_off, s->l1_size * 8ULL, atomic_load(&q->host_end))) {
 			free(*list);
 			*list = NULL;
-			return err_set(e, EUCLEAN, "disk-corrupt", "%s: snapshot %u in the table at offset %llu is not valid",
+			return err_set(e, EUCLEAN, "disk-corrupt",
+				       "%s: snapshot %u in the table at offset %llu is not valid",
 				       q->bd->label, i, (unsigned long long)q->snapshots_off);
 		}
 		at = MIN(at + n, len);
@@ -150,7 +152,8 @@ static int q2_snapshot_find(const struct q2_snapshot *s, int n, const char *name
 	return -1;
 }
 
-/* qcow2_snapshot_view() - from now on the (read-only) node shows the disk as the snapshot has it. */
+/* qcow2_snapshot_view() - from now on the (read-only) node shows the disk as the snapshot has it.
+ */
 int qcow2_snapshot_view(struct blockdev *bd, const char *name, struct err *e)
 {
 	struct qcow2 *q = q2_of(bd, e);
@@ -162,13 +165,17 @@ int qcow2_snapshot_view(struct blockdev *bd, const char *name, struct err *e)
 		return n;
 	i = q2_snapshot_find(s, n, name);
 	if (i < 0)
-		return err_set(e, ENOENT, "snapshot-not-found", "%s: has no internal snapshot \"%s\"", bd->label, name);
+		return err_set(e, ENOENT, "snapshot-not-found",
+			       "%s: has no internal snapshot \"%s\"", bd->label, name);
 	if (!bd->read_only)
-		return err_set(e, EINVAL, "disk-not-read-only", "%s: a snapshot is opened for reading only", bd->label);
+		return err_set(e, EINVAL, "disk-not-read-only",
+			       "%s: a snapshot is opened for reading only", bd->label);
 	size = s[i].disk_size ? ALIGN_UP(s[i].disk_size, 512ULL) : atomic_load(&bd->size_bytes);
-	need = (size + (1ULL << (q->cluster_bits + q->l2_bits)) - 1) >> (q->cluster_bits + q->l2_bits);
+	need =
+	    (size + (1ULL << (q->cluster_bits + q->l2_bits)) - 1) >> (q->cluster_bits + q->l2_bits);
 	if (need > s[i].l1_size)
-		return err_set(e, EUCLEAN, "disk-corrupt", "%s: snapshot \"%s\" has too small an L1 table at offset %llu",
+		return err_set(e, EUCLEAN, "disk-corrupt",
+			       "%s: snapshot \"%s\" has too small an L1 table at offset %llu",
 			       bd->label, name, (unsigned long long)s[i].l1_off);
 	pthread_rwlock_wrlock(&q->lock);
 	q2_dir_fini(q, &q->l1);
@@ -185,7 +192,8 @@ int qcow2_snapshot_view(struct blockdev *bd, const char *name, struct err *e)
 	return r;
 }
 
-/* q2_snapshot_unref() - every cluster the snapshot's L1 uses loses one reference, on the next commits. */
+/* q2_snapshot_unref() - every cluster the snapshot's L1 uses loses one reference, on the next
+ * commits. */
 static int q2_snapshot_unref(struct qcow2 *q, const struct q2_snapshot *s)
 {
 	_cleanup_free_ uint64_t *l1 = malloc(MAX(s->l1_size, 1u) * 8ULL);
@@ -201,10 +209,12 @@ static int q2_snapshot_unref(struct qcow2 *q, const struct q2_snapshot *s)
 		if (!host)
 			continue;
 		if ((host & (q->cluster_size - 1)) || host >= atomic_load(&q->host_end))
-			return q2_corrupt(q, "a snapshot's L1 entry points to offset %llu", (unsigned long long)host);
+			return q2_corrupt(q, "a snapshot's L1 entry points to offset %llu",
+					  (unsigned long long)host);
 		r = node_pread(q->file, table, q->cluster_size, host);
 		for (uint32_t i = 0; i < 1u << q->l2_bits && !r; i++) {
-			uint64_t l2 = be64toh(table[q->ext_l2 ? 2 * i : i]), off = l2 & Q2_OFFSET_MASK;
+			uint64_t l2 = be64toh(table[q->ext_l2 ? 2 * i : i]),
+				 off = l2 & Q2_OFFSET_MASK;
 			uint64_t len = q->cluster_size;
 
 			if (l2 & Q2_COMPRESSED)
@@ -263,7 +273,8 @@ int qcow2_snapshot_delete(struct blockdev *bd, const char *name, struct err *e)
 		return n;
 	i = q2_snapshot_find(s, n, name);
 	if (i < 0)
-		return err_set(e, ENOENT, "snapshot-not-found", "%s: has no internal snapshot \"%s\"", bd->label, name);
+		return err_set(e, ENOENT, "snapshot-not-found",
+			       "%s: has no internal snapshot \"%s\"", bd->label, name);
 	r = q2_begin_write(q);
 	if (!r) {
 		pthread_rwlock_wrlock(&q->lock);
@@ -288,7 +299,7 @@ int qcow2_snapshot_delete(struct blockdev *bd, const char *name, struct err *e)
 	if (!r)
 		r = q2_check_run(q, Q2_REPAIR_LEAKS, &c, e);
 	if (r && !err_is_set(e))
-		err_set(e, -r, "disk-snapshot", "%s: snapshot \"%s\" could not be deleted: %s", bd->label, name,
-			strerror(-r));
+		err_set(e, -r, "disk-snapshot", "%s: snapshot \"%s\" could not be deleted: %s",
+			bd->label, name, strerror(-r));
 	return r;
 }

@@ -1,7 +1,7 @@
 /* qcow2_tools.h - what only image jobs need of qcow2: snapshots, check, compressed writing, header.
  *
- * For the jailed image process and tests; the guest's process uses blockdev.h alone. Nothing else may
- * use the image while these run.
+ * For the jailed image process and tests; the guest's process uses blockdev.h alone. Nothing else
+ * may use the image while these run.
  */
 #ifndef STORAGE_QCOW2_TOOLS_H
 #define STORAGE_QCOW2_TOOLS_H
@@ -24,9 +24,11 @@ struct qcow2_bitmap_info {
 	uint64_t granularity, bytes_dirty;
 	bool in_use, automatic, consistent;
 };
-/* qcow2_bitmap_list() - persistent bitmaps; a bitmap whose autoclear bit was lost is not consistent. */
+/* qcow2_bitmap_list() - persistent bitmaps; a bitmap whose autoclear bit was lost is not
+ * consistent. */
 int qcow2_bitmap_list(struct blockdev *bd, struct qcow2_bitmap_info **list, struct err *e);
-/* qcow2_bitmap_read() - the bitmap's bits, one a granule, least significant first; *bits to be freed.
+/* qcow2_bitmap_read() - the bitmap's bits, one a granule, least significant first; *bits to be
+ * freed.
  * -ESTALE where it cannot be trusted: the caller then makes a full backup. */
 int qcow2_bitmap_read(struct blockdev *bd, const char *name, uint8_t **bits, uint64_t *nbits,
 		      uint64_t *granularity, struct err *e);
@@ -38,6 +40,7 @@ struct qcow2_header_info {
 	const char *backing_name, *backing_format; /* borrowed; "" none */
 };
 int qcow2_header_info(struct blockdev *bd, struct qcow2_header_info *h);
-int qcow2_set_backing_name(struct blockdev *bd, const char *name, const char *format, struct err *e);
+int qcow2_set_backing_name(struct blockdev *bd, const char *name, const char *format,
+			   struct err *e);
 
 #endif

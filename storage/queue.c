@@ -6,7 +6,8 @@
  * must be allowed); a read of a buffered file is tried from the page cache. Everything else goes to
  * the graph's worker pool. All completions arrive through one eventfd on the loop.
  * Threading: submit and callbacks on the loop's thread; workers touch only the completion list,
- * under its lock. A callback may submit again, but may not free the queue while others are in flight.
+ * under its lock. A callback may submit again, but may not free the queue while others are in
+ * flight.
  */
 #include <errno.h>
 #include <linux/aio_abi.h>
@@ -83,7 +84,8 @@ static void queue_to_worker(struct blk_queue *q, struct blk_req *r)
 	pool_submit(q->bd->pool, &qj->job);
 }
 
-/* --- kernel AIO ------------------------------------------------------------------------------------ */
+/* --- kernel AIO
+ * ------------------------------------------------------------------------------------ */
 
 static bool aio_setup(struct blk_queue *q)
 {
@@ -213,7 +215,8 @@ static bool aio_try(struct blk_queue *q, struct blk_req *r)
 	return true;
 }
 
-/* --- the queue --------------------------------------------------------------------------------------- */
+/* --- the queue
+ * --------------------------------------------------------------------------------------- */
 
 static void queue_complete(void *arg, int fd, uint32_t events)
 {

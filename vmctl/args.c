@@ -1,5 +1,6 @@
-/* args.c - a verb's arguments by the table: the path's parameter first, then required members without a flag in their order; flags set
- * members of the body or parameters of the query. Checked here only so far as needed to build the request: the daemon checks all.
+/* args.c - a verb's arguments by the table: the path's parameter first, then required members
+ * without a flag in their order; flags set members of the body or parameters of the query. Checked
+ * here only so far as needed to build the request: the daemon checks all.
  */
 #include "vmctl/vmctl.h"
 
@@ -15,7 +16,8 @@ void args_encode(struct text *t, const char *s)
 	for (; *s; s++) {
 		unsigned char c = (unsigned char)*s;
 
-		if ((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || strchr("-._~", c))
+		if ((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+		    strchr("-._~", c))
 			text_addn(t, s, 1);
 		else
 			text_printf(t, "%%%02X", c);
@@ -43,7 +45,8 @@ static json_t *args_scalar(const struct schema_field *f, const char *s, struct e
 	case ST_BOOL:
 		b = args_bool(s);
 		if (b < 0)
-			err_set(e, EINVAL, "usage", "%s: \"%s\" is neither true nor false", f->name, s);
+			err_set(e, EINVAL, "usage", "%s: \"%s\" is neither true nor false", f->name,
+				s);
 		return b < 0 ? NULL : json_boolean(b);
 	case ST_INT:
 		errno = 0;
@@ -57,7 +60,9 @@ static json_t *args_scalar(const struct schema_field *f, const char *s, struct e
 	case ST_DURATION:
 		b = f->type == ST_SIZE ? units_parse_size(s, &u) : units_parse_duration(s, &u);
 		if (b < 0) {
-			err_set(e, EINVAL, "usage", "%s: \"%s\" is not %s", f->name, s, f->type == ST_SIZE ? "a size, as 512M or 4G" : "a duration, as 30s or 5m");
+			err_set(e, EINVAL, "usage", "%s: \"%s\" is not %s", f->name, s,
+				f->type == ST_SIZE ? "a size, as 512M or 4G"
+						   : "a duration, as 30s or 5m");
 			return NULL;
 		}
 		return json_integer((json_int_t)u);
@@ -79,10 +84,12 @@ static json_t *args_object(const struct schema_object *o, const char *text, stru
 {
 	json_t *j = json_object();
 	char *copy = strdup(text), *save = NULL;
-	bool whole = o->bare && !strcmp(o->bare, "spec"); /* a serial spec holds commas of its own */
+	/* a serial spec holds commas of its own */
+	bool whole = o->bare && !strcmp(o->bare, "spec");
 	unsigned i = 0;
 
-	for (char *p = whole ? copy : strtok_r(copy, ",", &save); p; p = whole ? NULL : strtok_r(NULL, ",", &save), i++) {
+	for (char *p = whole ? copy : strtok_r(copy, ",", &save); p;
+	     p = whole ? NULL : strtok_r(NULL, ",", &save), i++) {
 		char *eq = whole ? NULL : strchr(p, '=');
 		const struct schema_field *f = NULL;
 		json_t *v;
@@ -125,7 +132,8 @@ bad:
 	return NULL;
 }
 
-static int args_set_body(struct args *a, const struct schema_field *f, const char *value, struct err *e)
+static int args_set_body(struct args *a, const struct schema_field *f, const char *value,
+			 struct err *e)
 {
 	json_t *v, *into;
 
@@ -134,7 +142,8 @@ static int args_set_body(struct args *a, const struct schema_field *f, const cha
 		char key[128];
 
 		if (!eq || eq == value || (size_t)(eq - value) >= sizeof(key))
-			return err_set(e, EINVAL, "usage", "--%s wants key=value, not \"%s\"", f->cli, value);
+			return err_set(e, EINVAL, "usage", "--%s wants key=value, not \"%s\"",
+				       f->cli, value);
 		snprintf(key, sizeof(key), "%.*s", (int)(eq - value), value);
 		into = json_object_get(a->body, f->name);
 		if (!into) {
@@ -144,7 +153,8 @@ static int args_set_body(struct args *a, const struct schema_field *f, const cha
 		json_object_set_new(into, key, json_string(eq + 1));
 		return 0;
 	}
-	v = f->type == ST_ARRAY && f->object ? args_object(f->object, value, e) : args_scalar(f, value, e);
+	v = f->type == ST_ARRAY && f->object ? args_object(f->object, value, e)
+					     : args_scalar(f, value, e);
 	if (!v)
 		return -EINVAL;
 	if (f->type == ST_ARRAY) {
@@ -160,7 +170,8 @@ static int args_set_body(struct args *a, const struct schema_field *f, const cha
 	return 0;
 }
 
-static const struct schema_field *args_flag(const struct schema_object *o, const char *flag, uint32_t need)
+static const struct schema_field *args_flag(const struct schema_object *o, const char *flag,
+					    uint32_t need)
 {
 	for (const struct schema_field *f = o ? o->fields : NULL; f && f->name; f++)
 		if (f->cli && (f->flags & need) && !strcmp(f->cli, flag))
@@ -168,15 +179,18 @@ static const struct schema_field *args_flag(const struct schema_object *o, const
 	return NULL;
 }
 
-static int args_unknown(const struct schema_route *r, const char *flag, uint32_t need, struct err *e)
+static int args_unknown(const struct schema_route *r, const char *flag, uint32_t need,
+			struct err *e)
 {
 	const char *names[128], *near;
 	unsigned n = 0;
 
-	for (const struct schema_field *f = r->body ? r->body->fields : NULL; f && f->name && n < 120; f++)
+	for (const struct schema_field *f = r->body ? r->body->fields : NULL;
+	     f && f->name && n < 120; f++)
 		if (f->cli && (f->flags & need))
 			names[n++] = f->cli;
-	for (const struct schema_field *f = r->query ? r->query->fields : NULL; f && f->name && n < 120; f++)
+	for (const struct schema_field *f = r->query ? r->query->fields : NULL;
+	     f && f->name && n < 120; f++)
 		if (f->cli)
 			names[n++] = f->cli;
 	if (r->id == ROUTE_GUEST_CREATE)
@@ -191,18 +205,21 @@ static int args_unknown(const struct schema_route *r, const char *flag, uint32_t
 	return -EINVAL;
 }
 
-static int args_one_flag(struct vmctl *v, struct args *a, int argc, char **argv, int *i, uint32_t need, struct err *e)
+static int args_one_flag(struct vmctl *v, struct args *a, int argc, char **argv, int *i,
+			 uint32_t need, struct err *e)
 {
 	const struct schema_route *r = a->route;
 	const struct schema_field *f;
 	char flag[64], *eq = strchr(argv[*i], '='), *value = eq ? eq + 1 : NULL;
 	bool in_query = false, negated = false;
 
-	snprintf(flag, sizeof(flag), "%.*s", (int)(eq ? eq - argv[*i] - 2 : (long)strlen(argv[*i]) - 2), argv[*i] + 2);
+	snprintf(flag, sizeof(flag), "%.*s",
+		 (int)(eq ? eq - argv[*i] - 2 : (long)strlen(argv[*i]) - 2), argv[*i] + 2);
 	f = args_flag(r->body, flag, need);
 	if (!f && (f = args_flag(r->query, flag, SF_CREATE)))
 		in_query = true;
-	if (!f && !strncmp(flag, "no-", 3) && (f = args_flag(r->body, flag + 3, need)) && f->type == ST_BOOL)
+	if (!f && !strncmp(flag, "no-", 3) && (f = args_flag(r->body, flag + 3, need)) &&
+	    f->type == ST_BOOL)
 		negated = true;
 	else if (!f && r->id == ROUTE_GUEST_CREATE && !strcmp(flag, "image"))
 		;
@@ -222,7 +239,8 @@ static int args_one_flag(struct vmctl *v, struct args *a, int argc, char **argv,
 	if (!in_query)
 		return args_set_body(a, f, value, e);
 	if (f->type == ST_BOOL && args_bool(value) < 0)
-		return err_set(e, EINVAL, "usage", "--%s: \"%s\" is neither true nor false", flag, value);
+		return err_set(e, EINVAL, "usage", "--%s: \"%s\" is neither true nor false", flag,
+			       value);
 	text_printf(&a->query, "%s%s=", a->query.len ? "&" : "", f->name);
 	args_encode(&a->query, f->type == ST_BOOL ? args_bool(value) ? "true" : "false" : value);
 	return 0;
@@ -236,7 +254,9 @@ static int args_positional(struct args *a, const char *s, struct err *e)
 		a->name = s;
 		return 0;
 	}
-	for (const struct schema_field *f = r->body && strcmp(r->method, "PATCH") ? r->body->fields : NULL; f && f->name; f++)
+	for (const struct schema_field *f = r->body && strcmp(r->method, "PATCH") ? r->body->fields
+										  : NULL;
+	     f && f->name; f++)
 		if ((f->flags & SF_REQUIRED) && !f->cli && !json_object_get(a->body, f->name))
 			return args_set_body(a, f, s, e);
 	if (a->rest_count < 8) {
@@ -246,7 +266,8 @@ static int args_positional(struct args *a, const char *s, struct err *e)
 	return err_set(e, EINVAL, "usage", "too many arguments");
 }
 
-int args_parse(struct vmctl *v, const struct schema_route *r, int argc, char **argv, struct args *a, struct err *e)
+int args_parse(struct vmctl *v, const struct schema_route *r, int argc, char **argv, struct args *a,
+	       struct err *e)
 {
 	uint32_t need = strcmp(r->method, "PATCH") ? SF_CREATE : SF_PATCH;
 	bool flags = true;
@@ -263,7 +284,10 @@ int args_parse(struct vmctl *v, const struct schema_route *r, int argc, char **a
 		else if (flags && argv[i][0] == '-' && argv[i][1] == '-')
 			n = args_one_flag(v, a, argc, argv, &i, need, e);
 		else if (flags && argv[i][0] == '-' && argv[i][1])
-			n = err_set(e, EINVAL, "usage", "\"%s\" is not understood here; global options go before the verb", argv[i]);
+			n = err_set(
+			    e, EINVAL, "usage",
+			    "\"%s\" is not understood here; global options go before the verb",
+			    argv[i]);
 		else
 			n = args_positional(a, argv[i], e);
 	}
@@ -274,7 +298,11 @@ int args_parse(struct vmctl *v, const struct schema_route *r, int argc, char **a
 		err_hint(e, "vmctl help %s", r->cli);
 		return -EINVAL;
 	}
-	for (const struct schema_field *f = r->body && strcmp(r->method, "PATCH") && r->id != ROUTE_IMAGE_CREATE ? r->body->fields : NULL; f && f->name; f++) {
+	for (const struct schema_field *f =
+		 r->body && strcmp(r->method, "PATCH") && r->id != ROUTE_IMAGE_CREATE
+		     ? r->body->fields
+		     : NULL;
+	     f && f->name; f++) {
 		if ((f->flags & SF_REQUIRED) && !json_object_get(a->body, f->name)) {
 			err_set(e, EINVAL, "usage", "%s wants a %s: %s", r->cli, f->name, f->help);
 			err_hint(e, "vmctl help %s", r->cli);

@@ -1,6 +1,8 @@
-/* client.c - a small HTTP/1.1 client over the unix socket or TLS. Small on purpose: a command of vmctl should cost milliseconds, and the
- * unix socket needs no library at all; TLS is loaded only for --url (common/tls.h).
- * Trust: the daemon's replies are parsed with bounds; a reply that is not understood ends the command.
+/* client.c - a small HTTP/1.1 client over the unix socket or TLS. Small on purpose: a command of
+ * vmctl should cost milliseconds, and the unix socket needs no library at all; TLS is loaded only
+ * for --url (common/tls.h).
+ * Trust: the daemon's replies are parsed with bounds; a reply that is not understood ends the
+ * command.
  */
 #include "vmctl/vmctl.h"
 
@@ -19,7 +21,7 @@
 
 #include "common/tls.h"
 
-#define CLIENT_BUF 65536
+#define CLIENT_BUF	65536
 #define CLIENT_BODY_MAX (256u << 20)
 
 struct client {
@@ -39,13 +41,18 @@ static int client_connect_unix(struct vmctl *v, struct client *c, struct err *e)
 	struct sockaddr_un un = { .sun_family = AF_UNIX };
 
 	if (strlen(v->socket) >= sizeof(un.sun_path))
-		return err_set(e, ENAMETOOLONG, "unreachable", "socket path %s is too long", v->socket);
+		return err_set(e, ENAMETOOLONG, "unreachable", "socket path %s is too long",
+			       v->socket);
 	memcpy(un.sun_path, v->socket, strlen(v->socket) + 1);
 	c->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	if (c->fd < 0 || connect(c->fd, (struct sockaddr *)&un, sizeof(un)) < 0) {
-		err_set(e, errno, "unreachable", "cannot reach the daemon at %s: %s", v->socket, strerror(errno));
-		err_hint(e, e->num == EACCES ? "you need to be in the group vmd-viewer, vmd-operator or vmd-admin" :
-					       "is it running? systemctl status vmd; another socket: --socket PATH or VMD_SOCKET");
+		err_set(e, errno, "unreachable", "cannot reach the daemon at %s: %s", v->socket,
+			strerror(errno));
+		err_hint(e,
+			 e->num == EACCES
+			     ? "you need to be in the group vmd-viewer, vmd-operator or vmd-admin"
+			     : "is it running? systemctl status vmd; another socket: --socket PATH "
+			       "or VMD_SOCKET");
 		return -e->num;
 	}
 	snprintf(c->host, sizeof(c->host), "localhost");
@@ -84,7 +91,8 @@ static int client_wait(struct client *c, short events)
 
 static int client_tls(struct vmctl *v, struct client *c, struct err *e)
 {
-	char *ca = client_read_pem(v->ca, e), *cert = client_read_pem(v->cert, e), *key = client_read_pem(v->key, e);
+	char *ca = client_read_pem(v->ca, e), *cert = client_read_pem(v->cert, e),
+	     *key = client_read_pem(v->key, e);
 	int r;
 
 	if (!err_is_set(e))
@@ -110,7 +118,8 @@ static int client_connect_url(struct vmctl *v, struct client *c, struct err *e)
 	int r, fl;
 
 	if (strncmp(v->url, "https://", 8))
-		return err_set(e, EINVAL, "bad-url", "\"%s\" is not of the form https://HOST[:PORT]", v->url);
+		return err_set(e, EINVAL, "bad-url",
+			       "\"%s\" is not of the form https://HOST[:PORT]", v->url);
 	snprintf(c->host, sizeof(c->host), "%.*s", (int)strcspn(h, "/"), h);
 	colon = strrchr(c->host, ':');
 	if (colon && !strchr(colon, ']')) {
@@ -119,7 +128,8 @@ static int client_connect_url(struct vmctl *v, struct client *c, struct err *e)
 	}
 	r = getaddrinfo(c->host, port, &hints, &list);
 	if (r)
-		return err_set(e, EHOSTUNREACH, "unreachable", "host %s: %s", c->host, gai_strerror(r));
+		return err_set(e, EHOSTUNREACH, "unreachable", "host %s: %s", c->host,
+			       gai_strerror(r));
 	for (struct addrinfo *a = list; a; a = a->ai_next) {
 		c->fd = socket(a->ai_family, a->ai_socktype | SOCK_CLOEXEC, a->ai_protocol);
 		if (c->fd >= 0 && connect(c->fd, a->ai_addr, a->ai_addrlen) == 0)
@@ -261,7 +271,8 @@ static int client_fill(struct client *c)
 
 static int client_lost(struct err *e, int r)
 {
-	err_set(e, ECONNRESET, "unreachable", "the daemon closed the connection%s%s", r < 0 ? ": " : "", r < 0 ? strerror(-r) : "");
+	err_set(e, ECONNRESET, "unreachable", "the daemon closed the connection%s%s",
+		r < 0 ? ": " : "", r < 0 ? strerror(-r) : "");
 	err_hint(e, "it may be restarting; try again");
 	return -ECONNRESET;
 }
@@ -386,13 +397,16 @@ static int client_receive(struct vmctl *v, struct reply *r, sink_fn *sink, void 
 		sink = client_to_text;
 		arg = &r->body;
 	}
-	n = f.chunked ? client_chunks(v->client, sink, arg, e) : client_pass(v->client, f.length < 0 ? UINT64_MAX : (uint64_t)f.length, sink, arg, e);
+	n = f.chunked ? client_chunks(v->client, sink, arg, e)
+		      : client_pass(v->client, f.length < 0 ? UINT64_MAX : (uint64_t)f.length, sink,
+				    arg, e);
 	if (n >= 0 && r->body.len && strstr(r->type, "json"))
 		r->json = json_loadb(r->body.s, r->body.len, 0, NULL);
 	return n < 0 ? n : 0;
 }
 
-static int client_send_head(struct vmctl *v, const char *method, const char *path, const char *headers, uint64_t len, const char *type, struct err *e)
+static int client_send_head(struct vmctl *v, const char *method, const char *path,
+			    const char *headers, uint64_t len, const char *type, struct err *e)
 {
 	struct text t = { 0 };
 	int r = client_open(v, e);
@@ -410,19 +424,24 @@ static int client_send_head(struct vmctl *v, const char *method, const char *pat
 	return r < 0 ? client_lost(e, r) : 0;
 }
 
-int client_request(struct vmctl *v, const char *method, const char *path, const char *headers, const char *body, size_t len, struct reply *r,
-		   struct err *e)
+int client_request(struct vmctl *v, const char *method, const char *path, const char *headers,
+		   const char *body, size_t len, struct reply *r, struct err *e)
 {
 	int n;
 
 	*r = (struct reply){ 0 };
-	n = client_send_head(v, method, path, headers, len, len ? strcmp(method, "PATCH") ? "application/json" : "application/merge-patch+json" : NULL, e);
+	n = client_send_head(v, method, path, headers, len,
+			     len ? strcmp(method, "PATCH") ? "application/json"
+							   : "application/merge-patch+json"
+				 : NULL,
+			     e);
 	if (!n && len && client_send(v, body, len) < 0)
 		n = 0; /* refused before it was all sent: the reply says why */
 	return n < 0 ? n : client_receive(v, r, NULL, NULL, e);
 }
 
-int client_stream(struct vmctl *v, const char *path, const char *headers, sink_fn *sink, void *arg, struct reply *r, struct err *e)
+int client_stream(struct vmctl *v, const char *path, const char *headers, sink_fn *sink, void *arg,
+		  struct reply *r, struct err *e)
 {
 	int n;
 
@@ -431,20 +450,25 @@ int client_stream(struct vmctl *v, const char *path, const char *headers, sink_f
 	return n < 0 ? n : client_receive(v, r, sink, arg, e);
 }
 
-int client_upload(struct vmctl *v, const char *path, int fd, uint64_t size, progress_fn *progress, void *arg, struct reply *r, struct err *e)
+int client_upload(struct vmctl *v, const char *path, int fd, uint64_t size, progress_fn *progress,
+		  void *arg, struct reply *r, struct err *e)
 {
 	static char buf[256 << 10];
 	uint64_t done = 0;
 	int n;
 
 	*r = (struct reply){ 0 };
-	n = client_send_head(v, "PUT", path, "Prefer: wait=300\r\n", size, "application/octet-stream", e);
+	n = client_send_head(v, "PUT", path, "Prefer: wait=300\r\n", size,
+			     "application/octet-stream", e);
 	while (!n && done < size) {
-		long got = io_read_full(fd, buf, size - done < sizeof(buf) ? (size_t)(size - done) : sizeof(buf));
+		long got = io_read_full(
+		    fd, buf, size - done < sizeof(buf) ? (size_t)(size - done) : sizeof(buf));
 
 		if (got <= 0) {
 			client_close(v);
-			return err_set(e, EIO, "read-failed", "the file became shorter, or cannot be read, while it was sent");
+			return err_set(
+			    e, EIO, "read-failed",
+			    "the file became shorter, or cannot be read, while it was sent");
 		}
 		if (client_send(v, buf, (size_t)got) < 0)
 			break; /* the daemon refused: its reply waits */
@@ -455,13 +479,17 @@ int client_upload(struct vmctl *v, const char *path, int fd, uint64_t size, prog
 	return n < 0 ? n : client_receive(v, r, NULL, NULL, e);
 }
 
-int client_upgrade(struct vmctl *v, const char *path, const char *ws_key, struct reply *r, struct err *e)
+int client_upgrade(struct vmctl *v, const char *path, const char *ws_key, struct reply *r,
+		   struct err *e)
 {
 	char headers[200];
 	int n;
 
 	*r = (struct reply){ 0 };
-	snprintf(headers, sizeof(headers), "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %s\r\n", ws_key);
+	snprintf(headers, sizeof(headers),
+		 "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: "
+		 "13\r\nSec-WebSocket-Key: %s\r\n",
+		 ws_key);
 	n = client_send_head(v, "GET", path, headers, 0, NULL, e);
 	return n < 0 ? n : client_receive(v, r, NULL, NULL, e);
 }

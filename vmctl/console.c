@@ -1,8 +1,10 @@
-/* console.c - a guest's console in this terminal, over the daemon's WebSocket (libwslay does the frames).
+/* console.c - a guest's console in this terminal, over the daemon's WebSocket (libwslay does the
+ * frames).
  *
- * The terminal is raw while connected and put back whatever ends us: the way out, a signal, the daemon. Ctrl-] leaves, pressed
- * twice it is sent to the guest. Piped, input is sent as it is and its end leaves output running until the guest or daemon closes;
- * a serial line has no size, so a resized window needs nothing from us.
+ * The terminal is raw while connected and put back whatever ends us: the way out, a signal, the
+ * daemon. Ctrl-] leaves, pressed twice it is sent to the guest. Piped, input is sent as it is and
+ * its end leaves output running until the guest or daemon closes; a serial line has no size, so a
+ * resized window needs nothing from us.
  */
 #include "vmctl/vmctl.h"
 
@@ -59,7 +61,8 @@ static void console_make_raw(void)
 	console_raw = tcsetattr(0, TCSAFLUSH, &t) == 0;
 }
 
-static ssize_t console_recv(wslay_event_context_ptr ws, uint8_t *buf, size_t len, int flags, void *arg)
+static ssize_t console_recv(wslay_event_context_ptr ws, uint8_t *buf, size_t len, int flags,
+			    void *arg)
 {
 	struct session *s = arg;
 	struct pollfd p = { .fd = client_fd(s->v), .events = POLLIN };
@@ -74,7 +77,8 @@ static ssize_t console_recv(wslay_event_context_ptr ws, uint8_t *buf, size_t len
 	return -1;
 }
 
-static ssize_t console_send(wslay_event_context_ptr ws, const uint8_t *data, size_t len, int flags, void *arg)
+static ssize_t console_send(wslay_event_context_ptr ws, const uint8_t *data, size_t len, int flags,
+			    void *arg)
 {
 	struct session *s = arg;
 	long n = client_write(s->v, data, len);
@@ -90,7 +94,8 @@ static int console_mask(wslay_event_context_ptr ws, uint8_t *buf, size_t len, vo
 	return getrandom(buf, len, 0) == (ssize_t)len ? 0 : -1;
 }
 
-static void console_msg(wslay_event_context_ptr ws, const struct wslay_event_on_msg_recv_arg *m, void *arg)
+static void console_msg(wslay_event_context_ptr ws, const struct wslay_event_on_msg_recv_arg *m,
+			void *arg)
 {
 	if (m->opcode == WSLAY_BINARY_FRAME || m->opcode == WSLAY_TEXT_FRAME)
 		io_write_full(1, m->msg, m->msg_length);
@@ -115,7 +120,9 @@ static void console_type(struct session *s, const uint8_t *in, size_t len)
 		out[n++] = in[i];
 	}
 	if (n)
-		wslay_event_queue_msg(s->ws, &(struct wslay_event_msg){ .opcode = WSLAY_BINARY_FRAME, .msg = out, .msg_length = n });
+		wslay_event_queue_msg(
+		    s->ws, &(struct wslay_event_msg){
+			       .opcode = WSLAY_BINARY_FRAME, .msg = out, .msg_length = n });
 }
 
 static void console_loop(struct session *s)
@@ -143,7 +150,8 @@ static void console_loop(struct session *s)
 			else
 				console_type(s, in, (size_t)n);
 		}
-		if (wslay_event_recv(s->ws) != 0 || (wslay_event_want_write(s->ws) && wslay_event_send(s->ws) != 0))
+		if (wslay_event_recv(s->ws) != 0 ||
+		    (wslay_event_want_write(s->ws) && wslay_event_send(s->ws) != 0))
 			break;
 	}
 	if (!s->gone) {
@@ -201,8 +209,10 @@ out:
 
 int console_run(struct vmctl *v, struct args *a)
 {
-	static const struct wslay_event_callbacks cb = { .recv_callback = console_recv, .send_callback = console_send,
-							 .genmask_callback = console_mask, .on_msg_recv_callback = console_msg };
+	static const struct wslay_event_callbacks cb = { .recv_callback = console_recv,
+							 .send_callback = console_send,
+							 .genmask_callback = console_mask,
+							 .on_msg_recv_callback = console_msg };
 	struct session s = { .v = v };
 	int status = console_connect(v, a);
 
@@ -211,7 +221,8 @@ int console_run(struct vmctl *v, struct args *a)
 	if (wslay_event_context_client_init(&s.ws, &cb, &s) != 0)
 		return EX_FAILED_;
 	if (isatty(0) && !v->quiet)
-		fprintf(stderr, "connected to %s%s%s; Ctrl-] leaves\n", a->name, a->rest_count ? " " : "", a->rest_count ? a->rest[0] : "");
+		fprintf(stderr, "connected to %s%s%s; Ctrl-] leaves\n", a->name,
+			a->rest_count ? " " : "", a->rest_count ? a->rest[0] : "");
 	console_make_raw();
 	console_loop(&s);
 	console_restore();

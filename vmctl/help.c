@@ -1,4 +1,5 @@
-/* help.c - help, the bash completion script and the reference part of vmctl(1), all from the table. */
+/* help.c - help, the bash completion script and the reference part of vmctl(1), all from the table.
+ */
 #include "vmctl/vmctl.h"
 
 #include <stdio.h>
@@ -7,8 +8,11 @@
 static const struct {
 	const char *flag, *arg, *help;
 } help_globals[] = {
-	{ "--socket", "PATH", "the daemon's socket (VMD_SOCKET; default /run/vmd/api.sock, or that of vmd --user)" },
-	{ "--url", "URL", "a daemon elsewhere, as https://HOST:PORT (VMD_URL; token in VMD_TOKEN, authority in VMD_CA)" },
+	{ "--socket", "PATH",
+	  "the daemon's socket (VMD_SOCKET; default /run/vmd/api.sock, or that of vmd --user)" },
+	{ "--url", "URL",
+	  "a daemon elsewhere, as https://HOST:PORT (VMD_URL; token in VMD_TOKEN, authority in "
+	  "VMD_CA)" },
 	{ "--context", "NAME", "a line of the contexts file (VMD_CONTEXT)" },
 	{ "-o", "FORMAT", "table, wide, json, yaml or csv (default table)" },
 	{ "-q", "", "names only; no progress" },
@@ -26,13 +30,20 @@ static bool help_flag_shown(const struct schema_route *r, const struct schema_fi
 static const char *help_value(const struct schema_field *f)
 {
 	switch (f->type) {
-	case ST_BOOL: return "";
-	case ST_INT: return "N";
-	case ST_SIZE: return "SIZE";
-	case ST_DURATION: return "TIME";
-	case ST_MAP: return "KEY=VALUE";
-	case ST_ENUM: return "WORD";
-	default: return "VALUE";
+	case ST_BOOL:
+		return "";
+	case ST_INT:
+		return "N";
+	case ST_SIZE:
+		return "SIZE";
+	case ST_DURATION:
+		return "TIME";
+	case ST_MAP:
+		return "KEY=VALUE";
+	case ST_ENUM:
+		return "WORD";
+	default:
+		return "VALUE";
 	}
 }
 
@@ -42,7 +53,8 @@ static void help_synopsis(const struct schema_route *r, const char *verb, char *
 	size_t n = (size_t)snprintf(buf, len, "%s", verb);
 
 	if (open && n < len)
-		n += (size_t)snprintf(buf + n, len - n, " %c%.*s", open[1] & ~0x20, (int)(strchr(open, '}') - open - 2), open + 2);
+		n += (size_t)snprintf(buf + n, len - n, " %c%.*s", open[1] & ~0x20,
+				      (int)(strchr(open, '}') - open - 2), open + 2);
 	for (char *p = buf + strlen(verb); *p; p++)
 		if (*p >= 'a' && *p <= 'z')
 			*p = (char)(*p & ~0x20);
@@ -53,7 +65,9 @@ static void help_synopsis(const struct schema_route *r, const char *verb, char *
 	else if (r->id == ROUTE_GUEST_CONSOLE)
 		snprintf(buf + n, len - n, " [PORT]");
 	else
-		for (const struct schema_field *f = r->body && strcmp(r->method, "PATCH") ? r->body->fields : NULL; f && f->name && n < len; f++)
+		for (const struct schema_field *f =
+			 r->body && strcmp(r->method, "PATCH") ? r->body->fields : NULL;
+		     f && f->name && n < len; f++)
 			if ((f->flags & SF_REQUIRED) && !f->cli) {
 				size_t start = n + 1;
 
@@ -72,7 +86,8 @@ static void help_flags(const struct schema_route *r, help_flag_fn *fn)
 		if (help_flag_shown(r, f))
 			fn(f->cli, help_value(f), f->help);
 	if (r->id == ROUTE_GUEST_CREATE)
-		fn("image", "VALUE", "image that its first disk is an overlay of; a value with a slash is uploaded");
+		fn("image", "VALUE",
+		   "image that its first disk is an overlay of; a value with a slash is uploaded");
 	for (const struct schema_field *f = r->query ? r->query->fields : NULL; f && f->name; f++)
 		if (f->cli)
 			fn(f->cli, help_value(f), f->help);
@@ -94,7 +109,8 @@ int help_usage(const char *verb)
 	if (!r)
 		return EX_USAGE_;
 	help_synopsis(r, verb, line, sizeof(line));
-	printf("vmctl %s [flags]\n  %s\n", line, strcmp(verb, "launch") ? r->help : "define a guest as create does, and start it");
+	printf("vmctl %s [flags]\n  %s\n", line,
+	       strcmp(verb, "launch") ? r->help : "define a guest as create does, and start it");
 	help_flags(r, help_print_flag);
 	return EX_DONE;
 }
@@ -105,7 +121,8 @@ static void help_all(void)
 
 	printf("vmctl [options] VERB ...: virtual machines on this host\n\noptions:\n");
 	for (size_t i = 0; i < sizeof(help_globals) / sizeof(help_globals[0]); i++) {
-		snprintf(line, sizeof(line), "%s%s%s", help_globals[i].flag, *help_globals[i].arg ? " " : "", help_globals[i].arg);
+		snprintf(line, sizeof(line), "%s%s%s", help_globals[i].flag,
+			 *help_globals[i].arg ? " " : "", help_globals[i].arg);
 		printf("  %-24s %s\n", line, help_globals[i].help);
 	}
 	printf("\nverbs (vmctl help VERB lists its flags):\n");
@@ -155,7 +172,8 @@ int help_run(struct vmctl *v, int argc, char **argv)
 
 static void help_roff(const char *s)
 {
-	/* a backslash, and a dot or quote at the start of a line, mean something to roff; so does a bare hyphen */
+	/* a backslash, and a dot or quote at the start of a line, mean something to roff; so does a
+	 * bare hyphen */
 	if (*s == '.' || *s == '\'')
 		fputs("\\&", stdout);
 	for (; *s; s++) {
@@ -233,9 +251,12 @@ int help_completion(struct vmctl *v, int argc, char **argv)
 		out_error(v, &e);
 		return EX_USAGE_;
 	}
-	printf("# bash completion of vmctl; made by: vmctl completion bash\n_vmctl() {\n\tlocal cur=${COMP_WORDS[COMP_CWORD]} verb= i w=() g=()\n"
-	       "\tfor ((i = 1; i < COMP_CWORD; i++)); do\n\t\tcase ${COMP_WORDS[i]} in\n\t\t--socket | --url | --context | -o) "
-	       "g+=(\"${COMP_WORDS[i]}\" \"${COMP_WORDS[i+1]}\"); ((i++)) ;;\n\t\t-*) ;;\n\t\t*) w+=(\"${COMP_WORDS[i]}\") ;;\n\t\tesac\n\tdone\n"
+	printf("# bash completion of vmctl; made by: vmctl completion bash\n_vmctl() {\n\tlocal "
+	       "cur=${COMP_WORDS[COMP_CWORD]} verb= i w=() g=()\n"
+	       "\tfor ((i = 1; i < COMP_CWORD; i++)); do\n\t\tcase ${COMP_WORDS[i]} "
+	       "in\n\t\t--socket | --url | --context | -o) "
+	       "g+=(\"${COMP_WORDS[i]}\" \"${COMP_WORDS[i+1]}\"); ((i++)) ;;\n\t\t-*) ;;\n\t\t*) "
+	       "w+=(\"${COMP_WORDS[i]}\") ;;\n\t\tesac\n\tdone\n"
 	       "\tif [ ${#w[@]} -eq 0 ]; then\n\t\tCOMPREPLY=($(compgen -W '");
 	for (const char *const *n = verb_names(); *n; n++) {
 		char first[64];
@@ -247,20 +268,28 @@ int help_completion(struct vmctl *v, int argc, char **argv)
 	}
 	for (size_t i = 0; i < sizeof(help_globals) / sizeof(help_globals[0]); i++)
 		printf("%s ", help_globals[i].flag);
-	printf("' -- \"$cur\"))\n\t\treturn\n\tfi\n\tverb=\"${w[0]} ${w[1]:-}\"\n\tcase $verb in\n");
+	printf(
+	    "' -- \"$cur\"))\n\t\treturn\n\tfi\n\tverb=\"${w[0]} ${w[1]:-}\"\n\tcase $verb in\n");
 	for (unsigned i = 0; i < ROUTE_COUNT; i++) {
 		const struct schema_route *r = &schema_routes[i];
 		bool two = r->cli && strchr(r->cli, ' ');
 
 		if (!r->cli)
 			continue;
-		printf("\t'%s%s)\n\t\tcase $cur in\n\t\t-*) COMPREPLY=($(compgen -W '", r->cli, two ? "'" : " '*");
+		printf("\t'%s%s)\n\t\tcase $cur in\n\t\t-*) COMPREPLY=($(compgen -W '", r->cli,
+		       two ? "'" : " '*");
 		help_flags(r, help_complete_flag);
 		printf("' -- \"$cur\")) ;;\n");
 		if (strchr(r->path, '{') && r->resource->plural)
-			printf("\t\t*) COMPREPLY=($(compgen -W \"$(vmctl \"${g[@]}\" -q %s 2>/dev/null)\" -- \"$cur\")) ;;\n",
-			       !strcmp(r->resource->name, "guest") ? "ls" : !strcmp(r->resource->name, "network") ? "net ls" : !strcmp(r->resource->name, "operation") ? "ops" :
-			       !strcmp(r->resource->name, "disk") ? "disk ls" : !strcmp(r->resource->name, "image") ? "image ls" : !strcmp(r->resource->name, "pool") ? "pool ls" : "token ls");
+			printf("\t\t*) COMPREPLY=($(compgen -W \"$(vmctl \"${g[@]}\" -q %s "
+			       "2>/dev/null)\" -- \"$cur\")) ;;\n",
+			       !strcmp(r->resource->name, "guest")	 ? "ls"
+			       : !strcmp(r->resource->name, "network")	 ? "net ls"
+			       : !strcmp(r->resource->name, "operation") ? "ops"
+			       : !strcmp(r->resource->name, "disk")	 ? "disk ls"
+			       : !strcmp(r->resource->name, "image")	 ? "image ls"
+			       : !strcmp(r->resource->name, "pool")	 ? "pool ls"
+									 : "token ls");
 		else
 			printf("\t\t*) COMPREPLY=($(compgen -f -- \"$cur\")) ;;\n");
 		printf("\t\tesac ;;\n");
@@ -268,7 +297,8 @@ int help_completion(struct vmctl *v, int argc, char **argv)
 	printf("\t*)\n\t\tCOMPREPLY=($(compgen -W \"$(case ${w[0]} in\n");
 	for (unsigned i = 0; i < ROUTE_COUNT; i++)
 		if (schema_routes[i].cli && strchr(schema_routes[i].cli, ' '))
-			printf("\t\t\t%.*s) echo %s ;;&\n", (int)strcspn(schema_routes[i].cli, " "), schema_routes[i].cli, strchr(schema_routes[i].cli, ' ') + 1);
+			printf("\t\t\t%.*s) echo %s ;;&\n", (int)strcspn(schema_routes[i].cli, " "),
+			       schema_routes[i].cli, strchr(schema_routes[i].cli, ' ') + 1);
 	printf("\t\tesac)\" -- \"$cur\")) ;;\n\tesac\n}\ncomplete -F _vmctl vmctl\n");
 	return EX_DONE;
 }

@@ -1,4 +1,5 @@
-/* image.c - files into images and back. A kernel or disk given by path is uploaded once: its image is named after its content. */
+/* image.c - files into images and back. A kernel or disk given by path is uploaded once: its image
+ * is named after its content. */
 #include "vmctl/vmctl.h"
 
 #include <errno.h>
@@ -28,7 +29,8 @@ static int image_open(const char *path, struct stat *st, struct err *e)
 	int fd = open(path, O_RDONLY | O_CLOEXEC);
 
 	if (fd < 0) {
-		err_set(e, errno, errno == ENOENT ? "file-not-found" : "unreadable", "%s: %s", path, strerror(errno));
+		err_set(e, errno, errno == ENOENT ? "file-not-found" : "unreadable", "%s: %s", path,
+			strerror(errno));
 		return -1;
 	}
 	if (fstat(fd, st) < 0 || !S_ISREG(st->st_mode)) {
@@ -41,7 +43,8 @@ static int image_open(const char *path, struct stat *st, struct err *e)
 
 static int image_err(struct reply *r, struct err *e)
 {
-	const char *d = json_string_value(json_object_get(r->json, "detail")), *h = json_string_value(json_object_get(r->json, "hint"));
+	const char *d = json_string_value(json_object_get(r->json, "detail")),
+		   *h = json_string_value(json_object_get(r->json, "hint"));
 	const char *c = json_string_value(json_object_get(r->json, "code"));
 
 	err_set(e, (int)r->status, c ? c : "failed", "%s", d ? d : "the daemon refused the image");
@@ -59,7 +62,8 @@ static int image_send(struct vmctl *v, json_t *j, int fd, uint64_t size, bool ma
 	int n = 0;
 
 	if (!made) {
-		n = client_request(v, "POST", v->dry_run ? "/v1/images?dry_run=true" : "/v1/images", NULL, body, strlen(body), &r, e);
+		n = client_request(v, "POST", v->dry_run ? "/v1/images?dry_run=true" : "/v1/images",
+				   NULL, body, strlen(body), &r, e);
 		if (!n && r.status >= 300)
 			n = image_err(&r, e);
 		reply_free(&r);
@@ -92,7 +96,8 @@ static void image_guess(json_t *j, const char *path)
 
 	/* by name only: content is never guessed */
 	if (!json_object_get(j, "format"))
-		json_object_set_new(j, "format", json_string(dot && !strcmp(dot, ".qcow2") ? "qcow2" : "raw"));
+		json_object_set_new(j, "format",
+				    json_string(dot && !strcmp(dot, ".qcow2") ? "qcow2" : "raw"));
 	if (!json_object_get(j, "kind") && dot && !strcmp(dot, ".iso"))
 		json_object_set_new(j, "kind", json_string("iso"));
 }
@@ -100,7 +105,8 @@ static void image_guess(json_t *j, const char *path)
 int image_import(struct vmctl *v, struct args *a)
 {
 	/* image import FILE [NAME]: the first positional went to the required member `name` */
-	const char *path = json_string_value(json_object_get(a->body, "name")), *name = a->rest_count ? a->rest[0] : NULL;
+	const char *path = json_string_value(json_object_get(a->body, "name")),
+		   *name = a->rest_count ? a->rest[0] : NULL;
 	char made[64], *copy;
 	struct err e = { 0 };
 	struct stat st;
@@ -135,7 +141,8 @@ int image_import(struct vmctl *v, struct args *a)
 	free(copy);
 	if (r < 0) {
 		out_error(v, &e);
-		return !strcmp(e.code, "unreachable") ? EX_UNREACHABLE : exit_of_status((unsigned)e.num, e.code);
+		return !strcmp(e.code, "unreachable") ? EX_UNREACHABLE
+						      : exit_of_status((unsigned)e.num, e.code);
 	}
 	if (v->quiet)
 		printf("%s\n", name);
@@ -161,7 +168,8 @@ int image_export(struct vmctl *v, struct args *a)
 	int status = EX_DONE;
 
 	if (!strcmp(to, "-") && isatty(1)) {
-		err_set(&e, EINVAL, "usage", "an image is not for a terminal; name a file or redirect");
+		err_set(&e, EINVAL, "usage",
+			"an image is not for a terminal; name a file or redirect");
 		out_error(v, &e);
 		return EX_USAGE_;
 	}
@@ -217,14 +225,18 @@ int image_of_path(struct vmctl *v, const char *path, const char *kind, char name
 	snprintf(url, sizeof(url), "/v1/images/%s", name);
 	n = client_request(v, "GET", url, NULL, NULL, 0, &r, e);
 	made = !n && r.status == 200;
-	ready = made && !strcmp(json_string_value(json_object_get(r.json, "state")) ? json_string_value(json_object_get(r.json, "state")) : "", "ready");
+	ready = made && !strcmp(json_string_value(json_object_get(r.json, "state"))
+				    ? json_string_value(json_object_get(r.json, "state"))
+				    : "",
+				"ready");
 	reply_free(&r);
 	if (n < 0 || ready) {
 		close(fd);
 		return n;
 	}
 	lseek(fd, 0, SEEK_SET);
-	j = json_pack("{s:s,s:s,s:I,s:s}", "name", name, "kind", kind, "size", (json_int_t)st.st_size, "sha256", hex);
+	j = json_pack("{s:s,s:s,s:I,s:s}", "name", name, "kind", kind, "size",
+		      (json_int_t)st.st_size, "sha256", hex);
 	image_guess(j, path);
 	n = image_send(v, j, fd, (uint64_t)st.st_size, made, e);
 	json_decref(j);

@@ -1,4 +1,5 @@
-/* main.c - vmctl: global options, the daemon to talk to, then the verb. Exit codes are in vmctl(1). */
+/* main.c - vmctl: global options, the daemon to talk to, then the verb. Exit codes are in vmctl(1).
+ */
 #include "vmctl/vmctl.h"
 
 #include <errno.h>
@@ -45,7 +46,9 @@ static int main_context(struct vmctl *v, const char *name, struct err *e)
 				v->key = eq;
 			else {
 				fclose(f);
-				return err_set(e, EINVAL, "usage", "%s: context %s: \"%s\" is not understood", path, name, word);
+				return err_set(e, EINVAL, "usage",
+					       "%s: context %s: \"%s\" is not understood", path,
+					       name, word);
 			}
 		}
 		fclose(f);
@@ -74,14 +77,20 @@ static const char *main_socket(void)
 /* options before the verb. Return: index of the verb; -EINVAL */
 static int main_options(struct vmctl *v, int argc, char **argv, const char **context, struct err *e)
 {
-	static const char *const names[] = { "--socket", "--url", "--context", "--output", "--quiet", "--no-wait", "--dry-run", "--help", "--version", NULL };
+	static const char *const names[] = { "--socket",  "--url",     "--context", "--output",
+					     "--quiet",	  "--no-wait", "--dry-run", "--help",
+					     "--version", NULL };
 	int i;
 
 	for (i = 1; i < argc && argv[i][0] == '-' && argv[i][1]; i++) {
-		char *eq = argv[i][1] == '-' ? strchr(argv[i], '=') : NULL, *value = eq ? eq + 1 : i + 1 < argc ? argv[i + 1] : NULL;
+		char *eq = argv[i][1] == '-' ? strchr(argv[i], '=') : NULL,
+		     *value = eq	     ? eq + 1
+			      : i + 1 < argc ? argv[i + 1]
+					     : NULL;
 		const char **into = NULL;
 		size_t n = eq ? (size_t)(eq - argv[i]) : strlen(argv[i]);
-		bool format = !strncmp(argv[i], "-o", n) || (n == 8 && !strncmp(argv[i], "--output", n));
+		bool format =
+		    !strncmp(argv[i], "-o", n) || (n == 8 && !strncmp(argv[i], "--output", n));
 
 		if (!strcmp(argv[i], "-q") || !strcmp(argv[i], "--quiet"))
 			v->quiet = true;
@@ -123,7 +132,10 @@ static int main_options(struct vmctl *v, int argc, char **argv, const char **con
 
 int main(int argc, char **argv)
 {
-	struct vmctl v = { .url = getenv("VMD_URL"), .socket = getenv("VMD_SOCKET"), .token = getenv("VMD_TOKEN"), .ca = getenv("VMD_CA") };
+	struct vmctl v = { .url = getenv("VMD_URL"),
+			   .socket = getenv("VMD_SOCKET"),
+			   .token = getenv("VMD_TOKEN"),
+			   .ca = getenv("VMD_CA") };
 	const char *context = getenv("VMD_CONTEXT");
 	struct err e = { 0 };
 	int at, status;
@@ -139,7 +151,8 @@ int main(int argc, char **argv)
 			}
 		return help_run(&v, 0, NULL);
 	}
-	if (at > 0 && context && *context && !v.url && !v.socket && main_context(&v, context, &e) < 0)
+	if (at > 0 && context && *context && !v.url && !v.socket &&
+	    main_context(&v, context, &e) < 0)
 		at = -1;
 	if (at < 0) {
 		out_error(&v, &e);

@@ -1,4 +1,5 @@
-/* out.c - what people and programs see: aligned tables with human sizes and relative times, JSON, YAML, CSV, problems, progress.
+/* out.c - what people and programs see: aligned tables with human sizes and relative times, JSON,
+ * YAML, CSV, problems, progress.
  * Text from the daemon may hold what guests chose: control bytes never reach the terminal.
  */
 #include "vmctl/vmctl.h"
@@ -89,7 +90,8 @@ void out_json(const json_t *j)
 
 static void out_yaml_scalar(const json_t *j)
 {
-	char *s = json_dumps(j, JSON_ENCODE_ANY | JSON_ENSURE_ASCII); /* JSON scalars are YAML scalars */
+	/* JSON scalars are YAML scalars */
+	char *s = json_dumps(j, JSON_ENCODE_ANY | JSON_ENSURE_ASCII);
 
 	printf("%s\n", s ? s : "null");
 	free(s);
@@ -104,9 +106,11 @@ static void out_yaml(const json_t *j, unsigned depth, bool in_list)
 	if (json_is_object(j) && json_object_size(j)) {
 		json_object_foreach((json_t *)j, key, v)
 		{
-			bool deep = (json_is_object(v) && json_object_size(v)) || (json_is_array(v) && json_array_size(v));
+			bool deep = (json_is_object(v) && json_object_size(v)) ||
+				    (json_is_array(v) && json_array_size(v));
 
-			printf("%*s%s:%s", first ? 0 : (int)(2 * depth), "", key, deep ? "\n" : " ");
+			printf("%*s%s:%s", first ? 0 : (int)(2 * depth), "", key,
+			       deep ? "\n" : " ");
 			first = false;
 			out_yaml(v, depth + 1, false);
 		}
@@ -129,7 +133,8 @@ struct column {
 	bool right;
 };
 
-static unsigned out_columns(const struct vmctl *v, const struct schema_object *o, const json_t *items, struct column *c)
+static unsigned out_columns(const struct vmctl *v, const struct schema_object *o,
+			    const json_t *items, struct column *c)
 {
 	unsigned n = 0;
 	const char *key;
@@ -141,9 +146,9 @@ static unsigned out_columns(const struct vmctl *v, const struct schema_object *o
 				c[n++] = (struct column){ f->name, f, 0, false };
 		return n;
 	}
-	json_object_foreach(json_array_get(items, 0), key, val)
-		if (n < OUT_COLUMNS && !json_is_object(val) && !json_is_array(val))
-			c[n++] = (struct column){ key, NULL, 0, false };
+	json_object_foreach(json_array_get(items, 0), key,
+			    val) if (n < OUT_COLUMNS && !json_is_object(val) && !json_is_array(val))
+	    c[n++] = (struct column){ key, NULL, 0, false };
 	return n;
 }
 
@@ -185,7 +190,8 @@ static void out_table(struct vmctl *v, const struct schema_object *o, const json
 		snprintf(head, sizeof(head), "%s", col[c].name);
 		for (char *p = head; *p; p++)
 			*p = *p == '_' ? ' ' : (char)toupper((unsigned char)*p);
-		printf(col[c].right ? "%*s" : "%-*s", c + 1 < n || col[c].right ? col[c].width : 0, head);
+		printf(col[c].right ? "%*s" : "%-*s", c + 1 < n || col[c].right ? col[c].width : 0,
+		       head);
 		printf("%s", c + 1 < n ? "  " : "");
 	}
 	printf("%s\n", v->color ? "\033[0m" : "");
@@ -193,13 +199,20 @@ static void out_table(struct vmctl *v, const struct schema_object *o, const json
 		for (unsigned c = 0; c < n; c++) {
 			int pad;
 
-			out_cell(col[c].f, json_object_get(json_array_get(items, i), col[c].name), cell, sizeof(cell));
+			out_cell(col[c].f, json_object_get(json_array_get(items, i), col[c].name),
+				 cell, sizeof(cell));
 			pad = col[c].width - out_width(cell);
 			if (col[c].right)
 				printf("%*s%s", pad, "", cell);
 			else if (v->color && !strcmp(col[c].name, "state"))
-				printf("\033[%sm%s\033[0m%*s", !strcmp(cell, "running") || !strcmp(cell, "ready") || !strcmp(cell, "succeeded") || !strcmp(cell, "up") ? "32" :
-							       !strcmp(cell, "failed") || !strcmp(cell, "crashed") || !strcmp(cell, "error") ? "31" : "33",
+				printf("\033[%sm%s\033[0m%*s",
+				       !strcmp(cell, "running") || !strcmp(cell, "ready") ||
+					       !strcmp(cell, "succeeded") || !strcmp(cell, "up")
+					   ? "32"
+				       : !strcmp(cell, "failed") || !strcmp(cell, "crashed") ||
+					       !strcmp(cell, "error")
+					   ? "31"
+					   : "33",
 				       cell, c + 1 < n ? pad : 0, "");
 			else
 				printf("%s%*s", cell, c + 1 < n ? pad : 0, "");
@@ -281,15 +294,17 @@ static void out_long(const struct schema_object *o, const json_t *j, unsigned de
 	json_t *val;
 	int width = 0;
 
-	json_object_foreach((json_t *)j, key, val)
-		width = (int)strlen(key) > width ? (int)strlen(key) : width;
+	json_object_foreach((json_t *)j, key, val) width =
+	    (int)strlen(key) > width ? (int)strlen(key) : width;
 	json_object_foreach((json_t *)j, key, val)
 	{
 		const struct schema_field *f = o ? schema_field_find(o, key) : NULL;
-		bool deep = json_is_object(val) || (json_is_array(val) && json_is_object(json_array_get(val, 0)));
+		bool deep = json_is_object(val) ||
+			    (json_is_array(val) && json_is_object(json_array_get(val, 0)));
 		char cell[4600];
 
-		if ((json_is_array(val) && !json_array_size(val)) || (json_is_object(val) && !json_object_size(val)))
+		if ((json_is_array(val) && !json_array_size(val)) ||
+		    (json_is_object(val) && !json_object_size(val)))
 			continue;
 		printf("%*s%-*s", (int)(2 * depth), "", width + 2, key);
 		if (!deep) {
@@ -311,7 +326,8 @@ static void out_long(const struct schema_object *o, const json_t *j, unsigned de
 			printf("%*s", (int)(2 * depth + 2), "");
 			json_object_foreach(json_array_get(val, i), k, x)
 			{
-				const struct schema_field *g = f && f->object ? schema_field_find(f->object, k) : NULL;
+				const struct schema_field *g =
+				    f && f->object ? schema_field_find(f->object, k) : NULL;
 
 				if (!json_is_null(x))
 					printf("%s=%s ", k, out_cell(g, x, cell, sizeof(cell)));
@@ -354,7 +370,8 @@ void out_error(struct vmctl *v, const struct err *e)
 {
 	bool color = v->color && isatty(2);
 
-	fprintf(stderr, "vmctl: %s%s%s\n", color ? "\033[31m" : "", e->detail, color ? "\033[0m" : "");
+	fprintf(stderr, "vmctl: %s%s%s\n", color ? "\033[31m" : "", e->detail,
+		color ? "\033[0m" : "");
 	if (*e->hint)
 		fprintf(stderr, "  hint: %s\n", e->hint);
 }
@@ -394,7 +411,8 @@ int exit_of_status(unsigned status, const char *code)
 
 int out_problem(struct vmctl *v, struct reply *r)
 {
-	const char *detail = json_string_value(json_object_get(r->json, "detail")), *hint = json_string_value(json_object_get(r->json, "hint"));
+	const char *detail = json_string_value(json_object_get(r->json, "detail")),
+		   *hint = json_string_value(json_object_get(r->json, "hint"));
 	const char *code = json_string_value(json_object_get(r->json, "code"));
 	struct err e = { 0 };
 
@@ -433,7 +451,8 @@ void out_progress(struct vmctl *v, const char *what, uint64_t done, uint64_t tot
 	}
 	fprintf(stderr, "\r\033[K%s [%-40.*s] %3u %%", what, (int)(pct * 40 / 100), bar, pct);
 	if (bytes)
-		fprintf(stderr, "  %s of %s", units_format_size(done, a, sizeof(a)), units_format_size(total, b, sizeof(b)));
+		fprintf(stderr, "  %s of %s", units_format_size(done, a, sizeof(a)),
+			units_format_size(total, b, sizeof(b)));
 	fflush(stderr);
 }
 

@@ -99,7 +99,8 @@ int stream_events(struct vmctl *v, struct args *a)
 	struct text path = { 0 };
 	int status;
 
-	text_printf(&path, "/v1/events%s%s", a->query.len ? "?" : "", a->query.len ? a->query.s : "");
+	text_printf(&path, "/v1/events%s%s", a->query.len ? "?" : "",
+		    a->query.len ? a->query.s : "");
 	status = stream_run(v, path.s, events_sink, &ev);
 	text_free(&path);
 	text_free(&ev.line);

@@ -1,4 +1,5 @@
-/* verbs.c - from words to requests. Most verbs are one route of the table; those that are more have a function here or beside it.
+/* verbs.c - from words to requests. Most verbs are one route of the table; those that are more have
+ * a function here or beside it.
  * A slow verb waits for its operation, unless --no-wait, and shows how far it is.
  */
 #include "vmctl/vmctl.h"
@@ -66,7 +67,8 @@ static void verb_path(const struct schema_route *r, const struct args *a, bool d
 
 static bool op_over(const char *state)
 {
-	return !state || !strcmp(state, "succeeded") || !strcmp(state, "failed") || !strcmp(state, "cancelled");
+	return !state || !strcmp(state, "succeeded") || !strcmp(state, "failed") ||
+	       !strcmp(state, "cancelled");
 }
 
 /* wait for the operation at r->location; its last shape in @r */
@@ -86,7 +88,9 @@ static int op_wait(struct vmctl *v, const char *what, struct reply *r, struct er
 			break;
 		if (clock_mono_ns() > end)
 			return EX_TIMED_OUT;
-		out_progress(v, what, (uint64_t)json_integer_value(json_object_get(r->json, "progress")), 100, false);
+		out_progress(v, what,
+			     (uint64_t)json_integer_value(json_object_get(r->json, "progress")),
+			     100, false);
 		poll(NULL, 0, 200);
 		reply_free(r);
 		n = client_request(v, "GET", path, NULL, NULL, 0, r, e);
@@ -94,7 +98,10 @@ static int op_wait(struct vmctl *v, const char *what, struct reply *r, struct er
 			return EX_UNREACHABLE;
 	}
 	out_progress_end(v);
-	if (r->status < 300 && strcmp(json_string_value(json_object_get(r->json, "state")) ? json_string_value(json_object_get(r->json, "state")) : "", "succeeded")) {
+	if (r->status < 300 && strcmp(json_string_value(json_object_get(r->json, "state"))
+					  ? json_string_value(json_object_get(r->json, "state"))
+					  : "",
+				      "succeeded")) {
 		json_t *problem = json_object_get(r->json, "error");
 
 		r->status = (unsigned)json_integer_value(json_object_get(problem, "status"));
@@ -108,7 +115,8 @@ static int op_wait(struct vmctl *v, const char *what, struct reply *r, struct er
 
 /* ---- what to say when all went well ---- */
 
-static void verb_say(struct vmctl *v, const struct schema_route *r, const struct args *a, struct reply *p)
+static void verb_say(struct vmctl *v, const struct schema_route *r, const struct args *a,
+		     struct reply *p)
 {
 	const char *name = json_string_value(json_object_get(p->json, "name"));
 	const struct schema_object *shape = r->resource;
@@ -124,7 +132,9 @@ static void verb_say(struct vmctl *v, const struct schema_route *r, const struct
 	}
 	if (v->quiet) {
 		if (r->id == ROUTE_TOKEN_CREATE)
-			printf("%s\n", json_string_value(json_object_get(p->json, "token")) ? json_string_value(json_object_get(p->json, "token")) : "");
+			printf("%s\n", json_string_value(json_object_get(p->json, "token"))
+					   ? json_string_value(json_object_get(p->json, "token"))
+					   : "");
 		else if (strcmp(r->method, "GET") && name)
 			printf("%s\n", name);
 		return;
@@ -134,7 +144,8 @@ static void verb_say(struct vmctl *v, const struct schema_route *r, const struct
 			out_value(v, shape, p->json);
 		return;
 	}
-	if (!strcmp(r->method, "GET") || r->id == ROUTE_DISK_MAP || r->id == ROUTE_DISK_CHECK || r->id == ROUTE_TOKEN_CREATE) {
+	if (!strcmp(r->method, "GET") || r->id == ROUTE_DISK_MAP || r->id == ROUTE_DISK_CHECK ||
+	    r->id == ROUTE_TOKEN_CREATE) {
 		if (p->json)
 			out_value(v, shape, p->json);
 		return;
@@ -142,7 +153,8 @@ static void verb_say(struct vmctl *v, const struct schema_route *r, const struct
 	if (v->dry_run)
 		printf("%s %s: would be done\n", r->cli, name ? name : "");
 	else if (p->status == 202)
-		printf("%s %s: under way (vmctl ops info %s)\n", r->cli, name ? name : "", strrchr(p->location, '/') ? strrchr(p->location, '/') + 1 : "");
+		printf("%s %s: under way (vmctl ops info %s)\n", r->cli, name ? name : "",
+		       strrchr(p->location, '/') ? strrchr(p->location, '/') + 1 : "");
 	else
 		printf("%s %s: done\n", r->cli, name ? name : "");
 }
@@ -198,7 +210,8 @@ int verb_call(struct vmctl *v, const struct schema_route *r, struct args *a)
 	int status;
 
 	verb_path(r, a, v->dry_run, &path);
-	if (client_request(v, r->method, path.s, slow ? "Prefer: wait=2\r\n" : NULL, body ? body : "", body ? strlen(body) : 0, &p, &e) < 0) {
+	if (client_request(v, r->method, path.s, slow ? "Prefer: wait=2\r\n" : NULL,
+			   body ? body : "", body ? strlen(body) : 0, &p, &e) < 0) {
 		out_error(v, &e);
 		status = EX_UNREACHABLE;
 		goto out;
@@ -207,7 +220,8 @@ int verb_call(struct vmctl *v, const struct schema_route *r, struct args *a)
 	if (p.status == 202 && slow && *p.location) {
 		status = op_wait(v, r->cli, &p, &e);
 		if (status == EX_TIMED_OUT)
-			err_set(&e, 1, "timed-out", "%s takes longer than 10 minutes; it goes on", r->cli);
+			err_set(&e, 1, "timed-out", "%s takes longer than 10 minutes; it goes on",
+				r->cli);
 		if (status)
 			out_error(v, &e);
 	}
@@ -263,7 +277,9 @@ static int guest_create(struct vmctl *v, struct args *a)
 
 	if (!v->dry_run && guest_images(v, a, &e) < 0) {
 		out_error(v, &e);
-		return exit_of_status((unsigned)e.num, e.code) == EX_DONE ? EX_FAILED_ : exit_of_status((unsigned)e.num, e.code);
+		return exit_of_status((unsigned)e.num, e.code) == EX_DONE
+			   ? EX_FAILED_
+			   : exit_of_status((unsigned)e.num, e.code);
 	}
 	if (!a->follow_up || v->dry_run)
 		return verb_call(v, a->route, a);
@@ -288,7 +304,8 @@ static int query_run(struct vmctl *v, int argc, char **argv)
 		out_error(v, &e);
 		return EX_USAGE_;
 	}
-	if (client_request(v, argv[0], argv[1], NULL, argc > 2 ? argv[2] : "", argc > 2 ? strlen(argv[2]) : 0, &p, &e) < 0) {
+	if (client_request(v, argv[0], argv[1], NULL, argc > 2 ? argv[2] : "",
+			   argc > 2 ? strlen(argv[2]) : 0, &p, &e) < 0) {
 		out_error(v, &e);
 		return EX_UNREACHABLE;
 	}
@@ -311,7 +328,8 @@ static int version_run(struct vmctl *v)
 	if (client_request(v, "GET", "/v1/version", NULL, NULL, 0, &p, &e) < 0 || p.status != 200)
 		printf("vmd unreachable\n");
 	else
-		printf("vmd %s (API %s)\n", json_string_value(json_object_get(p.json, "version")), json_string_value(json_object_get(p.json, "api")));
+		printf("vmd %s (API %s)\n", json_string_value(json_object_get(p.json, "version")),
+		       json_string_value(json_object_get(p.json, "api")));
 	reply_free(&p);
 	return EX_DONE;
 }
@@ -328,8 +346,12 @@ static int verb_unknown(struct vmctl *v, int argc, char **argv)
 	if (two[strlen(two) - 1] == ' ')
 		two[strlen(two) - 1] = '\0';
 	if (!strcmp(argv[0], "destroy")) {
-		err_set(&e, EINVAL, "usage", "there is no verb destroy, because it means different things in different tools");
-		err_hint(&e, "vmctl stop --force NAME pulls the plug; vmctl delete NAME removes the guest");
+		err_set(&e, EINVAL, "usage",
+			"there is no verb destroy, because it means different things in different "
+			"tools");
+		err_hint(
+		    &e,
+		    "vmctl stop --force NAME pulls the plug; vmctl delete NAME removes the guest");
 		out_error(v, &e);
 		return EX_USAGE_;
 	}
@@ -432,7 +454,9 @@ int verb_run(struct vmctl *v, int argc, char **argv)
 	if (launch && !status && !v->dry_run && v->out == OUT_TABLE && !v->quiet) {
 		const char *name = json_string_value(json_object_get(a.body, "name"));
 
-		printf("guest %s runs; next:\n  vmctl console %s\n  vmctl info %s\n  vmctl logs %s\n  vmctl stop %s\n", name, name, name, name, name);
+		printf("guest %s runs; next:\n  vmctl console %s\n  vmctl info %s\n  vmctl logs "
+		       "%s\n  vmctl stop %s\n",
+		       name, name, name, name, name);
 	}
 	args_free(&a);
 	return status;

@@ -1,4 +1,5 @@
-/* vmctl.h - what the files of vmctl share. One thread; errors go to standard error as one sentence and a hint. */
+/* vmctl.h - what the files of vmctl share. One thread; errors go to standard error as one sentence
+ * and a hint. */
 #ifndef VMCTL_VMCTL_H
 #define VMCTL_VMCTL_H
 
@@ -47,13 +48,16 @@ typedef void progress_fn(void *arg, uint64_t done, uint64_t total);
 
 int client_open(struct vmctl *v, struct err *e); /* 0 or -errno, the daemon unreachable */
 void client_close(struct vmctl *v);
-int client_request(struct vmctl *v, const char *method, const char *path, const char *headers, const char *body, size_t len, struct reply *r,
-		   struct err *e);
+int client_request(struct vmctl *v, const char *method, const char *path, const char *headers,
+		   const char *body, size_t len, struct reply *r, struct err *e);
 /* the body of a 2xx reply goes to @sink as it comes, others to r->body */
-int client_stream(struct vmctl *v, const char *path, const char *headers, sink_fn *sink, void *arg, struct reply *r, struct err *e);
-int client_upload(struct vmctl *v, const char *path, int fd, uint64_t size, progress_fn *progress, void *arg, struct reply *r, struct err *e);
+int client_stream(struct vmctl *v, const char *path, const char *headers, sink_fn *sink, void *arg,
+		  struct reply *r, struct err *e);
+int client_upload(struct vmctl *v, const char *path, int fd, uint64_t size, progress_fn *progress,
+		  void *arg, struct reply *r, struct err *e);
 /* after the upgrade the connection is raw */
-int client_upgrade(struct vmctl *v, const char *path, const char *ws_key, struct reply *r, struct err *e);
+int client_upgrade(struct vmctl *v, const char *path, const char *ws_key, struct reply *r,
+		   struct err *e);
 int client_fd(struct vmctl *v);
 long client_read(struct vmctl *v, void *buf, size_t len); /* bytes, 0 end, -EAGAIN, -errno */
 long client_write(struct vmctl *v, const void *buf, size_t len);
@@ -62,7 +66,8 @@ void reply_free(struct reply *r);
 
 /* ---- out.c ---- */
 void out_items(struct vmctl *v, const struct schema_object *o, json_t *items);
-void out_value(struct vmctl *v, const struct schema_object *o, json_t *j); /* one object, at length */
+void out_value(struct vmctl *v, const struct schema_object *o,
+	       json_t *j); /* one object, at length */
 void out_json(const json_t *j);
 void out_error(struct vmctl *v, const struct err *e);
 int out_problem(struct vmctl *v, struct reply *r); /* says it; exit code */
@@ -76,16 +81,17 @@ int out_format(struct vmctl *v, const char *s, struct err *e);
 /* ---- args.c ---- */
 struct args {
 	const struct schema_route *route;
-	const char *name;      /* of the path parameter */
-	const char *rest[8];   /* positional arguments that fill nothing */
+	const char *name;    /* of the path parameter */
+	const char *rest[8]; /* positional arguments that fill nothing */
 	unsigned rest_count;
 	json_t *body;
-	struct text query;     /* "a=b&c=d", encoded */
-	const char *image;     /* --image of create and launch */
-	bool follow_up;	       /* launch */
-	bool silent;	       /* say nothing when it went well */
+	struct text query; /* "a=b&c=d", encoded */
+	const char *image; /* --image of create and launch */
+	bool follow_up;	   /* launch */
+	bool silent;	   /* say nothing when it went well */
 };
-int args_parse(struct vmctl *v, const struct schema_route *r, int argc, char **argv, struct args *a, struct err *e);
+int args_parse(struct vmctl *v, const struct schema_route *r, int argc, char **argv, struct args *a,
+	       struct err *e);
 void args_free(struct args *a);
 void args_encode(struct text *t, const char *s);
 
@@ -103,7 +109,8 @@ extern const struct verb_extra verb_extras[]; /* verbs that are no single route 
 int image_import(struct vmctl *v, struct args *a);
 int image_export(struct vmctl *v, struct args *a);
 /* a path becomes an image named after its content; name into @name */
-int image_of_path(struct vmctl *v, const char *path, const char *kind, char name[64], struct err *e);
+int image_of_path(struct vmctl *v, const char *path, const char *kind, char name[64],
+		  struct err *e);
 
 /* ---- stream.c ---- */
 int stream_logs(struct vmctl *v, struct args *a);

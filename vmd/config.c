@@ -1,6 +1,7 @@
-/* config.c - see config.h: one table row a key; parsing, printing, help and did-you-mean come from it.
- * Grammar: a line is empty, a comment from '#', or "key = value"; the value goes to the end of the line, blanks around
- * it dropped. A key twice is an error: which one holds would be a guess.
+/* config.c - see config.h: one table row a key; parsing, printing, help and did-you-mean come from
+ * it.
+ * Grammar: a line is empty, a comment from '#', or "key = value"; the value goes to the end of the
+ * line, blanks around it dropped. A key twice is an error: which one holds would be a guess.
  */
 #include "vmd/config.h"
 
@@ -27,28 +28,39 @@ struct config_key {
 };
 
 #define KEY(n, kind, min, max, dflt, help, words) \
-	{ #n, kind, offsetof(struct vmd_config, n), sizeof(((struct vmd_config *)0)->n), min, max, dflt, help, words }
+	{ \
+#n, kind, offsetof(struct vmd_config, n), sizeof(((struct vmd_config *)0)->n), \
+		    min, max, dflt, help, words \
+	}
 
 static const struct config_key config_keys[] = {
 	KEY(state_dir, CK_PATH, 0, 0, "/var/lib/vmd", "data base, pools, guests' logs", NULL),
 	KEY(run_dir, CK_PATH, 0, 0, "/run/vmd", "sockets and what lives as long as a boot", NULL),
 	KEY(socket, CK_PATH, 0, 0, "", "API socket; default RUN_DIR/api.sock", NULL),
-	KEY(socket_mode, CK_MODE, 0, 0777, "0666", "its mode; who may do what is decided by group, not by mode", NULL),
-	KEY(guest_binary, CK_PATH, 0, 0, "", "vmd-guest; default beside vmd, else /usr/lib/vmd", NULL),
+	KEY(socket_mode, CK_MODE, 0, 0777, "0666",
+	    "its mode; who may do what is decided by group, not by mode", NULL),
+	KEY(guest_binary, CK_PATH, 0, 0, "", "vmd-guest; default beside vmd, else /usr/lib/vmd",
+	    NULL),
 	KEY(image_binary, CK_PATH, 0, 0, "", "vmd-image; likewise", NULL),
 	KEY(dnsmasq, CK_PATH, 0, 0, "/usr/sbin/dnsmasq", "DHCP and DNS server of networks", NULL),
 	KEY(core_user, CK_TEXT, 0, 0, "vmd-core", "user of the core role", NULL),
 	KEY(api_user, CK_TEXT, 0, 0, "vmd-api", "user of the api role", NULL),
 	KEY(dnsmasq_user, CK_TEXT, 0, 0, "vmd-dhcp", "user of dnsmasq", NULL),
-	KEY(admin_group, CK_TEXT, 0, 0, "vmd-admin", "group that may do everything over the API socket", NULL),
+	KEY(admin_group, CK_TEXT, 0, 0, "vmd-admin",
+	    "group that may do everything over the API socket", NULL),
 	KEY(operator_group, CK_TEXT, 0, 0, "vmd-operator", "group that may run guests", NULL),
 	KEY(viewer_group, CK_TEXT, 0, 0, "vmd-viewer", "group that may look", NULL),
-	KEY(pool_roots, CK_PATHS, 0, 0, "", "directories beneath which pools may lie, colon-separated", NULL),
-	KEY(serial_roots, CK_PATHS, 0, 0, "", "directories beneath which ports' files, sockets and ttys may lie", NULL),
-	KEY(guest_uid_first, CK_NUMBER, 1000, 4000000000u, "2000000", "first uid of the guests' range", NULL),
+	KEY(pool_roots, CK_PATHS, 0, 0, "",
+	    "directories beneath which pools may lie, colon-separated", NULL),
+	KEY(serial_roots, CK_PATHS, 0, 0, "",
+	    "directories beneath which ports' files, sockets and ttys may lie", NULL),
+	KEY(guest_uid_first, CK_NUMBER, 1000, 4000000000u, "2000000",
+	    "first uid of the guests' range", NULL),
 	KEY(guest_uid_count, CK_NUMBER, 1, 1000000, "65536", "size of that range", NULL),
-	KEY(guest_log_bytes, CK_SIZE, 65536, 1ull << 40, "4M", "a guest's log is turned over at this size", NULL),
-	KEY(guest_log_rate_bytes, CK_SIZE, 1024, 1ull << 30, "64K", "bytes a second that a guest may log", NULL),
+	KEY(guest_log_bytes, CK_SIZE, 65536, 1ull << 40, "4M",
+	    "a guest's log is turned over at this size", NULL),
+	KEY(guest_log_rate_bytes, CK_SIZE, 1024, 1ull << 30, "64K",
+	    "bytes a second that a guest may log", NULL),
 	KEY(cgroup, CK_WORD, 0, 0, "auto", "how guests are limited", "auto|v2|v1|none"),
 	KEY(accel, CK_WORD, 0, 0, "auto", "accelerator of guests that name none", "auto|kvm|soft"),
 	KEY(log_level, CK_WORD, 0, 0, "info", "what is logged", "error|warn|info|debug"),
@@ -56,8 +68,10 @@ static const struct config_key config_keys[] = {
 	KEY(tls_cert, CK_PATH, 0, 0, "", "server certificate, PEM", NULL),
 	KEY(tls_key, CK_PATH, 0, 0, "", "its key", NULL),
 	KEY(tls_ca, CK_PATH, 0, 0, "", "authority of client certificates", NULL),
-	KEY(host_allow, CK_TEXT, 0, 0, "", "names accepted in a Host header, comma-separated", NULL),
-	KEY(trash_hours, CK_NUMBER, 0, 87600, "72", "hours that a deleted guest can be undeleted", NULL),
+	KEY(host_allow, CK_TEXT, 0, 0, "", "names accepted in a Host header, comma-separated",
+	    NULL),
+	KEY(trash_hours, CK_NUMBER, 0, 87600, "72", "hours that a deleted guest can be undeleted",
+	    NULL),
 	KEY(guests_max, CK_NUMBER, 1, 1000000, "20000", "guests that may be defined", NULL),
 	KEY(spawn_max, CK_NUMBER, 1, 256, "8", "guest processes being started at once", NULL),
 };
@@ -88,7 +102,8 @@ static int config_set_word(const struct config_key *k, const char *value, struct
 			return 0;
 	}
 	words[n] = NULL;
-	err_set(e, EINVAL, "config-bad-value", "%s: \"%.64s\" is not one of %s", k->name, value, k->words);
+	err_set(e, EINVAL, "config-bad-value", "%s: \"%.64s\" is not one of %s", k->name, value,
+		k->words);
 	if (suggest(value, words))
 		err_hint(e, "did you mean %s?", suggest(value, words));
 	return -EINVAL;
@@ -121,28 +136,34 @@ int config_set(struct vmd_config *c, const char *key, const char *value, struct 
 		const char *near = suggest(key, names);
 
 		err_set(e, EINVAL, "config-unknown-key", "unknown key \"%.64s\"", key);
-		err_hint(e, near ? "did you mean %s?" : "man vmd.conf lists the keys%s", near ? near : "");
+		err_hint(e, near ? "did you mean %s?" : "man vmd.conf lists the keys%s",
+			 near ? near : "");
 		return -EINVAL;
 	}
 	if (k->kind == CK_NUMBER || k->kind == CK_SIZE || k->kind == CK_MODE) {
 		int ret = config_number(k, value, &n);
 
 		if (ret < 0)
-			return err_set(e, EINVAL, "config-bad-value", "%s: \"%.64s\" is not a %s", k->name, value,
-				       k->kind == CK_SIZE ? "size, as 512K or 4M" :
-				       k->kind == CK_MODE ? "mode, as 0660" : "number");
+			return err_set(e, EINVAL, "config-bad-value", "%s: \"%.64s\" is not a %s",
+				       k->name, value,
+				       k->kind == CK_SIZE   ? "size, as 512K or 4M"
+				       : k->kind == CK_MODE ? "mode, as 0660"
+							    : "number");
 		if (n < k->min || n > k->max)
-			return err_set(e, ERANGE, "config-bad-value", "%s: %s is out of range, %llu to %llu", k->name, value,
+			return err_set(e, ERANGE, "config-bad-value",
+				       "%s: %s is out of range, %llu to %llu", k->name, value,
 				       (unsigned long long)k->min, (unsigned long long)k->max);
 		memcpy(at, &n, sizeof(n));
 		return 0;
 	}
 	if (strlen(value) >= k->size)
-		return err_set(e, ENAMETOOLONG, "config-bad-value", "%s: longer than %zu bytes", k->name, k->size - 1);
+		return err_set(e, ENAMETOOLONG, "config-bad-value", "%s: longer than %zu bytes",
+			       k->name, k->size - 1);
 	if (k->kind == CK_WORD && config_set_word(k, value, e) < 0)
 		return -EINVAL;
 	if ((k->kind == CK_PATH || k->kind == CK_PATHS) && *value && !config_path_ok(value))
-		return err_set(e, EINVAL, "config-bad-value", "%s: \"%.200s\" is not an absolute path", k->name, value);
+		return err_set(e, EINVAL, "config-bad-value",
+			       "%s: \"%.200s\" is not an absolute path", k->name, value);
 	memcpy(at, value, strlen(value) + 1);
 	return 0;
 }
@@ -156,12 +177,14 @@ void config_defaults(struct vmd_config *c, bool user_mode)
 			abort(); /* our own table */
 	if (!user_mode)
 		return;
-	const char *home = getenv("HOME"), *state = getenv("XDG_STATE_HOME"), *run = getenv("XDG_RUNTIME_DIR");
+	const char *home = getenv("HOME"), *state = getenv("XDG_STATE_HOME"),
+		   *run = getenv("XDG_RUNTIME_DIR");
 
 	if (state && *state == '/')
 		snprintf(c->state_dir, sizeof(c->state_dir), "%s/vmd", state);
 	else
-		snprintf(c->state_dir, sizeof(c->state_dir), "%s/.local/state/vmd", home && *home == '/' ? home : "/tmp");
+		snprintf(c->state_dir, sizeof(c->state_dir), "%s/.local/state/vmd",
+			 home && *home == '/' ? home : "/tmp");
 	if (run && *run == '/')
 		snprintf(c->run_dir, sizeof(c->run_dir), "%s/vmd", run);
 	else
@@ -186,7 +209,8 @@ static int config_line(struct vmd_config *c, char *line, bool seen[], struct err
 		return 0;
 	eq = strchr(s, '=');
 	if (!eq)
-		return err_set(e, EINVAL, "config-syntax", "\"%.64s\" is not of the form key = value", s);
+		return err_set(e, EINVAL, "config-syntax",
+			       "\"%.64s\" is not of the form key = value", s);
 	*eq = '\0';
 	s = config_trim(s);
 	const struct config_key *k = config_find(s);
@@ -260,12 +284,16 @@ int config_finish(struct vmd_config *c, struct err *e)
 	}
 	/* sockaddr_un: 107 bytes; a guest's socket is run_dir/guests/UUID.sock */
 	if (strlen(c->socket) > 107 || strlen(c->run_dir) > 107 - sizeof("/guests/.sock") - 36)
-		return err_set(e, ENAMETOOLONG, "config-bad-value", "run_dir or socket: too long for a unix socket, at most %zu bytes",
+		return err_set(e, ENAMETOOLONG, "config-bad-value",
+			       "run_dir or socket: too long for a unix socket, at most %zu bytes",
 			       107 - sizeof("/guests/.sock") - 36);
 	if (c->guest_uid_first + c->guest_uid_count > UINT32_MAX - 1)
-		return err_set(e, ERANGE, "config-bad-value", "guest_uid_first + guest_uid_count is beyond the last uid");
+		return err_set(e, ERANGE, "config-bad-value",
+			       "guest_uid_first + guest_uid_count is beyond the last uid");
 	if (*c->listen && (!*c->tls_cert || !*c->tls_key))
-		return err_set(e, EINVAL, "config-bad-value", "listen needs tls_cert and tls_key: there is no plain HTTP over TCP");
+		return err_set(
+		    e, EINVAL, "config-bad-value",
+		    "listen needs tls_cert and tls_key: there is no plain HTTP over TCP");
 	config_program(c->guest_binary, sizeof(c->guest_binary), "vmd-guest");
 	config_program(c->image_binary, sizeof(c->image_binary), "vmd-image");
 	return 0;
@@ -284,7 +312,8 @@ size_t config_text(const struct vmd_config *c, char *buf, size_t len)
 
 		if (k->kind == CK_NUMBER || k->kind == CK_SIZE || k->kind == CK_MODE) {
 			memcpy(&v, at, sizeof(v));
-			w = snprintf(buf + n, len - n, k->kind == CK_MODE ? "%s=%04llo\n" : "%s=%llu\n", k->name,
+			w = snprintf(buf + n, len - n,
+				     k->kind == CK_MODE ? "%s=%04llo\n" : "%s=%llu\n", k->name,
 				     (unsigned long long)v);
 		} else {
 			w = snprintf(buf + n, len - n, "%s=%s\n", k->name, at);
@@ -302,5 +331,6 @@ void config_help(FILE *f)
 {
 	for (size_t i = 0; i < ARRAY_SIZE(config_keys); i++)
 		fprintf(f, "  %-22s %s%s%s%s\n", config_keys[i].name, config_keys[i].help,
-			*config_keys[i].dflt ? " (" : "", config_keys[i].dflt, *config_keys[i].dflt ? ")" : "");
+			*config_keys[i].dflt ? " (" : "", config_keys[i].dflt,
+			*config_keys[i].dflt ? ")" : "");
 }

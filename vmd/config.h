@@ -1,5 +1,6 @@
-/* config.h - vmd.conf(5): "key = value" lines, and what the command line changes of it. Read by main.c and priv; the other
- * roles get the same values as settings text. The file is the administrator's: trusted, but checked. */
+/* config.h - vmd.conf(5): "key = value" lines, and what the command line changes of it. Read by
+ * main.c and priv; the other roles get the same values as settings text. The file is the
+ * administrator's: trusted, but checked. */
 #ifndef VMD_CONFIG_H
 #define VMD_CONFIG_H
 
@@ -27,13 +28,15 @@ struct vmd_config {
 };
 
 void config_defaults(struct vmd_config *c, bool user_mode);
-/* config_read() - @path; a missing file is an error only where @must_exist. Errors name path, line and key. */
+/* config_read() - @path; a missing file is an error only where @must_exist. Errors name path, line
+ * and key. */
 int config_read(struct vmd_config *c, const char *path, bool must_exist, struct err *e);
 /* config_set() - one key, as from a line or an option. */
 int config_set(struct vmd_config *c, const char *key, const char *value, struct err *e);
 /* config_finish() - paths that follow from others, and checks across keys. */
 int config_finish(struct vmd_config *c, struct err *e);
-/* config_text() - all of it as "key=value" lines (s_setup.settings, --check-config). Bytes written. */
+/* config_text() - all of it as "key=value" lines (s_setup.settings, --check-config). Bytes written.
+ */
 size_t config_text(const struct vmd_config *c, char *buf, size_t len);
 /* config_help() - a line a key, for the man page. */
 void config_help(FILE *f);

@@ -1,10 +1,12 @@
-/* main.c - vmd: options, vmd.conf(5), the listening socket; then priv, or one of the roles that priv starts.
+/* main.c - vmd: options, vmd.conf(5), the listening socket; then priv, or one of the roles that
+ * priv starts.
  *
  *	vmd [--user] [--config F] [--state DIR] [--run DIR] [--socket PATH] [--foreground] [--check-config] ...
- * With --role (priv's own doing) this is a role: it gives up its uid, its root directory, its capabilities and the
- * system calls that no role needs, and only then runs a line of the role's code. Descriptor 3 is its link to priv, 4 the
- * directory that becomes its root (core: the data base's; api: an empty one).
- * vmd never forks to the background by itself: systemd, or a shell's &, does that.
+ * With --role (priv's own doing) this is a role: it gives up its uid, its root directory, its
+ * capabilities and the system calls that no role needs, and only then runs a line of the role's
+ * code. Descriptor 3 is its link to priv, 4 the directory that becomes its root (core: the data
+ * base's; api: an empty one). vmd never forks to the background by itself: systemd, or a shell's &,
+ * does that.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -39,11 +41,14 @@
 
 /* ---- roles ---- */
 
-static const uint32_t role_clone[] = { CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM |
-				       CLONE_SETTLS | CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID };
+static const uint32_t role_clone[] = { CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND |
+				       CLONE_THREAD | CLONE_SYSVSEM | CLONE_SETTLS |
+				       CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID };
 static const uint32_t role_socket[] = { AF_UNIX };
 
-/* Both roles: descriptors they were given, memory, threads, time. No new network sockets, no processes, no mounts. */
+/* Both roles: descriptors they were given, memory, threads, time. No new network sockets, no
+ * processes, no mounts. */
+/* clang-format off */
 static const struct sandbox_rule role_common[] = {
 	SB_ALLOW(read), SB_ALLOW(write), SB_ALLOW(readv), SB_ALLOW(writev), SB_ALLOW(pread64), SB_ALLOW(pwrite64),
 	SB_ALLOW(close), SB_ALLOW(fstat), SB_ALLOW(newfstatat), SB_ALLOW(lseek), SB_ALLOW(fcntl), SB_ALLOW(dup), SB_ALLOW(dup2),
@@ -66,8 +71,10 @@ static const struct sandbox_rule role_common[] = {
 	SB_ARG_IN(clone, 0, role_clone, ARRAY_SIZE(role_clone)), SB_ERRNO(clone3, ENOSYS),
 	SB_END,
 };
+/* clang-format on */
 
 /* core: sqlite's files in its own directory, logs and leases by descriptor */
+/* clang-format off */
 static const struct sandbox_rule role_core[] = {
 	SB_ALLOW(openat), SB_ALLOW(open), SB_ALLOW(access), SB_ALLOW(faccessat), SB_ALLOW(faccessat2), SB_ALLOW(stat),
 	SB_ALLOW(lstat), SB_ALLOW(unlink), SB_ALLOW(unlinkat), SB_ALLOW(rename), SB_ALLOW(renameat), SB_ALLOW(renameat2),
@@ -76,20 +83,25 @@ static const struct sandbox_rule role_core[] = {
 	SB_ALLOW(readlink), SB_ALLOW(fchdir), SB_ALLOW(chdir), SB_ALLOW(statfs), SB_ALLOW(fstatfs), SB_ALLOW(utimensat),
 	SB_END,
 };
+/* clang-format on */
 
 /* api: no path at all */
+/* clang-format off */
 static const struct sandbox_rule role_api[] = {
 	SB_ERRNO(openat, ENOENT), SB_ERRNO(open, ENOENT), SB_ERRNO(access, ENOENT), SB_ERRNO(stat, ENOENT),
 	SB_END,
 };
+/* clang-format on */
 
 static int role_confine(const char *role, uid_t uid, gid_t gid, bool root, struct err *e)
 {
-	const struct sandbox_rule *const lists[] = { strcmp(role, "core") ? role_api : role_core, role_common, NULL };
+	const struct sandbox_rule *const lists[] = { strcmp(role, "core") ? role_api : role_core,
+						     role_common, NULL };
 	struct rlimit none = { 0, 0 }, nofile;
 
 	if (fchdir(4) < 0)
-		return err_set(e, errno, "role-failed", "role %s: cannot enter its directory: %s", role, strerror(errno));
+		return err_set(e, errno, "role-failed", "role %s: cannot enter its directory: %s",
+			       role, strerror(errno));
 	close(4);
 	if (getrlimit(RLIMIT_NOFILE, &nofile) == 0) {
 		nofile.rlim_cur = nofile.rlim_max;
@@ -100,19 +112,24 @@ static int role_confine(const char *role, uid_t uid, gid_t gid, bool root, struc
 	tzset();
 	if (root) {
 		if (chroot(".") < 0)
-			return err_set(e, errno, "role-failed", "role %s: chroot: %s", role, strerror(errno));
-		if (setgroups(0, NULL) < 0 || setresgid(gid, gid, gid) < 0 || setresuid(uid, uid, uid) < 0)
-			return err_set(e, errno, "role-failed", "role %s: cannot become uid %u: %s", role, (unsigned)uid, strerror(errno));
+			return err_set(e, errno, "role-failed", "role %s: chroot: %s", role,
+				       strerror(errno));
+		if (setgroups(0, NULL) < 0 || setresgid(gid, gid, gid) < 0 ||
+		    setresuid(uid, uid, uid) < 0)
+			return err_set(e, errno, "role-failed", "role %s: cannot become uid %u: %s",
+				       role, (unsigned)uid, strerror(errno));
 	}
 	umask(077);
 	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
 	int ret = sandbox_drop_caps();
 
 	if (ret < 0 && root)
-		return err_set(e, -ret, "role-failed", "role %s: cannot drop its capabilities: %s", role, strerror(-ret));
+		return err_set(e, -ret, "role-failed", "role %s: cannot drop its capabilities: %s",
+			       role, strerror(-ret));
 	ret = sandbox_seccomp(lists, true);
 	if (ret < 0)
-		return err_set(e, -ret, "role-failed", "role %s: cannot give up system calls: %s", role, strerror(-ret));
+		return err_set(e, -ret, "role-failed", "role %s: cannot give up system calls: %s",
+			       role, strerror(-ret));
 	return 0;
 }
 
@@ -124,8 +141,8 @@ static int role_run(const char *role, const char *ids, bool root)
 
 	log_open(role, NULL, 2, LOG_INFO_);
 	signal(SIGPIPE, SIG_IGN);
-	if ((strcmp(role, "core") && strcmp(role, "api")) || !ids || sscanf(ids, "%u:%u", &uid, &gid) != 2 || fstat(3, &st) < 0 ||
-	    !S_ISSOCK(st.st_mode)) {
+	if ((strcmp(role, "core") && strcmp(role, "api")) || !ids ||
+	    sscanf(ids, "%u:%u", &uid, &gid) != 2 || fstat(3, &st) < 0 || !S_ISSOCK(st.st_mode)) {
 		log_error("--role is for vmd's own use");
 		return 2;
 	}
@@ -141,7 +158,8 @@ static int role_run(const char *role, const char *ids, bool root)
 
 /* ---- the daemon ---- */
 
-/* main_socket() - the API socket: from systemd (LISTEN_FDS, sd_listen_fds(3)), else made here. fd or -errno. */
+/* main_socket() - the API socket: from systemd (LISTEN_FDS, sd_listen_fds(3)), else made here. fd
+ * or -errno. */
 static int main_socket(const struct vmd_config *c, struct err *e)
 {
 	const char *fds = getenv("LISTEN_FDS"), *pid = getenv("LISTEN_PID");
@@ -156,7 +174,9 @@ static int main_socket(const struct vmd_config *c, struct err *e)
 		unsetenv("LISTEN_PID");
 		if (getsockopt(3, SOL_SOCKET, SO_DOMAIN, &domain, &len) < 0 || domain != AF_UNIX ||
 		    getsockopt(3, SOL_SOCKET, SO_ACCEPTCONN, &listening, &len) < 0 || !listening)
-			return err_set(e, EINVAL, "bad-activation", "the socket passed by systemd is not a listening unix socket");
+			return err_set(
+			    e, EINVAL, "bad-activation",
+			    "the socket passed by systemd is not a listening unix socket");
 		fd_set_cloexec(3);
 		fd_set_nonblock(3);
 		return 3;
@@ -171,7 +191,8 @@ static int main_socket(const struct vmd_config *c, struct err *e)
 		_cleanup_close_ int probe = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
 		if (probe >= 0 && connect(probe, (struct sockaddr *)&sa, sizeof(sa)) == 0) {
-			err_set(e, EADDRINUSE, "already-running", "another daemon listens on %s", c->socket);
+			err_set(e, EADDRINUSE, "already-running", "another daemon listens on %s",
+				c->socket);
 			err_hint(e, "use --run and --state to run a second one");
 			return -EADDRINUSE;
 		}
@@ -182,14 +203,16 @@ static int main_socket(const struct vmd_config *c, struct err *e)
 
 	umask(old);
 	if (ret < 0 || listen(fd, 1024) < 0)
-		return err_set(e, errno, "no-socket", "API socket %s: %s", c->socket, strerror(errno));
+		return err_set(e, errno, "no-socket", "API socket %s: %s", c->socket,
+			       strerror(errno));
 	return take_fd(&fd);
 }
 
 static void main_usage(FILE *f)
 {
 	fputs("usage: vmd [OPTION]...\n"
-	      "The daemon that runs virtual machines. It stays in the foreground; guests outlive it.\n\n"
+	      "The daemon that runs virtual machines. It stays in the foreground; guests outlive "
+	      "it.\n\n"
 	      "  --user           rootless: as yourself, below your XDG directories\n"
 	      "  --config FILE    instead of " CONFIG_PATH "\n"
 	      "  --state DIR      state_dir\n"
@@ -205,8 +228,22 @@ static void main_usage(FILE *f)
 	config_help(f);
 }
 
-enum { OPT_USER = 256, OPT_CONFIG, OPT_STATE, OPT_RUN, OPT_SOCKET, OPT_SET, OPT_FOREGROUND, OPT_CHECK, OPT_VERSION, OPT_HELP,
-       OPT_ROLE, OPT_ROLE_IDS, OPT_ROLE_ROOT, OPT_ROLE_USER };
+enum {
+	OPT_USER = 256,
+	OPT_CONFIG,
+	OPT_STATE,
+	OPT_RUN,
+	OPT_SOCKET,
+	OPT_SET,
+	OPT_FOREGROUND,
+	OPT_CHECK,
+	OPT_VERSION,
+	OPT_HELP,
+	OPT_ROLE,
+	OPT_ROLE_IDS,
+	OPT_ROLE_ROOT,
+	OPT_ROLE_USER
+};
 
 static const struct option main_options[] = {
 	{ "user", no_argument, NULL, OPT_USER },
@@ -231,14 +268,15 @@ static const struct option main_options[] = {
 struct main_args {
 	const char *config, *role, *role_ids;
 	bool user, check, role_root;
-	char *sets[MAIN_SETS_MAX]; /* "key=value" in order, from --set and the options that are one key */
+	/* "key=value" in order, from --set and the options that are one key */
+	char *sets[MAIN_SETS_MAX];
 	unsigned nsets;
 };
 
 static int main_add_set(struct main_args *a, const char *key, const char *value)
 {
-	if (a->nsets == MAIN_SETS_MAX ||
-	    (key ? asprintf(&a->sets[a->nsets], "%s=%s", key, value) : asprintf(&a->sets[a->nsets], "%s", value)) < 0)
+	if (a->nsets == MAIN_SETS_MAX || (key ? asprintf(&a->sets[a->nsets], "%s=%s", key, value)
+					      : asprintf(&a->sets[a->nsets], "%s", value)) < 0)
 		return -ENOMEM;
 	a->nsets++;
 	return 0;
@@ -264,21 +302,49 @@ static int main_parse(struct main_args *a, int argc, char **argv)
 
 	while ((c = getopt_long(argc, argv, "", main_options, NULL)) >= 0) {
 		switch (c) {
-		case OPT_USER: a->user = true; break;
-		case OPT_CONFIG: a->config = optarg; break;
-		case OPT_STATE: ret = main_add_path(a, "state_dir", optarg); break;
-		case OPT_RUN: ret = main_add_path(a, "run_dir", optarg); break;
-		case OPT_SOCKET: ret = main_add_path(a, "socket", optarg); break;
-		case OPT_SET: ret = strchr(optarg, '=') ? main_add_set(a, NULL, optarg) : -EINVAL; break;
-		case OPT_FOREGROUND: break;
-		case OPT_CHECK: a->check = true; break;
-		case OPT_VERSION: puts("vmd " VMD_VERSION); return 0;
-		case OPT_HELP: main_usage(stdout); return 0;
-		case OPT_ROLE: a->role = optarg; break;
-		case OPT_ROLE_IDS: a->role_ids = optarg; break;
-		case OPT_ROLE_ROOT: a->role_root = true; break;
-		case OPT_ROLE_USER: break;
-		default: fputs("vmd --help lists the options\n", stderr); return 2;
+		case OPT_USER:
+			a->user = true;
+			break;
+		case OPT_CONFIG:
+			a->config = optarg;
+			break;
+		case OPT_STATE:
+			ret = main_add_path(a, "state_dir", optarg);
+			break;
+		case OPT_RUN:
+			ret = main_add_path(a, "run_dir", optarg);
+			break;
+		case OPT_SOCKET:
+			ret = main_add_path(a, "socket", optarg);
+			break;
+		case OPT_SET:
+			ret = strchr(optarg, '=') ? main_add_set(a, NULL, optarg) : -EINVAL;
+			break;
+		case OPT_FOREGROUND:
+			break;
+		case OPT_CHECK:
+			a->check = true;
+			break;
+		case OPT_VERSION:
+			puts("vmd " VMD_VERSION);
+			return 0;
+		case OPT_HELP:
+			main_usage(stdout);
+			return 0;
+		case OPT_ROLE:
+			a->role = optarg;
+			break;
+		case OPT_ROLE_IDS:
+			a->role_ids = optarg;
+			break;
+		case OPT_ROLE_ROOT:
+			a->role_root = true;
+			break;
+		case OPT_ROLE_USER:
+			break;
+		default:
+			fputs("vmd --help lists the options\n", stderr);
+			return 2;
 		}
 		if (ret < 0) {
 			fprintf(stderr, "vmd: %s: %s\n", optarg, strerror(-ret));
@@ -286,7 +352,8 @@ static int main_parse(struct main_args *a, int argc, char **argv)
 		}
 	}
 	if (optind < argc) {
-		fprintf(stderr, "vmd: unexpected argument \"%s\"; vmd --help lists the options\n", argv[optind]);
+		fprintf(stderr, "vmd: unexpected argument \"%s\"; vmd --help lists the options\n",
+			argv[optind]);
 		return 2;
 	}
 	return -1;
@@ -300,7 +367,10 @@ static int main_config(const struct main_args *a, struct vmd_config *c, struct e
 
 	config_defaults(c, a->user);
 	if (!a->config && a->user) {
-		snprintf(user_path, sizeof(user_path), "%.240s%s/vmd/vmd.conf", xdg && *xdg ? xdg : home ? home : "",
+		snprintf(user_path, sizeof(user_path), "%.240s%s/vmd/vmd.conf",
+			 xdg && *xdg ? xdg
+			 : home	     ? home
+				     : "",
 			 xdg && *xdg ? "" : "/.config");
 		path = user_path;
 	}
@@ -355,8 +425,10 @@ int main(int argc, char **argv)
 		fputs(text, stdout);
 		return 0;
 	}
-	log_set_level(!strcmp(cfg.log_level, "debug") ? LOG_DEBUG_ : !strcmp(cfg.log_level, "warn") ? LOG_WARN_ :
-		      !strcmp(cfg.log_level, "error") ? LOG_ERR_ : LOG_INFO_);
+	log_set_level(!strcmp(cfg.log_level, "debug")	? LOG_DEBUG_
+		      : !strcmp(cfg.log_level, "warn")	? LOG_WARN_
+		      : !strcmp(cfg.log_level, "error") ? LOG_ERR_
+							: LOG_INFO_);
 	main_make_dirs(cfg.state_dir);
 	main_make_dirs(cfg.run_dir);
 	mkdir(cfg.run_dir, 0755);

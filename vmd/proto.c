@@ -21,21 +21,21 @@ enum {
 	LIVE = PROTO_LIVE,
 };
 
-/* One function a message returns its fields: inside it, `msg_t` names that message's struct, which lets
- * the field macros say offsetof() without knowing whose field they are. */
-#define F_U64(n, t) { PROTO_F_U64, t, offsetof(msg_t, n), 8, #n },
-#define F_I64(n, t) { PROTO_F_I64, t, offsetof(msg_t, n), 8, #n },
-#define F_STR(n, t, max) { PROTO_F_STR, t, offsetof(msg_t, n), max, #n },
+/* One function a message returns its fields: inside it, `msg_t` names that message's struct, which
+ * lets the field macros say offsetof() without knowing whose field they are. */
+#define F_U64(n, t)	   { PROTO_F_U64, t, offsetof(msg_t, n), 8, #n },
+#define F_I64(n, t)	   { PROTO_F_I64, t, offsetof(msg_t, n), 8, #n },
+#define F_STR(n, t, max)   { PROTO_F_STR, t, offsetof(msg_t, n), max, #n },
 #define F_BYTES(n, t, max) { PROTO_F_BYTES, t, offsetof(msg_t, n), max, #n },
-#define F_FD(n, t) { PROTO_F_FD, t, offsetof(msg_t, n), 0, #n },
-#define MSG(name, num, from, to, states, max_fds, fields)                \
-	static const struct proto_field *proto_fields_##name(void)      \
-	{                                                               \
-		typedef struct msg_##name msg_t;                        \
-		static const struct proto_field table[] = {             \
-			fields { 0, 0, offsetof(msg_t, msg_id), 0, NULL }, \
-		};                                                      \
-		return table;                                           \
+#define F_FD(n, t)	   { PROTO_F_FD, t, offsetof(msg_t, n), 0, #n },
+#define MSG(name, num, from, to, states, max_fds, fields) \
+	static const struct proto_field *proto_fields_##name(void) \
+	{ \
+		typedef struct msg_##name msg_t; \
+		static const struct proto_field table[] = { \
+			fields{ 0, 0, offsetof(msg_t, msg_id), 0, NULL }, \
+		}; \
+		return table; \
 	}
 #include "vmd/proto.def"
 #undef MSG
@@ -55,7 +55,8 @@ const struct proto_desc *proto_find(uint16_t type)
 	return NULL;
 }
 
-int proto_permit(const struct wire_buf *b, enum proto_role from, enum proto_role to, enum proto_state state)
+int proto_permit(const struct wire_buf *b, enum proto_role from, enum proto_role to,
+		 enum proto_state state)
 {
 	const struct proto_desc *d = proto_find(b->type);
 
@@ -124,7 +125,8 @@ static const struct proto_field *proto_field_find(const struct proto_field *f, u
 	return NULL;
 }
 
-static int proto_decode_field(const struct proto_field *f, const struct wire_field *w, uint8_t *p, struct wire_buf *b)
+static int proto_decode_field(const struct proto_field *f, const struct wire_field *w, uint8_t *p,
+			      struct wire_buf *b)
 {
 	struct proto_bytes bytes;
 	int fd;

@@ -1,9 +1,10 @@
 /* proto.h - typed messages and the permit table, both generated from proto.def.
  *
  * For each MSG(name, ...) there is: MSG_name (the type number), struct msg_name, msg_name_send(),
- * msg_name_encode(), msg_name_decode(), msg_name_close(). In a struct, F_STR is a NUL-terminated array,
- * F_BYTES a pointer into the message it was decoded from (valid while that lives) with name_len,
- * F_FD a descriptor (-1 or 0 = absent when sending; decoded ones are owned by the struct: msg_name_close()).
+ * msg_name_encode(), msg_name_decode(), msg_name_close(). In a struct, F_STR is a NUL-terminated
+ * array, F_BYTES a pointer into the message it was decoded from (valid while that lives) with
+ * name_len, F_FD a descriptor (-1 or 0 = absent when sending; decoded ones are owned by the struct:
+ * msg_name_close()).
  * Trust: decode refuses over-long strings and bytes; absent fields read as 0, "" and -1.
  */
 #ifndef VMD_PROTO_H
@@ -58,7 +59,8 @@ struct proto_bytes {
 const struct proto_desc *proto_find(uint16_t type);
 /* proto_permit() - may @from send @b to us (@to, connection in @state)? 0; -EPROTO unknown type;
  * -EPERM not allowed from there or in this state; -EMFILE too many descriptors. */
-int proto_permit(const struct wire_buf *b, enum proto_role from, enum proto_role to, enum proto_state state);
+int proto_permit(const struct wire_buf *b, enum proto_role from, enum proto_role to,
+		 enum proto_state state);
 
 /* The generic codec behind the typed ones; @msg is the struct of @type. */
 int proto_encode(uint16_t type, const void *msg, uint32_t id, struct wire_buf *b);
@@ -68,34 +70,34 @@ int proto_send(struct wire_conn *c, uint16_t type, const void *msg, uint32_t id)
 
 /* ---- generated ---- */
 
-#define F_U64(n, t) uint64_t n;
-#define F_I64(n, t) int64_t n;
-#define F_STR(n, t, max) char n[(max) + 1];
+#define F_U64(n, t)	   uint64_t n;
+#define F_I64(n, t)	   int64_t n;
+#define F_STR(n, t, max)   char n[(max) + 1];
 #define F_BYTES(n, t, max) struct proto_bytes n;
-#define F_FD(n, t) int n;
-#define MSG(name, num, from, to, states, max_fds, fields)                                           \
-	enum { MSG_##name = num };                                                                  \
-	struct msg_##name {                                                                         \
-		uint32_t msg_id; /* header id: filled by decode */                                  \
-		fields                                                                              \
-	};                                                                                          \
-	static inline int msg_##name##_encode(const struct msg_##name *m, uint32_t id,              \
-					      struct wire_buf *b)                                   \
-	{                                                                                           \
-		return proto_encode(num, m, id, b);                                                 \
-	}                                                                                           \
-	static inline int msg_##name##_decode(struct msg_##name *m, struct wire_buf *b)             \
-	{                                                                                           \
-		return proto_decode(num, m, b);                                                     \
-	}                                                                                           \
-	static inline void msg_##name##_close(struct msg_##name *m)                                 \
-	{                                                                                           \
-		proto_close(num, m);                                                                \
-	}                                                                                           \
-	static inline int msg_##name##_send(struct wire_conn *c, const struct msg_##name *m,        \
-					    uint32_t id)                                            \
-	{                                                                                           \
-		return proto_send(c, num, m, id);                                                   \
+#define F_FD(n, t)	   int n;
+#define MSG(name, num, from, to, states, max_fds, fields) \
+	enum { MSG_##name = num }; \
+	struct msg_##name { \
+		uint32_t msg_id; /* header id: filled by decode */ \
+		fields \
+	}; \
+	static inline int msg_##name##_encode(const struct msg_##name *m, uint32_t id, \
+					      struct wire_buf *b) \
+	{ \
+		return proto_encode(num, m, id, b); \
+	} \
+	static inline int msg_##name##_decode(struct msg_##name *m, struct wire_buf *b) \
+	{ \
+		return proto_decode(num, m, b); \
+	} \
+	static inline void msg_##name##_close(struct msg_##name *m) \
+	{ \
+		proto_close(num, m); \
+	} \
+	static inline int msg_##name##_send(struct wire_conn *c, const struct msg_##name *m, \
+					    uint32_t id) \
+	{ \
+		return proto_send(c, num, m, id); \
 	}
 #include "vmd/proto.def"
 #undef F_U64

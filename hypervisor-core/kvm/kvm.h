@@ -1,8 +1,8 @@
 /* kvm.h - what the files of accel_kvm share: the VM's and the vCPU's own records.
  *
- * Locks: route_lock guards the routing table, dirty_lock the harvested dirty pages; both are leaves. A
- * vCPU's record belongs to its thread, or to whoever holds it parked; only run->immediate_exit is
- * written by others (kvm_vcpu_kick).
+ * Locks: route_lock guards the routing table, dirty_lock the harvested dirty pages; both are
+ * leaves. A vCPU's record belongs to its thread, or to whoever holds it parked; only
+ * run->immediate_exit is written by others (kvm_vcpu_kick).
  */
 #ifndef CORE_KVM_H
 #define CORE_KVM_H
@@ -14,7 +14,7 @@
 #include "hypervisor-core/vm.h"
 
 #define KVM_IOAPIC_PINS 24u
-#define KVM_RING_BYTES (4096u * sizeof(struct kvm_dirty_gfn))
+#define KVM_RING_BYTES	(4096u * sizeof(struct kvm_dirty_gfn))
 
 struct kvm_route {
 	bool used;
@@ -86,8 +86,8 @@ int kvm_msi(struct vm *vm, uint64_t addr, uint32_t data);
 int kvm_msi_route(struct vm *vm, int *gsi, uint64_t addr, uint32_t data);
 void kvm_msi_unroute(struct vm *vm, int gsi);
 int kvm_irqfd(struct vm *vm, int fd, int gsi, bool assign);
-int kvm_doorbell(struct vm *vm, bool pio, uint64_t addr, unsigned size, bool use_match, uint64_t match,
-		 int fd, bool assign);
+int kvm_doorbell(struct vm *vm, bool pio, uint64_t addr, unsigned size, bool use_match,
+		 uint64_t match, int fd, bool assign);
 void kvm_ioapic_route(struct vm *vm, unsigned pin, uint64_t addr, uint32_t data, bool level);
 int kvm_routes_flush(struct vm *vm);
 /* kvm_dirty.c */

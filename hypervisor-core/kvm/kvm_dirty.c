@@ -1,8 +1,8 @@
 /* kvm_dirty.c - which pages the vCPUs wrote: dirty ring where it was asked for, else the dirty log.
  *
  * The ring is per vCPU and is emptied either by a fetch or by the vCPU that found it full, into one
- * bitmap a slot, from which fetch takes. An entry is read after its DIRTY flag (acquire), and given back
- * by its RESET flag (release); KVM_RESET_DIRTY_RINGS then write-protects those pages again.
+ * bitmap a slot, from which fetch takes. An entry is read after its DIRTY flag (acquire), and given
+ * back by its RESET flag (release); KVM_RESET_DIRTY_RINGS then write-protects those pages again.
  * Spec: Documentation/virt/kvm/api.rst, 8.29 KVM_CAP_DIRTY_LOG_RING.
  */
 #include <errno.h>

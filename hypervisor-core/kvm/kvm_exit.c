@@ -1,6 +1,7 @@
 /* kvm_exit.c - what the guest did that KVM does not do itself.
  *
- * Port I/O and MMIO go to the buses; everything that ends the run ends it with a sentence for people.
+ * Port I/O and MMIO go to the buses; everything that ends the run ends it with a sentence for
+ * people.
  * Trust: ports, addresses, sizes and data are the guest's; the layout of kvm_run is the kernel's.
  */
 #include <errno.h>
@@ -38,9 +39,11 @@ static void kvm_exit_io(struct vcpu *v, struct kvm_run *run)
 
 	for (uint32_t i = 0; i < run->io.count; i++, p += run->io.size) {
 		if (run->io.direction == KVM_EXIT_IO_OUT)
-			bus_write(v->vm->pio, run->io.port, run->io.size, kvm_data_get(p, run->io.size));
+			bus_write(v->vm->pio, run->io.port, run->io.size,
+				  kvm_data_get(p, run->io.size));
 		else
-			kvm_data_put(p, run->io.size, bus_read(v->vm->pio, run->io.port, run->io.size));
+			kvm_data_put(p, run->io.size,
+				     bus_read(v->vm->pio, run->io.port, run->io.size));
 	}
 }
 
@@ -79,11 +82,12 @@ static void kvm_internal_error(struct vcpu *v, const struct kvm_run *run)
 
 		snprintf(bytes, sizeof(bytes), ", bytes");
 		for (unsigned i = 0; i < n; i++)
-			snprintf(bytes + 7 + 3 * i, 4, " %02x", run->emulation_failure.insn_bytes[i]);
+			snprintf(bytes + 7 + 3 * i, 4, " %02x",
+				 run->emulation_failure.insn_bytes[i]);
 	}
 	err_set(&v->exit_err, EIO, "kvm-internal-error",
-		"KVM stopped at %s (suberror %u, rip 0x%llx%s); accel soft may run this guest", what, sub,
-		(unsigned long long)kvm_rip(v), bytes);
+		"KVM stopped at %s (suberror %u, rip 0x%llx%s); accel soft may run this guest",
+		what, sub, (unsigned long long)kvm_rip(v), bytes);
 }
 
 static void kvm_exit_system_event(struct vcpu *v, const struct kvm_run *run)
@@ -109,7 +113,8 @@ static void kvm_exit_msr(struct vcpu *v, struct kvm_run *run)
 	/* #GP, as hardware does for an MSR that it does not have */
 	run->msr.error = 1;
 	if (atomic_fetch_add(&kv->unknown_msrs, 1) < 16)
-		log_debug("vCPU %u: unknown MSR 0x%x %s", v->index, run->msr.index, write ? "written" : "read");
+		log_debug("vCPU %u: unknown MSR 0x%x %s", v->index, run->msr.index,
+			  write ? "written" : "read");
 }
 
 static bool kvm_exit_fail(struct vcpu *v, enum vcpu_exit *out)
@@ -170,12 +175,14 @@ bool kvm_exit_handle(struct vcpu *v, enum vcpu_exit *out)
 			(unsigned long long)kvm_rip(v));
 		return kvm_exit_fail(v, out);
 	case KVM_EXIT_MEMORY_FAULT:
-		err_set(&v->exit_err, EFAULT, "kvm-memory-fault", "KVM cannot reach guest memory (rip 0x%llx)",
+		err_set(&v->exit_err, EFAULT, "kvm-memory-fault",
+			"KVM cannot reach guest memory (rip 0x%llx)",
 			(unsigned long long)kvm_rip(v));
 		return kvm_exit_fail(v, out);
 	default:
 		err_set(&v->exit_err, EIO, "kvm-unknown-exit",
-			"KVM left the guest for a reason that this program does not know (%u, hardware 0x%llx, rip 0x%llx)",
+			"KVM left the guest for a reason that this program does not know (%u, "
+			"hardware 0x%llx, rip 0x%llx)",
 			run->exit_reason, (unsigned long long)run->hw.hardware_exit_reason,
 			(unsigned long long)kvm_rip(v));
 		return kvm_exit_fail(v, out);

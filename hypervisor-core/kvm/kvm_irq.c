@@ -1,10 +1,11 @@
 /* kvm_irq.c - messages, GSI routes, irqfds, doorbells.
  *
- * KVM replaces its routing table as a whole and waits for readers each time, so changes are gathered and
- * handed over when they first matter: before an irqfd is bound, before a message is sent, before any vCPU
- * enters the guest. A driver that programs many vectors in one exit costs one update then.
- * IOAPIC pins are routed only while level-triggered: KVM uses those entries for nothing but telling us of
- * EOIs (KVM_EXIT_IOAPIC_EOI), delivery itself is kvm_msi().
+ * KVM replaces its routing table as a whole and waits for readers each time, so changes are
+ * gathered and handed over when they first matter: before an irqfd is bound, before a message is
+ * sent, before any vCPU enters the guest. A driver that programs many vectors in one exit costs one
+ * update then.
+ * IOAPIC pins are routed only while level-triggered: KVM uses those entries for nothing but telling
+ * us of EOIs (KVM_EXIT_IOAPIC_EOI), delivery itself is kvm_msi().
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -98,7 +99,9 @@ static int kvm_gsi_alloc(struct kvm_vm *kv)
 
 	while (gsi < kv->nroutes && kv->route[gsi].used)
 		gsi++;
-	int ret = gsi < kv->nroutes ? 0 : kvm_routes_grow(kv, gsi + 16 < KVM_ROUTES_MAX ? gsi + 16 : gsi + 1);
+	int ret = gsi < kv->nroutes
+		      ? 0
+		      : kvm_routes_grow(kv, gsi + 16 < KVM_ROUTES_MAX ? gsi + 16 : gsi + 1);
 	return ret < 0 ? ret : (int)gsi;
 }
 
@@ -141,10 +144,12 @@ void kvm_ioapic_route(struct vm *vm, unsigned pin, uint64_t addr, uint32_t data,
 		return;
 	pthread_mutex_lock(&kv->route_lock);
 	if (kvm_routes_grow(kv, KVM_IOAPIC_PINS) == 0) {
-		struct kvm_route want = { level && (addr || data), addr, data | (level ? 0x8000u : 0) };
+		struct kvm_route want = { level && (addr || data), addr,
+					  data | (level ? 0x8000u : 0) };
 		struct kvm_route *r = &kv->route[pin];
 
-		if (want.used != r->used || (want.used && (want.addr != r->addr || want.data != r->data))) {
+		if (want.used != r->used ||
+		    (want.used && (want.addr != r->addr || want.data != r->data))) {
 			*r = want;
 			atomic_store_explicit(&kv->routes_changed, true, memory_order_release);
 		}
@@ -166,15 +171,16 @@ int kvm_irqfd(struct vm *vm, int fd, int gsi, bool assign)
 	return ioctl(kvm_vm_of(vm)->fd, KVM_IRQFD, &k) < 0 ? -errno : 0;
 }
 
-int kvm_doorbell(struct vm *vm, bool pio, uint64_t addr, unsigned size, bool use_match, uint64_t match,
-		 int fd, bool assign)
+int kvm_doorbell(struct vm *vm, bool pio, uint64_t addr, unsigned size, bool use_match,
+		 uint64_t match, int fd, bool assign)
 {
 	struct kvm_ioeventfd k = {
 		.datamatch = match,
 		.addr = addr,
 		.len = size,
 		.fd = fd,
-		.flags = (use_match ? KVM_IOEVENTFD_FLAG_DATAMATCH : 0) | (pio ? KVM_IOEVENTFD_FLAG_PIO : 0) |
+		.flags = (use_match ? KVM_IOEVENTFD_FLAG_DATAMATCH : 0) |
+			 (pio ? KVM_IOEVENTFD_FLAG_PIO : 0) |
 			 (assign ? 0 : KVM_IOEVENTFD_FLAG_DEASSIGN),
 	};
 

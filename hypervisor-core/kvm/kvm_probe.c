@@ -1,8 +1,9 @@
 /* kvm_probe.c - is this /dev/kvm there, and does it run guest ring 0 at native speed?
  *
- * Nothing in the ABI tells a KVM on hardware from one that interprets the guest's kernel (PVM-type KVMs
- * do). So a real guest is run: two instructions in a loop, in 64-bit ring 0, first few rounds, then, if
- * that was quick, enough to time well. Bounded to a few ms: the short run decides for slow hosts.
+ * Nothing in the ABI tells a KVM on hardware from one that interprets the guest's kernel (PVM-type
+ * KVMs do). So a real guest is run: two instructions in a loop, in 64-bit ring 0, first few rounds,
+ * then, if that was quick, enough to time well. Bounded to a few ms: the short run decides for slow
+ * hosts.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -16,11 +17,12 @@
 #include "common/units.h"
 #include "hypervisor-core/kvm/kvm.h"
 
-#define PROBE_RAM 0x10000u
-#define PROBE_CODE 0x8000u
+#define PROBE_RAM   0x10000u
+#define PROBE_CODE  0x8000u
 #define PROBE_SHORT 1000u
-#define PROBE_LONG 500000u
-#define PROBE_NATIVE_NS 50.0 /* hardware: below 1; hardware emulated by software: about 5; interpreted: 600 */
+#define PROBE_LONG  500000u
+#define PROBE_NATIVE_NS \
+	50.0 /* hardware: below 1; hardware emulated by software: about 5; interpreted: 600 */
 
 struct kvm_probe_vm {
 	int vm, vcpu;
@@ -55,8 +57,16 @@ static int kvm_probe_cpuid(int kvm_fd, int vcpu)
 
 static int kvm_probe_enter_long_mode(int vcpu)
 {
-	struct kvm_segment code = { .limit = 0xffffffff, .selector = 8, .type = 11, .present = 1, .s = 1, .l = 1, .g = 1 };
-	struct kvm_segment data = { .limit = 0xffffffff, .selector = 16, .type = 3, .present = 1, .s = 1, .db = 1, .g = 1 };
+	struct kvm_segment code = {
+		.limit = 0xffffffff, .selector = 8, .type = 11, .present = 1, .s = 1, .l = 1, .g = 1
+	};
+	struct kvm_segment data = { .limit = 0xffffffff,
+				    .selector = 16,
+				    .type = 3,
+				    .present = 1,
+				    .s = 1,
+				    .db = 1,
+				    .g = 1 };
 	struct kvm_sregs s;
 
 	if (ioctl(vcpu, KVM_GET_SREGS, &s) < 0)
@@ -73,14 +83,16 @@ static int kvm_probe_enter_long_mode(int vcpu)
 /* kvm_probe_open() - 64 KiB of identity-mapped RAM with the loop in it. */
 static int kvm_probe_open(int kvm_fd, struct kvm_probe_vm *p)
 {
-	static const uint8_t loop[] = { 0x48, 0xff, 0xc9, /* dec rcx */ 0x75, 0xfb, /* jnz */ 0xe6, 0x10 /* out */ };
+	static const uint8_t loop[] = { 0x48, 0xff,	      0xc9, /* dec rcx */ 0x75,
+					0xfb, /* jnz */ 0xe6, 0x10 /* out */ };
 	int size = ioctl(kvm_fd, KVM_GET_VCPU_MMAP_SIZE, 0);
 
 	*p = (struct kvm_probe_vm){ .vm = -1, .vcpu = -1 };
 	p->vm = ioctl(kvm_fd, KVM_CREATE_VM, 0UL);
 	if (p->vm < 0 || size <= 0)
 		return -errno;
-	uint8_t *ram = mmap(NULL, PROBE_RAM, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	uint8_t *ram =
+	    mmap(NULL, PROBE_RAM, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (ram == MAP_FAILED)
 		return -errno;
 	p->ram = ram;
@@ -88,7 +100,8 @@ static int kvm_probe_open(int kvm_fd, struct kvm_probe_vm *p)
 	for (unsigned i = 0; i < 3; i++)
 		memcpy(ram + 0x1000 * (i + 1), &entry[i], 8);
 	memcpy(ram + PROBE_CODE, loop, sizeof(loop));
-	struct kvm_userspace_memory_region m = { .memory_size = PROBE_RAM, .userspace_addr = (uintptr_t)ram };
+	struct kvm_userspace_memory_region m = { .memory_size = PROBE_RAM,
+						 .userspace_addr = (uintptr_t)ram };
 	if (ioctl(p->vm, KVM_SET_USER_MEMORY_REGION, &m) < 0)
 		return -errno;
 	p->vcpu = ioctl(p->vm, KVM_CREATE_VCPU, 0UL);
@@ -137,14 +150,16 @@ static void kvm_probe_measure(int kvm_fd, struct accel_probe *out)
 		snprintf(out->reason, sizeof(out->reason),
 			 "/dev/kvm is there but cannot run 64-bit guest kernel code");
 	else if (ret < 0)
-		snprintf(out->reason, sizeof(out->reason), "/dev/kvm is there but a test guest failed: %s",
-			 strerror(-ret));
+		snprintf(out->reason, sizeof(out->reason),
+			 "/dev/kvm is there but a test guest failed: %s", strerror(-ret));
 	else if (out->ring0_native)
 		snprintf(out->reason, sizeof(out->reason),
-			 "/dev/kvm runs guest kernels natively (%.2f ns an instruction measured)", ns);
+			 "/dev/kvm runs guest kernels natively (%.2f ns an instruction measured)",
+			 ns);
 	else
 		snprintf(out->reason, sizeof(out->reason),
-			 "/dev/kvm is there but interprets guest kernel code (%.0f ns an instruction measured, hardware needs below 5)",
+			 "/dev/kvm is there but interprets guest kernel code (%.0f ns an "
+			 "instruction measured, hardware needs below 5)",
 			 ns);
 }
 
@@ -155,26 +170,32 @@ int kvm_probe(int kvm_fd, bool measure, struct accel_probe *out)
 	if (version < 0) {
 		int ret = -errno;
 
-		snprintf(out->reason, sizeof(out->reason), "what was handed in is not /dev/kvm: %s", strerror(-ret));
+		snprintf(out->reason, sizeof(out->reason), "what was handed in is not /dev/kvm: %s",
+			 strerror(-ret));
 		return ret;
 	}
 	out->nested = kvm_check(kvm_fd, KVM_CAP_NESTED_STATE) > 0;
 	out->dirty_ring = kvm_check(kvm_fd, KVM_CAP_DIRTY_LOG_RING_ACQ_REL) > 0;
 	out->sync_regs = kvm_check(kvm_fd, KVM_CAP_SYNC_REGS) > 0;
 	int most = kvm_check(kvm_fd, KVM_CAP_MAX_VCPUS);
-	out->vcpus_max = most <= 0 ? 4 : (unsigned)most > VM_VCPUS_MAX ? VM_VCPUS_MAX : (unsigned)most;
+	out->vcpus_max = most <= 0			 ? 4
+			 : (unsigned)most > VM_VCPUS_MAX ? VM_VCPUS_MAX
+							 : (unsigned)most;
 	if (version != KVM_API_VERSION) {
-		snprintf(out->reason, sizeof(out->reason), "/dev/kvm speaks API version %d, not %d", version,
-			 KVM_API_VERSION);
+		snprintf(out->reason, sizeof(out->reason), "/dev/kvm speaks API version %d, not %d",
+			 version, KVM_API_VERSION);
 		return 0;
 	}
-	if (!kvm_check(kvm_fd, KVM_CAP_SPLIT_IRQCHIP) || !kvm_check(kvm_fd, KVM_CAP_IMMEDIATE_EXIT)) {
+	if (!kvm_check(kvm_fd, KVM_CAP_SPLIT_IRQCHIP) ||
+	    !kvm_check(kvm_fd, KVM_CAP_IMMEDIATE_EXIT)) {
 		snprintf(out->reason, sizeof(out->reason),
-			 "this kernel's KVM is too old (no split interrupt controller; Linux 4.12 has it)");
+			 "this kernel's KVM is too old (no split interrupt controller; Linux 4.12 "
+			 "has it)");
 		return 0;
 	}
 	out->usable = true;
-	snprintf(out->reason, sizeof(out->reason), "/dev/kvm is usable (speed of guest kernels not measured)");
+	snprintf(out->reason, sizeof(out->reason),
+		 "/dev/kvm is usable (speed of guest kernels not measured)");
 	if (measure)
 		kvm_probe_measure(kvm_fd, out);
 	return 0;

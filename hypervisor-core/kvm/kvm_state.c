@@ -1,9 +1,10 @@
 /* kvm_state.c - a parked vCPU's state to and from KVM.
  *
- * Order of setting matters: CR and APIC base (SREGS) before the local APIC's registers, whose layout depends
- * on x2APIC mode; the local APIC before MSRs, because the TSC deadline is dropped while its timer is not
- * in that mode; events and the run state last. MSRs that this KVM does not have are skipped: a reset lists
- * all that any accelerator knows, and the CPUID check of vm_load() has already refused another CPU.
+ * Order of setting matters: CR and APIC base (SREGS) before the local APIC's registers, whose
+ * layout depends on x2APIC mode; the local APIC before MSRs, because the TSC deadline is dropped
+ * while its timer is not in that mode; events and the run state last. MSRs that this KVM does not
+ * have are skipped: a reset lists all that any accelerator knows, and the CPUID check of vm_load()
+ * has already refused another CPU.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -42,19 +43,33 @@ static void kvm_seg_from(const struct kvm_segment *k, struct x86_seg *s)
 	s->base = k->base;
 	s->limit = k->limit;
 	s->sel = k->selector;
-	s->attr = (uint16_t)((k->type & 0xf) | (k->s & 1) << 4 | (k->dpl & 3) << 5 | (k->present & 1) << 7 |
-			     (k->unusable & 1) << 8 | (k->avl & 1) << 12 | (k->l & 1) << 13 |
-			     (k->db & 1) << 14 | (k->g & 1) << 15);
+	s->attr = (uint16_t)((k->type & 0xf) | (k->s & 1) << 4 | (k->dpl & 3) << 5 |
+			     (k->present & 1) << 7 | (k->unusable & 1) << 8 | (k->avl & 1) << 12 |
+			     (k->l & 1) << 13 | (k->db & 1) << 14 | (k->g & 1) << 15);
 }
 
 /* Register numbers follow the instruction encoding in x86_state, the alphabet in KVM. */
 static void kvm_regs_to(const struct x86_state *s, struct kvm_regs *k)
 {
 	*k = (struct kvm_regs){
-		.rax = s->gpr[0], .rcx = s->gpr[1],  .rdx = s->gpr[2],	.rbx = s->gpr[3],  .rsp = s->gpr[4],
-		.rbp = s->gpr[5], .rsi = s->gpr[6],  .rdi = s->gpr[7],	.r8 = s->gpr[8],   .r9 = s->gpr[9],
-		.r10 = s->gpr[10], .r11 = s->gpr[11], .r12 = s->gpr[12], .r13 = s->gpr[13], .r14 = s->gpr[14],
-		.r15 = s->gpr[15], .rip = s->rip,     .rflags = s->rflags,
+		.rax = s->gpr[0],
+		.rcx = s->gpr[1],
+		.rdx = s->gpr[2],
+		.rbx = s->gpr[3],
+		.rsp = s->gpr[4],
+		.rbp = s->gpr[5],
+		.rsi = s->gpr[6],
+		.rdi = s->gpr[7],
+		.r8 = s->gpr[8],
+		.r9 = s->gpr[9],
+		.r10 = s->gpr[10],
+		.r11 = s->gpr[11],
+		.r12 = s->gpr[12],
+		.r13 = s->gpr[13],
+		.r14 = s->gpr[14],
+		.r15 = s->gpr[15],
+		.rip = s->rip,
+		.rflags = s->rflags,
 	};
 }
 
@@ -105,7 +120,8 @@ static int kvm_set_sregs(int fd, const struct x86_state *s)
 		.efer = s->efer,
 		.apic_base = s->apic_base,
 	};
-	struct kvm_segment *const to[X86_NSEGS] = { &k.es, &k.cs, &k.ss, &k.ds, &k.fs, &k.gs, &k.ldt, &k.tr };
+	struct kvm_segment *const to[X86_NSEGS] = { &k.es, &k.cs, &k.ss,  &k.ds,
+						    &k.fs, &k.gs, &k.ldt, &k.tr };
 
 	for (unsigned i = 0; i < X86_NSEGS; i++)
 		kvm_seg_to(&s->seg[i], to[i]);
@@ -140,7 +156,8 @@ static int kvm_set_fpu(const struct kvm_vm *kv, int fd, const struct x86_state *
 	/* XCR0 of 1 is what a CPU without XSAVE has, and what some KVMs refuse to be told */
 	if (kv->xcrs && ioctl(fd, KVM_SET_XCRS, &xcrs) < 0 && s->xcr0 > 1)
 		ret = -errno;
-	memcpy(x->region, s->xsave, MIN(MIN((size_t)s->xsave_len, sizeof(x->region)), sizeof(s->xsave)));
+	memcpy(x->region, s->xsave,
+	       MIN(MIN((size_t)s->xsave_len, sizeof(x->region)), sizeof(s->xsave)));
 	if (ret == 0 && ioctl(fd, KVM_SET_XSAVE, x) < 0)
 		ret = -errno;
 	free(x);
@@ -168,7 +185,8 @@ static int kvm_get_msrs(struct kvm_vm *kv, int fd, struct x86_state *s)
 			return ret;
 		}
 		for (int i = 0; i < got; i++)
-			s->msr[s->nmsrs++] = (struct x86_msr){ b->entries[i].index, b->entries[i].data };
+			s->msr[s->nmsrs++] =
+			    (struct x86_msr){ b->entries[i].index, b->entries[i].data };
 		at += (unsigned)got + 1;
 		skip += at <= kv->nmsrs;
 	}
@@ -190,7 +208,7 @@ static int kvm_set_msrs(struct kvm_vm *kv, int fd, const struct x86_state *s)
 		for (unsigned j = 0; j < kv->nmsrs; j++)
 			if (kv->msr[j] == s->msr[i].index)
 				want[n++] = (struct kvm_msr_entry){ .index = s->msr[i].index,
-								     .data = s->msr[i].value };
+								    .data = s->msr[i].value };
 	for (unsigned at = 0; at < n;) {
 		b->nmsrs = n - at;
 		memcpy(b->entries, want + at, (n - at) * sizeof(want[0]));
@@ -254,8 +272,10 @@ static int kvm_get_events(int fd, struct x86_state *s)
 static int kvm_set_events(int fd, const struct x86_state *s)
 {
 	static const uint32_t mp_states[] = {
-		[X86_MP_RUNNABLE] = KVM_MP_STATE_RUNNABLE,   [X86_MP_UNINIT] = KVM_MP_STATE_UNINITIALIZED,
-		[X86_MP_INIT] = KVM_MP_STATE_INIT_RECEIVED,  [X86_MP_SIPI] = KVM_MP_STATE_SIPI_RECEIVED,
+		[X86_MP_RUNNABLE] = KVM_MP_STATE_RUNNABLE,
+		[X86_MP_UNINIT] = KVM_MP_STATE_UNINITIALIZED,
+		[X86_MP_INIT] = KVM_MP_STATE_INIT_RECEIVED,
+		[X86_MP_SIPI] = KVM_MP_STATE_SIPI_RECEIVED,
 		[X86_MP_HALTED] = KVM_MP_STATE_HALTED,
 	};
 	struct kvm_vcpu_events ev = {
@@ -269,7 +289,9 @@ static int kvm_set_events(int fd, const struct x86_state *s)
 			       .nr = s->intr_nr,
 			       .soft = s->intr_soft,
 			       .shadow = s->intr_shadow },
-		.nmi = { .injected = s->nmi_injected, .pending = s->nmi_pending, .masked = s->nmi_masked },
+		.nmi = { .injected = s->nmi_injected,
+			 .pending = s->nmi_pending,
+			 .masked = s->nmi_masked },
 		.sipi_vector = s->sipi_vector,
 	};
 	struct kvm_mp_state mp = { .mp_state = mp_states[s->mp_state] };
@@ -279,10 +301,11 @@ static int kvm_set_events(int fd, const struct x86_state *s)
 	return 0;
 }
 
-static int kvm_state_fail(struct vcpu *v, struct err *e, const char *verb, const char *what, int ret)
+static int kvm_state_fail(struct vcpu *v, struct err *e, const char *verb, const char *what,
+			  int ret)
 {
-	return err_set(e, -ret, "kvm-vcpu-state", "guest %s: vCPU %u: KVM does not %s its %s: %s", v->vm->name,
-		       v->index, verb, what, strerror(-ret));
+	return err_set(e, -ret, "kvm-vcpu-state", "guest %s: vCPU %u: KVM does not %s its %s: %s",
+		       v->vm->name, v->index, verb, what, strerror(-ret));
 }
 
 int kvm_vcpu_get_state(struct vcpu *v, struct x86_state *s, struct err *e)

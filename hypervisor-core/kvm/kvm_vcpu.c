@@ -1,12 +1,12 @@
 /* kvm_vcpu.c - a vCPU: KVM_RUN, kicks, and interrupts of the machine's own 8259 pair.
  *
- * A kick cannot get lost: the kicker sets the request, then run->immediate_exit, then sends the signal;
- * the vCPU clears immediate_exit, then reads the requests, then enters. If the request came too late to
- * be read, immediate_exit was set after the clearing and KVM_RUN returns at once; if KVM had looked at
- * it already, the signal interrupts the guest.
- * A vCPU leaves with no I/O half done: KVM finishes an instruction only on the next entry, so before
- * parking it is entered once more with immediate_exit set. That also makes a guest pausable that does
- * nothing but MMIO.
+ * A kick cannot get lost: the kicker sets the request, then run->immediate_exit, then sends the
+ * signal; the vCPU clears immediate_exit, then reads the requests, then enters. If the request came
+ * too late to be read, immediate_exit was set after the clearing and KVM_RUN returns at once; if
+ * KVM had looked at it already, the signal interrupts the guest.
+ * A vCPU leaves with no I/O half done: KVM finishes an instruction only on the next entry, so
+ * before parking it is entered once more with immediate_exit set. That also makes a guest pausable
+ * that does nothing but MMIO.
  * SIGUSR1 is this file's; its handler does nothing, its delivery is the message.
  */
 #include <errno.h>
@@ -24,10 +24,10 @@
 #include "common/overflow.h"
 #include "hypervisor-core/kvm/kvm.h"
 
-#define KICK_SIGNAL SIGUSR1
-#define FIRST_RUN_TRIES 50u
+#define KICK_SIGNAL	  SIGUSR1
+#define FIRST_RUN_TRIES	  50u
 #define FIRST_RUN_WAIT_NS 2000000L
-#define REQUESTS_OUT (VCPU_REQ_PARK | VCPU_REQ_EXIT | VCPU_REQ_CALL)
+#define REQUESTS_OUT	  (VCPU_REQ_PARK | VCPU_REQ_EXIT | VCPU_REQ_CALL)
 
 static pthread_once_t kvm_signal_once = PTHREAD_ONCE_INIT;
 
@@ -37,7 +37,8 @@ static void kvm_on_signal(int signo)
 
 static void kvm_signal_install(void)
 {
-	struct sigaction sa = { .sa_handler = kvm_on_signal }; /* no SA_RESTART: KVM_RUN must return */
+	/* no SA_RESTART: KVM_RUN must return */
+	struct sigaction sa = { .sa_handler = kvm_on_signal };
 
 	sigaction(KICK_SIGNAL, &sa, NULL);
 }
@@ -77,7 +78,8 @@ int kvm_vcpu_init(struct vcpu *v, struct err *e)
 
 	pthread_once(&kvm_signal_once, kvm_signal_install);
 	if (!kc)
-		return err_set(e, ENOMEM, "no-memory", "guest %s: no memory for vCPU %u", v->vm->name, v->index);
+		return err_set(e, ENOMEM, "no-memory", "guest %s: no memory for vCPU %u",
+			       v->vm->name, v->index);
 	v->accel_vcpu = kc;
 	kc->fd = ioctl(kv->fd, KVM_CREATE_VCPU, (unsigned long)v->index);
 	if (kc->fd < 0)
@@ -106,8 +108,8 @@ int kvm_vcpu_init(struct vcpu *v, struct err *e)
 	return 0;
 fail:
 	ret = -errno;
-	err_set(e, -ret, "kvm-vcpu", "guest %s: vCPU %u: KVM cannot %s: %s", v->vm->name, v->index, what,
-		strerror(-ret));
+	err_set(e, -ret, "kvm-vcpu", "guest %s: vCPU %u: KVM cannot %s: %s", v->vm->name, v->index,
+		what, strerror(-ret));
 	kvm_vcpu_fini(v);
 	return ret;
 }
@@ -231,8 +233,8 @@ enum vcpu_exit kvm_vcpu_run(struct vcpu *v)
 		atomic_fetch_add_explicit(&v->exits, 1, memory_order_relaxed);
 		/* -EFAULT comes with a report in run where the kernel has one */
 		if (ret < 0) {
-			err_set(&v->exit_err, -ret, "kvm-run", "KVM_RUN: %s (exit reason %u)", strerror(-ret),
-				kc->run->exit_reason);
+			err_set(&v->exit_err, -ret, "kvm-run", "KVM_RUN: %s (exit reason %u)",
+				strerror(-ret), kc->run->exit_reason);
 			return VCPU_EXIT_FAILED;
 		}
 		if (!kvm_exit_handle(v, &out))

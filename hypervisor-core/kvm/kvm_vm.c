@@ -1,9 +1,10 @@
 /* kvm_vm.c - the kvm row of accel_ops: a VM, its memory slots, its split interrupt controller.
  *
- * Order is cost: slots first, then the split irqchip (KVM keeps only the local APICs; PIC, PIT and IOAPIC
- * are the machine's own chips), then vCPUs. The other way round costs 15 times as much, since each slot
- * then waits for readers of KVM's I/O bus. /dev/kvm is borrowed for vm_init() only: all that is read
- * from it (CPUID, MSR list, sizes) is kept. No other descriptor is opened; the process is jailed.
+ * Order is cost: slots first, then the split irqchip (KVM keeps only the local APICs; PIC, PIT and
+ * IOAPIC are the machine's own chips), then vCPUs. The other way round costs 15 times as much,
+ * since each slot then waits for readers of KVM's I/O bus. /dev/kvm is borrowed for vm_init() only:
+ * all that is read from it (CPUID, MSR list, sizes) is kept. No other descriptor is opened; the
+ * process is jailed.
  * Spec: Linux Documentation/virt/kvm/api.rst.
  */
 #include "hypervisor-core/kvm/kvm.h"
@@ -20,9 +21,10 @@
 #include "common/overflow.h"
 
 #define KVM_CPUID_ASK 256u
-#define KVM_MSRS_ASK 1024u
-/* Three pages that VMX without unrestricted guest mode needs; below the BIOS hole, never guest RAM. */
-#define KVM_TSS_GPA 0xfffbd000u
+#define KVM_MSRS_ASK  1024u
+/* Three pages that VMX without unrestricted guest mode needs; below the BIOS hole, never guest RAM.
+ */
+#define KVM_TSS_GPA	 0xfffbd000u
 #define KVM_IDENTITY_GPA 0xfffbc000u
 
 int kvm_check(int kvm_fd, int cap)
@@ -32,8 +34,9 @@ int kvm_check(int kvm_fd, int cap)
 	return n < 0 ? 0 : n;
 }
 
-/* A host that is itself emulated by QEMU's TCG (the lab) does not intercept XSETBV, although it says so: KVM never learns
- * of the guest's XCR0 and runs it with the wrong state. Such a host's guests get no XSAVE. */
+/* A host that is itself emulated by QEMU's TCG (the lab) does not intercept XSETBV, although it
+ * says so: KVM never learns of the guest's XCR0 and runs it with the wrong state. Such a host's
+ * guests get no XSAVE. */
 static bool kvm_host_misses_xsetbv(void)
 {
 	char name[13] = "";
@@ -91,8 +94,10 @@ static bool kvm_msr_is_state(uint32_t msr)
 		 (msr >= 0x309 && msr <= 0x30c) || (msr >= 0x38d && msr <= 0x391) ||
 		 (msr >= 0x3f1 && msr <= 0x3f2) || (msr >= 0x4c1 && msr <= 0x4c8) ||
 		 (msr >= 0x480 && msr <= 0x493) || (msr >= 0x40000000 && msr <= 0x400001ff) ||
-		 (msr >= 0xc0010000 && msr <= 0xc0010007) || (msr >= 0xc0010200 && msr <= 0xc001020f) ||
-		 (msr >= 0xc0000300 && msr <= 0xc0000303) || msr == 0x10a || msr == 0x345 || msr == 0xce);
+		 (msr >= 0xc0010000 && msr <= 0xc0010007) ||
+		 (msr >= 0xc0010200 && msr <= 0xc001020f) ||
+		 (msr >= 0xc0000300 && msr <= 0xc0000303) || msr == 0x10a || msr == 0x345 ||
+		 msr == 0xce);
 }
 
 static int kvm_read_msr_list(int kvm_fd, struct kvm_vm *kv)
@@ -122,8 +127,10 @@ static void kvm_vm_options(struct kvm_vm *kv, int kvm_fd, const struct accel_con
 {
 	if (kvm_check(kvm_fd, KVM_CAP_X2APIC_API))
 		(void)kvm_enable(kv->fd, KVM_CAP_X2APIC_API,
-				 KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK);
-	/* An MSR that KVM does not know faults in the guest as on hardware, whatever kvm.ignore_msrs says. */
+				 KVM_X2APIC_API_USE_32BIT_IDS |
+				     KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK);
+	/* An MSR that KVM does not know faults in the guest as on hardware, whatever
+	 * kvm.ignore_msrs says. */
 	if (kvm_check(kvm_fd, KVM_CAP_X86_USER_SPACE_MSR))
 		kv->user_msr = kvm_enable(kv->fd, KVM_CAP_X86_USER_SPACE_MSR,
 					  KVM_MSR_EXIT_REASON_UNKNOWN) == 0;
@@ -155,11 +162,13 @@ static int kvm_vm_init(struct vm *vm, const struct accel_config *cfg, struct err
 	int version = ioctl(cfg->kvm_fd, KVM_GET_API_VERSION, 0);
 
 	if (version != KVM_API_VERSION)
-		return err_set(e, ENODEV, "kvm-version", "guest %s: /dev/kvm answers API version %d, %d is needed",
-			       vm->name, version, KVM_API_VERSION);
+		return err_set(e, ENODEV, "kvm-version",
+			       "guest %s: /dev/kvm answers API version %d, %d is needed", vm->name,
+			       version, KVM_API_VERSION);
 	for (unsigned i = 0; i < ARRAY_SIZE(need); i++)
 		if (!kvm_check(cfg->kvm_fd, need[i].cap))
-			return err_set(e, ENOTSUP, "kvm-too-old", "guest %s: this kernel's KVM lacks %s", vm->name,
+			return err_set(e, ENOTSUP, "kvm-too-old",
+				       "guest %s: this kernel's KVM lacks %s", vm->name,
 				       need[i].what);
 	struct kvm_vm *kv = calloc(1, sizeof(*kv));
 	int ret = kv ? 0 : -ENOMEM;
@@ -169,8 +178,8 @@ static int kvm_vm_init(struct vm *vm, const struct accel_config *cfg, struct err
 	}
 	if (ret < 0) {
 		free(kv);
-		return err_set(e, -ret, "kvm-create-vm", "guest %s: KVM cannot make a VM: %s", vm->name,
-			       strerror(-ret));
+		return err_set(e, -ret, "kvm-create-vm", "guest %s: KVM cannot make a VM: %s",
+			       vm->name, strerror(-ret));
 	}
 	pthread_mutex_init(&kv->route_lock, NULL);
 	pthread_mutex_init(&kv->dirty_lock, NULL);
@@ -188,7 +197,8 @@ static int kvm_vm_init(struct vm *vm, const struct accel_config *cfg, struct err
 		ret = -EINVAL;
 	if (ret < 0) {
 		vm->accel->vm_fini(vm);
-		return err_set(e, -ret, "kvm-facts", "guest %s: KVM does not tell its CPUID and MSRs: %s", vm->name,
+		return err_set(e, -ret, "kvm-facts",
+			       "guest %s: KVM does not tell its CPUID and MSRs: %s", vm->name,
 			       strerror(-ret));
 	}
 	kvm_vm_options(kv, cfg->kvm_fd, cfg);
@@ -216,7 +226,8 @@ static int kvm_cpuid_supported(struct vm *vm, struct cpuid_table *out, struct er
 	struct kvm_vm *kv = kvm_vm_of(vm);
 
 	if (!kv->supported)
-		return err_set(e, EALREADY, "kvm-facts", "guest %s: CPUID was read already", vm->name);
+		return err_set(e, EALREADY, "kvm-facts", "guest %s: CPUID was read already",
+			       vm->name);
 	*out = *kv->supported;
 	/* asked once, by vm_new(): an idle guest need not carry it */
 	free(kv->supported);
@@ -246,9 +257,10 @@ static int kvm_map_ram(struct vm *vm, const struct mem_region *r, struct err *e)
 	int ret = kvm_slot_set(vm, r, kvm_vm_of(vm)->tracking, false);
 
 	if (ret < 0)
-		return err_set(e, -ret, "kvm-slot", "guest %s: KVM refuses memory of %llu KiB at 0x%llx: %s", vm->name,
-			       (unsigned long long)(r->size_bytes / 1024), (unsigned long long)r->gpa,
-			       strerror(-ret));
+		return err_set(e, -ret, "kvm-slot",
+			       "guest %s: KVM refuses memory of %llu KiB at 0x%llx: %s", vm->name,
+			       (unsigned long long)(r->size_bytes / 1024),
+			       (unsigned long long)r->gpa, strerror(-ret));
 	return 0;
 }
 
@@ -263,8 +275,9 @@ static int kvm_irq_init(struct vm *vm, struct err *e)
 	int ret = kvm_enable(kv->fd, KVM_CAP_SPLIT_IRQCHIP, KVM_IOAPIC_PINS);
 
 	if (ret < 0)
-		return err_set(e, -ret, "kvm-irqchip", "guest %s: KVM refuses a split interrupt controller: %s",
-			       vm->name, strerror(-ret));
+		return err_set(e, -ret, "kvm-irqchip",
+			       "guest %s: KVM refuses a split interrupt controller: %s", vm->name,
+			       strerror(-ret));
 	return 0;
 }
 
@@ -275,7 +288,8 @@ static int kvm_clock_get(struct vm *vm, uint64_t *ns)
 	if (ioctl(kvm_vm_of(vm)->fd, KVM_GET_CLOCK, &c) < 0)
 		return -errno;
 	*ns = c.clock;
-	/* Tells a guest that it was stopped, so that its watchdogs forgive the gap. EINVAL: no kvmclock yet. */
+	/* Tells a guest that it was stopped, so that its watchdogs forgive the gap. EINVAL: no
+	 * kvmclock yet. */
 	for (unsigned i = 0; i < vm->nvcpus; i++)
 		(void)ioctl(kvm_vcpu_of(vm->vcpus[i])->fd, KVM_KVMCLOCK_CTRL, 0);
 	return 0;
@@ -301,7 +315,8 @@ static unsigned kvm_stats(struct vm *vm, const char **names, uint64_t *values, u
 	}
 	if (n < max) {
 		names[n] = "unknown_msrs";
-		values[n++] = atomic_load_explicit(&kvm_vm_of(vm)->unknown_msrs, memory_order_relaxed);
+		values[n++] =
+		    atomic_load_explicit(&kvm_vm_of(vm)->unknown_msrs, memory_order_relaxed);
 	}
 	return n;
 }

@@ -1,8 +1,9 @@
 /* load_bzimage.c - the Linux boot protocol's 64-bit entry (protocol 2.12 and later).
  *
- * The file is a real-mode part with the setup header at 0x1f1, then the protected-mode part, whose stub
- * unpacks the kernel (LZ4, XZ, zstd ...) itself. We place that part where the kernel prefers to be, give it
- * the room that it asks for (init_size), and enter 512 bytes into it, in 64-bit mode.
+ * The file is a real-mode part with the setup header at 0x1f1, then the protected-mode part, whose
+ * stub unpacks the kernel (LZ4, XZ, zstd ...) itself. We place that part where the kernel prefers
+ * to be, give it the room that it asks for (init_size), and enter 512 bytes into it, in 64-bit
+ * mode.
  * Source: Linux Documentation/arch/x86/boot.rst.
  */
 #include <errno.h>
@@ -12,22 +13,22 @@
 #include "common/units.h"
 #include "hypervisor-core/load/load_impl.h"
 
-#define HDR 0x1f1u
-#define HDR_SETUP_SECTS 0x1f1u
-#define HDR_SYSSIZE 0x1f4u
-#define HDR_BOOT_FLAG 0x1feu
-#define HDR_JUMP_LEN 0x201u
-#define HDR_MAGIC 0x202u
-#define HDR_VERSION 0x206u
-#define HDR_LOADFLAGS 0x211u
-#define HDR_INITRD_MAX 0x22cu
-#define HDR_ALIGN 0x230u
-#define HDR_RELOCATABLE 0x234u
-#define HDR_XLOADFLAGS 0x236u
+#define HDR		 0x1f1u
+#define HDR_SETUP_SECTS	 0x1f1u
+#define HDR_SYSSIZE	 0x1f4u
+#define HDR_BOOT_FLAG	 0x1feu
+#define HDR_JUMP_LEN	 0x201u
+#define HDR_MAGIC	 0x202u
+#define HDR_VERSION	 0x206u
+#define HDR_LOADFLAGS	 0x211u
+#define HDR_INITRD_MAX	 0x22cu
+#define HDR_ALIGN	 0x230u
+#define HDR_RELOCATABLE	 0x234u
+#define HDR_XLOADFLAGS	 0x236u
 #define HDR_CMDLINE_SIZE 0x238u
 #define HDR_PREF_ADDRESS 0x258u
-#define HDR_INIT_SIZE 0x260u
-#define HDR_END 0x280u
+#define HDR_INIT_SIZE	 0x260u
+#define HDR_END		 0x280u
 
 bool load_is_bzimage(const uint8_t *head, size_t len)
 {
@@ -41,7 +42,8 @@ static int bzimage_refuse(struct load_job *j, const char *why)
 		       j->cfg->kernel_name ? j->cfg->kernel_name : "(no name)", why);
 }
 
-/* bzimage_address() - where to load: the preferred address, or the lowest that is aligned and free. */
+/* bzimage_address() - where to load: the preferred address, or the lowest that is aligned and free.
+ */
 static int bzimage_address(struct load_job *j, const uint8_t *h, gpa_t *at)
 {
 	uint64_t pref = load_le64(h + HDR_PREF_ADDRESS), end;
@@ -81,7 +83,8 @@ int load_bzimage(struct load_job *j, struct x86_state *s)
 		return err_set(j->e, EBADMSG, "kernel-truncated",
 			       "kernel \"%s\" is truncated: %llu bytes, its header says %llu",
 			       j->cfg->kernel_name ? j->cfg->kernel_name : "(no name)",
-			       (unsigned long long)j->file_bytes, (unsigned long long)(setup + body));
+			       (unsigned long long)j->file_bytes,
+			       (unsigned long long)(setup + body));
 	ret = bzimage_address(j, h, &j->kernel_gpa);
 	if (ret < 0)
 		return ret;
@@ -94,7 +97,8 @@ int load_bzimage(struct load_job *j, struct x86_state *s)
 	j->initrd_max = load_le32(h + HDR_INITRD_MAX);
 	ret = load_initrd(j);
 	if (ret == 0)
-		ret = load_cmdline(j, load_le32(h + HDR_CMDLINE_SIZE) ? load_le32(h + HDR_CMDLINE_SIZE) : 255);
+		ret = load_cmdline(
+		    j, load_le32(h + HDR_CMDLINE_SIZE) ? load_le32(h + HDR_CMDLINE_SIZE) : 255);
 	size_t end = HDR_MAGIC + h[HDR_JUMP_LEN];
 	if (ret == 0)
 		ret = load_zero_page(j, h + HDR, MIN(end, (size_t)HDR_END) - HDR);

@@ -1,10 +1,12 @@
-/* load_elf.c - an uncompressed kernel (vmlinux): by its 64-bit entry, or by PVH where it has the Xen note.
+/* load_elf.c - an uncompressed kernel (vmlinux): by its 64-bit entry, or by PVH where it has the
+ * Xen note.
  *
- * PVH starts in 32-bit protected mode without paging, EBX at start_info; the plain entry starts in 64-bit mode
- * with a zero page, as a bzImage's stub would do it.
- * Trust: program headers are read one at a time and at most ELF_PHDRS_MAX of them; each part must lie
- * in the file and in RAM above 1 MiB; notes are walked with lengths that cannot wrap.
- * Sources: System V ABI (ELF64), xen/include/public/arch-x86/hvm/start_info.h, Linux arch/x86/platform/pvh.
+ * PVH starts in 32-bit protected mode without paging, EBX at start_info; the plain entry starts in
+ * 64-bit mode with a zero page, as a bzImage's stub would do it.
+ * Trust: program headers are read one at a time and at most ELF_PHDRS_MAX of them; each part must
+ * lie in the file and in RAM above 1 MiB; notes are walked with lengths that cannot wrap.
+ * Sources: System V ABI (ELF64), xen/include/public/arch-x86/hvm/start_info.h, Linux
+ * arch/x86/platform/pvh.
  */
 #include <elf.h>
 #include <errno.h>
@@ -15,13 +17,13 @@
 #include "common/units.h"
 #include "hypervisor-core/load/load_impl.h"
 
-#define ELF_PHDRS_MAX 64u
-#define ELF_NOTES_BYTES 65536u
+#define ELF_PHDRS_MAX		 64u
+#define ELF_NOTES_BYTES		 65536u
 #define XEN_ELFNOTE_PHYS32_ENTRY 18u
-#define PVH_MAGIC 0x336ec578u
-#define PVH_MODULES (LOAD_START_INFO + 0x40)
-#define PVH_MEMMAP (LOAD_START_INFO + 0x80)
-#define PVH_MEMMAP_MAX 128u
+#define PVH_MAGIC		 0x336ec578u
+#define PVH_MODULES		 (LOAD_START_INFO + 0x40)
+#define PVH_MEMMAP		 (LOAD_START_INFO + 0x80)
+#define PVH_MEMMAP_MAX		 128u
 
 struct elf_scan {
 	gpa_t low, high; /* extent of what was loaded */
@@ -46,8 +48,13 @@ static int elf_check(struct load_job *j, const Elf64_Ehdr *h)
 		uint16_t machine;
 		const char *name;
 	} others[] = {
-		{ EM_386, "32-bit x86 (a 32-bit kernel)" }, { EM_AARCH64, "aarch64" }, { EM_ARM, "arm" },
-		{ EM_RISCV, "RISC-V" }, { EM_PPC64, "ppc64" }, { EM_S390, "s390x" }, { EM_MIPS, "mips" },
+		{ EM_386, "32-bit x86 (a 32-bit kernel)" },
+		{ EM_AARCH64, "aarch64" },
+		{ EM_ARM, "arm" },
+		{ EM_RISCV, "RISC-V" },
+		{ EM_PPC64, "ppc64" },
+		{ EM_S390, "s390x" },
+		{ EM_MIPS, "mips" },
 	};
 	char text[80];
 
@@ -60,14 +67,15 @@ static int elf_check(struct load_job *j, const Elf64_Ehdr *h)
 		return elf_refuse(j, text);
 	}
 	if (h->e_machine != EM_X86_64) {
-		snprintf(text, sizeof(text), "this is an ELF file for machine type %u", h->e_machine);
+		snprintf(text, sizeof(text), "this is an ELF file for machine type %u",
+			 h->e_machine);
 		return elf_refuse(j, text);
 	}
 	if (h->e_ident[EI_CLASS] != ELFCLASS64)
 		return elf_refuse(j, "this is a 32-bit ELF file");
 	if (h->e_type != ET_EXEC && h->e_type != ET_DYN)
-		return elf_refuse(j, h->e_type == ET_REL ? "this is an object file, not a kernel" :
-							    "this ELF file is not executable");
+		return elf_refuse(j, h->e_type == ET_REL ? "this is an object file, not a kernel"
+							 : "this ELF file is not executable");
 	if (h->e_phentsize != sizeof(Elf64_Phdr) || h->e_phnum == 0 || h->e_phnum > ELF_PHDRS_MAX)
 		return elf_refuse(j, "its ELF program headers make no sense");
 	return 0;
@@ -142,8 +150,8 @@ static int elf_start_info(const struct load_job *j)
 	const struct boot_config *c = j->cfg;
 
 	if (c->ne820 > PVH_MEMMAP_MAX)
-		return err_set(j->e, EINVAL, "memory-map-too-long", "the memory map has %u entries, %u fit", c->ne820,
-			       PVH_MEMMAP_MAX);
+		return err_set(j->e, EINVAL, "memory-map-too-long",
+			       "the memory map has %u entries, %u fit", c->ne820, PVH_MEMMAP_MAX);
 	load_put32(si, PVH_MAGIC);
 	load_put32(si + 4, 1); /* version: memory map is there */
 	if (j->initrd_bytes) {
@@ -164,18 +172,22 @@ static int elf_start_info(const struct load_job *j)
 	if (mem_write(j->mem, LOAD_START_INFO, si, sizeof(si)) < 0 ||
 	    mem_write(j->mem, PVH_MODULES, mod, sizeof(mod)) < 0 ||
 	    mem_write(j->mem, PVH_MEMMAP, map, sizeof(map)) < 0)
-		return err_set(j->e, ENOMEM, "memory-too-small", "the guest has no RAM below 640 KiB");
+		return err_set(j->e, ENOMEM, "memory-too-small",
+			       "the guest has no RAM below 640 KiB");
 	return 0;
 }
 
 /* elf_enter_pvh() - 32-bit, flat, paging off, interrupts off, EBX = start_info. */
 static int elf_enter_pvh(const struct load_job *j, struct x86_state *s, gpa_t entry)
 {
-	static const uint64_t gdt[5] = { 0, 0, 0x00cf9b000000ffff, 0x00cf93000000ffff, 0x00008b000000ffff };
-	struct x86_seg code = { 0, 0xffffffff, 0x10, 0xc09b }, data = { 0, 0xffffffff, 0x18, 0xc093 };
+	static const uint64_t gdt[5] = { 0, 0, 0x00cf9b000000ffff, 0x00cf93000000ffff,
+					 0x00008b000000ffff };
+	struct x86_seg code = { 0, 0xffffffff, 0x10, 0xc09b },
+		       data = { 0, 0xffffffff, 0x18, 0xc093 };
 
 	if (mem_write(j->mem, LOAD_GDT, gdt, sizeof(gdt)) < 0)
-		return err_set(j->e, ENOMEM, "memory-too-small", "the guest has no RAM below 640 KiB");
+		return err_set(j->e, ENOMEM, "memory-too-small",
+			       "the guest has no RAM below 640 KiB");
 	x86_state_reset(s, 0);
 	s->cr0 = 0x11; /* PE, ET */
 	s->gpr[X86_RDX] = 0;
@@ -220,7 +232,8 @@ int load_elf(struct load_job *j, struct x86_state *s, enum boot_format want, enu
 		ret = elf_start_info(j);
 		return ret < 0 ? ret : elf_enter_pvh(j, s, entry);
 	}
-	/* What a bzImage's header would have carried: magic and version, for the kernel's sanity checks. */
+	/* What a bzImage's header would have carried: magic and version, for the kernel's sanity
+	 * checks. */
 	uint8_t hdr[0x20] = { 0 };
 	memcpy(&hdr[0x202 - 0x1f1], "HdrS", 4);
 	hdr[0x206 - 0x1f1] = 0x0f;

@@ -1,4 +1,5 @@
-/* load_impl.h - what the loaders share: the kernel file, the plan of low memory, the pieces around it.
+/* load_impl.h - what the loaders share: the kernel file, the plan of low memory, the pieces around
+ * it.
  *
  * Low memory of a direct boot, all inside the first 640 KiB (addresses below are guest-physical):
  *	0x00500 GDT	0x06000 PVH start_info, modules, memory map	0x07000 zero page
@@ -9,30 +10,33 @@
 
 #include "hypervisor-core/load/load.h"
 
-#define LOAD_GDT 0x500u
-#define LOAD_START_INFO 0x6000u
-#define LOAD_ZERO_PAGE 0x7000u
+#define LOAD_GDT	 0x500u
+#define LOAD_START_INFO	 0x6000u
+#define LOAD_ZERO_PAGE	 0x7000u
 #define LOAD_PAGE_TABLES 0x9000u
-#define LOAD_CMDLINE 0x20000u
+#define LOAD_CMDLINE	 0x20000u
 #define LOAD_CMDLINE_MAX 0x10000u
-#define LOAD_LOW_END (LOAD_CMDLINE + LOAD_CMDLINE_MAX)
-#define LOAD_HIGH 0x100000u /* kernels live at 1 MiB and above */
+#define LOAD_LOW_END	 (LOAD_CMDLINE + LOAD_CMDLINE_MAX)
+#define LOAD_HIGH	 0x100000u /* kernels live at 1 MiB and above */
 
 struct load_job {
 	struct mem *mem;
 	const struct boot_config *cfg;
 	struct err *e;
 	uint64_t file_bytes;
-	gpa_t ram_end; /* end of the usable RAM that holds 1 MiB, below 4 GiB */
+	gpa_t ram_end;		      /* end of the usable RAM that holds 1 MiB, below 4 GiB */
 	gpa_t kernel_gpa, kernel_end; /* what the kernel takes, its bss and stub's room included */
 	gpa_t initrd_gpa;
 	uint64_t initrd_bytes;
-	uint32_t initrd_max; /* last byte where the kernel accepts its initrd; 0xffffffff where it does not say */
+	/* last byte where the kernel accepts its initrd; 0xffffffff where it does not say */
+	uint32_t initrd_max;
 };
 
-int load_read(const struct load_job *j, uint64_t off, void *buf, size_t len); /* 0, -EIO, -EBADMSG short */
+int load_read(const struct load_job *j, uint64_t off, void *buf,
+	      size_t len); /* 0, -EIO, -EBADMSG short */
 /* load_place() - file bytes straight into guest RAM, zeroes up to @mem_bytes. */
-int load_place(const struct load_job *j, uint64_t off, uint64_t file_bytes, gpa_t gpa, uint64_t mem_bytes);
+int load_place(const struct load_job *j, uint64_t off, uint64_t file_bytes, gpa_t gpa,
+	       uint64_t mem_bytes);
 int load_need_ram(const struct load_job *j, gpa_t end);
 int load_initrd(struct load_job *j);
 int load_cmdline(const struct load_job *j, size_t most);
@@ -40,7 +44,8 @@ int load_zero_page(const struct load_job *j, const uint8_t *setup_header, size_t
 int load_long_mode(const struct load_job *j, struct x86_state *s, gpa_t entry);
 
 int load_bzimage(struct load_job *j, struct x86_state *s);
-int load_elf(struct load_job *j, struct x86_state *s, enum boot_format want, enum boot_format *used);
+int load_elf(struct load_job *j, struct x86_state *s, enum boot_format want,
+	     enum boot_format *used);
 bool load_is_bzimage(const uint8_t *head, size_t len);
 bool load_is_elf(const uint8_t *head, size_t len);
 

@@ -1,16 +1,18 @@
-/* block.c - the code cache of one vCPU: blocks of pre-decoded operations, found by guest physical page.
+/* block.c - the code cache of one vCPU: blocks of pre-decoded operations, found by guest physical
+ * page.
  *
- * A block starts at (physical page, offset, mode) and stays inside its page, but for a single instruction
- * that crosses into the next, which is a block of its own and remembers both pages. Blocks lie in an arena
- * that is dropped whole when full. A jump inside the page is linked directly: all blocks of a page die together.
+ * A block starts at (physical page, offset, mode) and stays inside its page, but for a single
+ * instruction that crosses into the next, which is a block of its own and remembers both pages.
+ * Blocks lie in an arena that is dropped whole when full. A jump inside the page is linked
+ * directly: all blocks of a page die together.
  * Virtual addresses come in by the jump cache, tagged by an epoch.
  *
- * Self-modifying code: sv->code_lines[page] has a bit for each 64-byte line that some vCPU decoded. The
- * decoder sets bits, then takes away fast writes (own: at once; other vCPUs', where their wslot says they
- * have one: by message). A writer says it will write fast (wslot), then looks at code_lines. One of the
- * two sees the other. A write into decoded lines clears the page's word and sends its number to every vCPU;
- * they drop the blocks at their next jump backwards, indirect or out of the page, so before any IPI or
- * any flag that the writer stores later can lead them there.
+ * Self-modifying code: sv->code_lines[page] has a bit for each 64-byte line that some vCPU decoded.
+ * The decoder sets bits, then takes away fast writes (own: at once; other vCPUs', where their wslot
+ * says they have one: by message). A writer says it will write fast (wslot), then looks at
+ * code_lines. One of the two sees the other. A write into decoded lines clears the page's word and
+ * sends its number to every vCPU; they drop the blocks at their next jump backwards, indirect or
+ * out of the page, so before any IPI or any flag that the writer stores later can lead them there.
  */
 #include <string.h>
 #include <sys/mman.h>
@@ -18,9 +20,9 @@
 #include "soft.h"
 
 struct block {
-	u32 next;     /* arena offset of the next block of the bucket; 0 = none */
-	u16 off;      /* start in the page */
-	u8 mode;      /* MODE_* | fp_ok << 2 */
+	u32 next; /* arena offset of the next block of the bucket; 0 = none */
+	u16 off;  /* start in the page */
+	u8 mode;  /* MODE_* | fp_ok << 2 */
 	u8 crossing;
 	u8 nbytes, bytes[15]; /* crossing: the instruction, compared again when found */
 	struct op ops[];
@@ -235,8 +237,8 @@ static void code_invalidate(struct soft_vm *sv, struct cpu *self, u64 pfn)
 }
 
 /* soft_code_written() - a vCPU is about to write inside one page that has no fast write tag.
- * Return: true, the page still holds code; false, it may be written fast. Unwinds where the write is into the
- * page that runs: the instruction is then done again alone. */
+ * Return: true, the page still holds code; false, it may be written fast. Unwinds where the write
+ * is into the page that runs: the instruction is then done again alone. */
 bool soft_code_written(struct cpu *c, u64 gpa, unsigned len)
 {
 	u64 pfn = gpa >> PAGE_BITS, w, here;
@@ -267,7 +269,8 @@ void soft_code_device_write(struct soft_vm *sv, u64 gpa, u64 len)
 			code_invalidate(sv, NULL, pfn);
 }
 
-/* code_fetch() - bytes of an instruction that crosses pages, or lies in no memory, into @buf (15). */
+/* code_fetch() - bytes of an instruction that crosses pages, or lies in no memory, into @buf (15).
+ */
 static unsigned code_fetch(struct cpu *c, u64 lin, u8 *buf, u64 *gpa2)
 {
 	unsigned n = 0;
@@ -422,7 +425,8 @@ const struct op *soft_code_find(struct cpu *c)
 	b->next = p->bucket[off >> 6];
 	p->bucket[off >> 6] = (u32)((u8 *)b - c->arena);
 	if (crossing) {
-		/* the second page gets a cpage too, so that code_drop() of it forgets the jumps here */
+		/* the second page gets a cpage too, so that code_drop() of it forgets the jumps
+		 * here */
 		struct cpage *p2 = cpage_get(c, gpa2);
 
 		if (!p2) {

@@ -1,47 +1,47 @@
 /* decode.c - the instruction decoder: two tables of operand shapes and one pass over the bytes.
- * Shapes: '.' none, M modrm, b imm8, w imm16, z imm16/32, v imm16/32/64, m modrm+imm8, Z modrm+imm z, o offset by
- * address size, p far pointer, e enter, 3/# group 3 (immediate on /0 and /1), j jump imm z, X undefined.
- * Trust: the bytes are the guest's and may change under us: each is read once, results are bounded by shape.
+ * Shapes: '.' none, M modrm, b imm8, w imm16, z imm16/32, v imm16/32/64, m modrm+imm8, Z modrm+imm
+ * z, o offset by address size, p far pointer, e enter, 3/# group 3 (immediate on /0 and /1), j jump
+ * imm z, X undefined.
+ * Trust: the bytes are the guest's and may change under us: each is read once, results are bounded
+ * by shape.
  */
 #include "decode.h"
 
 #include <string.h>
 
-static const char shape0[257] =
-	"MMMMbz..MMMMbz.."
-	"MMMMbz..MMMMbz.."
-	"MMMMbz..MMMMbz.."
-	"MMMMbz..MMMMbz.."
-	"................"
-	"................"
-	"..MM....zZbm...."
-	"bbbbbbbbbbbbbbbb"
-	"mZmmMMMMMMMMMMMM"
-	"..........p....."
-	"oooo....bz......"
-	"bbbbbbbbvvvvvvvv"
-	"mmw.MMmZe.w..b.."
-	"MMMMbb..MMMMMMMM"
-	"bbbbbbbbjjpb...."
-	"......3#......MM";
+static const char shape0[257] = "MMMMbz..MMMMbz.."
+				"MMMMbz..MMMMbz.."
+				"MMMMbz..MMMMbz.."
+				"MMMMbz..MMMMbz.."
+				"................"
+				"................"
+				"..MM....zZbm...."
+				"bbbbbbbbbbbbbbbb"
+				"mZmmMMMMMMMMMMMM"
+				"..........p....."
+				"oooo....bz......"
+				"bbbbbbbbvvvvvvvv"
+				"mmw.MMmZe.w..b.."
+				"MMMMbb..MMMMMMMM"
+				"bbbbbbbbjjpb...."
+				"......3#......MM";
 
-static const char shape1[257] =
-	"MMMMX.....X.XM.X"
-	"MMMMMMMMMMMMMMMM"
-	"MMMMXXXXMMMMMMMM"
-	"......XXXXXXXXXX"
-	"MMMMMMMMMMMMMMMM"
-	"MMMMMMMMMMMMMMMM"
-	"MMMMMMMMMMMMMMMM"
-	"mmmmMMM.XXXXXXMM"
-	"jjjjjjjjjjjjjjjj"
-	"MMMMMMMMMMMMMMMM"
-	"...MmMXX...MmMMM"
-	"MMMMMMMMXMmMMMMM"
-	"MMmMmmmM........"
-	"XMMMMMMMMMMMMMMM"
-	"MMMMMMMMMMMMMMMM"
-	"XMMMMMMMMMMMMMMM";
+static const char shape1[257] = "MMMMX.....X.XM.X"
+				"MMMMMMMMMMMMMMMM"
+				"MMMMXXXXMMMMMMMM"
+				"......XXXXXXXXXX"
+				"MMMMMMMMMMMMMMMM"
+				"MMMMMMMMMMMMMMMM"
+				"MMMMMMMMMMMMMMMM"
+				"mmmmMMM.XXXXXXMM"
+				"jjjjjjjjjjjjjjjj"
+				"MMMMMMMMMMMMMMMM"
+				"...MmMXX...MmMMM"
+				"MMMMMMMMXMmMMMMM"
+				"MMmMmmmM........"
+				"XMMMMMMMMMMMMMMM"
+				"MMMMMMMMMMMMMMMM"
+				"XMMMMMMMMMMMMMMM";
 
 struct cursor {
 	const u8 *p;
@@ -72,7 +72,8 @@ static u64 get_s(struct cursor *k, unsigned size)
 
 static void modrm_mem16(struct cursor *k, struct insn *in)
 {
-	static const u8 bases[8] = { X86_RBX, X86_RBX, X86_RBP, X86_RBP, X86_RSI, X86_RDI, X86_RBP, X86_RBX };
+	static const u8 bases[8] = { X86_RBX, X86_RBX, X86_RBP, X86_RBP,
+				     X86_RSI, X86_RDI, X86_RBP, X86_RBX };
 	static const u8 idx[8] = { X86_RSI, X86_RDI, X86_RSI, X86_RDI, 0xff, 0xff, 0xff, 0xff };
 	unsigned rm = in->modrm & 7;
 

@@ -1,13 +1,14 @@
 /* exc.c - exceptions and interrupts: raising, delivery through the IVT or IDT, IRET.
  *
- * soft_raise() records the exception and unwinds to the run loop, which delivers it. A fault while delivering
- * becomes a double fault by the SDM's table (vol. 3, 6-5), and one more shuts the vCPU down.
+ * soft_raise() records the exception and unwinds to the run loop, which delivers it. A fault while
+ * delivering becomes a double fault by the SDM's table (vol. 3, 6-5), and one more shuts the vCPU
+ * down.
  */
 #include "soft.h"
 
-#define CR0_PE 1ULL
+#define CR0_PE	 1ULL
 #define EFER_LMA (1ULL << 10)
-#define ATTR_P 0x80
+#define ATTR_P	 0x80
 
 _Noreturn void soft_leave(struct cpu *c, int why)
 {
@@ -85,7 +86,8 @@ void soft_deliver_exception(struct cpu *c)
 	c->exc_nested = (u8)(nr + 1);
 	if (nr != EXC_DB && nr != EXC_BP && nr != EXC_OF)
 		c->eflags |= EFL_RF; /* faults push RF set */
-	soft_interrupt(c, nr, nr == EXC_BP || nr == EXC_OF ? false : false, c->r[S_RIP], has_err, err);
+	soft_interrupt(c, nr, nr == EXC_BP || nr == EXC_OF ? false : false, c->r[S_RIP], has_err,
+		       err);
 	c->exc_nested = 0;
 }
 
@@ -104,7 +106,8 @@ static void int_real(struct cpu *c, unsigned vector, u64 rip)
 
 	for (int i = 0; i < 3; i++) {
 		sp = (sp - 2) & m;
-		soft_st(c, c->fault_op, soft_seg_ea(c, c->fault_op, X86_SS, sp, 2, true), 2, vals[i]);
+		soft_st(c, c->fault_op, soft_seg_ea(c, c->fault_op, X86_SS, sp, 2, true), 2,
+			vals[i]);
 	}
 	c->r[X86_RSP] = (c->r[X86_RSP] & ~m) | sp;
 	c->eflags &= ~(EFL_IF | EFL_TF | EFL_AC | EFL_RF);
@@ -125,7 +128,8 @@ static bool canonical(u64 va)
 	return (s64)(va << 16) >> 16 == (s64)va;
 }
 
-/* soft_interrupt() - deliver @vector. @soft: INT n (gate DPL is checked). May unwind with an exception. */
+/* soft_interrupt() - deliver @vector. @soft: INT n (gate DPL is checked). May unwind with an
+ * exception. */
 void soft_interrupt(struct cpu *c, unsigned vector, bool soft, u64 rip, bool has_err, u32 err)
 {
 	const struct op *o = c->fault_op;
@@ -299,13 +303,16 @@ void soft_iret(struct cpu *c, const struct op *o, unsigned osz)
 		f = soft_ld(c, o, soft_seg_ea(c, o, X86_SS, (sp + 2 * osz) & m, osz, false), osz);
 		if (!(c->cr0 & CR0_PE)) {
 			soft_far_jmp(c, o, cs, rip, osz);
-			c->r[X86_RSP] = m == 0xffff ? (sp & ~m) | ((sp + 3 * osz) & m) : (sp + 3 * osz) & m;
+			c->r[X86_RSP] =
+			    m == 0xffff ? (sp & ~m) | ((sp + 3 * osz) & m) : (sp + 3 * osz) & m;
 			soft_eflags_set(c, ((u32)f & mask) | (soft_eflags(c) & ~mask));
 			return;
 		}
 		if ((cs & 3) > c->cpl) {
-			nsp = soft_ld(c, o, soft_seg_ea(c, o, X86_SS, (sp + 3 * osz) & m, osz, false), osz);
-			ss = (u16)soft_ld(c, o, soft_seg_ea(c, o, X86_SS, (sp + 4 * osz) & m, osz, false), osz);
+			nsp = soft_ld(
+			    c, o, soft_seg_ea(c, o, X86_SS, (sp + 3 * osz) & m, osz, false), osz);
+			ss = (u16)soft_ld(
+			    c, o, soft_seg_ea(c, o, X86_SS, (sp + 4 * osz) & m, osz, false), osz);
 		} else {
 			nsp = m == 0xffff ? (sp & ~m) | ((sp + 3 * osz) & m) : (sp + 3 * osz) & m;
 		}
@@ -338,7 +345,8 @@ void soft_iret(struct cpu *c, const struct op *o, unsigned osz)
 				soft_raise_err(c, o, EXC_GP, ss & ~3u);
 			u16 sa = (u16)(sd >> 40 & 0xf0ff);
 
-			if ((ss & 3) != rpl || !(sa & 0x10) || (sa & 0xa) != 2 || (sa >> 5 & 3u) != rpl)
+			if ((ss & 3) != rpl || !(sa & 0x10) || (sa & 0xa) != 2 ||
+			    (sa >> 5 & 3u) != rpl)
 				soft_raise_err(c, o, EXC_GP, ss & ~3u);
 			if (!(sa & ATTR_P))
 				soft_raise_err(c, o, EXC_SS, ss & ~3u);
@@ -348,7 +356,8 @@ void soft_iret(struct cpu *c, const struct op *o, unsigned osz)
 
 	if (attr & 0x8000)
 		limit = limit << 12 | 0xfff;
-	soft_seg_cache(c, X86_CS, cs, (d >> 16 & 0xffffff) | (d >> 32 & 0xff000000), limit, attr | 1);
+	soft_seg_cache(c, X86_CS, cs, (d >> 16 & 0xffffff) | (d >> 32 & 0xff000000), limit,
+		       attr | 1);
 	c->r[S_RIP] = l ? rip : (u32)rip;
 	soft_eflags_set(c, ((u32)f & mask) | (soft_eflags(c) & ~mask));
 	c->cpl = (u8)rpl;
@@ -360,7 +369,8 @@ void soft_iret(struct cpu *c, const struct op *o, unsigned osz)
 			u32 sl = (u32)((sd & 0xffff) | (sd >> 32 & 0xf0000));
 			u16 sa = (u16)(sd >> 40 & 0xf0ff);
 
-			soft_seg_cache(c, X86_SS, ss, (sd >> 16 & 0xffffff) | (sd >> 32 & 0xff000000),
+			soft_seg_cache(c, X86_SS, ss,
+				       (sd >> 16 & 0xffffff) | (sd >> 32 & 0xff000000),
 				       sa & 0x8000 ? sl << 12 | 0xfff : sl, sa | 1);
 		}
 	}
@@ -371,7 +381,8 @@ void soft_iret(struct cpu *c, const struct op *o, unsigned osz)
 		for (unsigned i = 0; i < 4; i++) {
 			struct x86_seg *s = &c->seg[list[i]];
 
-			if (!(s->attr & 0x100) && (s->attr & 0xc) != 0xc && (s->attr >> 5 & 3u) < rpl)
+			if (!(s->attr & 0x100) && (s->attr & 0xc) != 0xc &&
+			    (s->attr >> 5 & 3u) < rpl)
 				soft_seg_cache(c, list[i], 0, s->base, 0, 0x100);
 		}
 	}

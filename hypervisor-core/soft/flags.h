@@ -1,8 +1,8 @@
 /* flags.h - lazy flags and the inline fast path of guest memory access, for the op_*.c files.
  *
- * A handler is written once by H() or HM(): HM compiles it twice, a frameless fast version that gives
- * up on the first TLB miss by a tail call of its slow twin, and the twin, which calls the MMU. Handlers
- * change no architectural state before their last access can no longer fault.
+ * A handler is written once by H() or HM(): HM compiles it twice, a frameless fast version that
+ * gives up on the first TLB miss by a tail call of its slow twin, and the twin, which calls the
+ * MMU. Handlers change no architectural state before their last access can no longer fault.
  */
 #ifndef SOFT_FLAGS_H
 #define SOFT_FLAGS_H
@@ -138,29 +138,30 @@ static inline void flags_logic(struct cpu *c, s64 r)
 	c->fl_r = r;
 }
 
-/* ---- atomics on guest memory. The host's instructions take any alignment, which C types cannot say. */
+/* ---- atomics on guest memory. The host's instructions take any alignment, which C types cannot
+ * say. */
 #ifdef __clang__
 #define ANY_ALIGN __attribute__((no_sanitize("alignment")))
 #else
 #define ANY_ALIGN __attribute__((no_sanitize_undefined))
 #endif
-#define ATOMICS(n, T)                                                                          \
-	typedef T __attribute__((may_alias)) a##n;                                             \
-	ANY_ALIGN static inline bool cas_##n(void *p, void *old, T v)                          \
-	{                                                                                      \
-		a##n o_ = *(m##n *)old;                                                        \
+#define ATOMICS(n, T) \
+	typedef T __attribute__((may_alias)) a##n; \
+	ANY_ALIGN static inline bool cas_##n(void *p, void *old, T v) \
+	{ \
+		a##n o_ = *(m##n *)old; \
 		bool ok = __atomic_compare_exchange_n((a##n *)p, &o_, v, false, __ATOMIC_SEQ_CST, \
-						      __ATOMIC_SEQ_CST);                       \
-		*(m##n *)old = o_;                                                             \
-		return ok;                                                                     \
-	}                                                                                      \
-	ANY_ALIGN static inline T xchg_##n(void *p, T v)                                       \
-	{                                                                                      \
-		return __atomic_exchange_n((a##n *)p, v, __ATOMIC_SEQ_CST);                    \
-	}                                                                                      \
-	ANY_ALIGN static inline T xadd_##n(void *p, T v)                                       \
-	{                                                                                      \
-		return __atomic_fetch_add((a##n *)p, v, __ATOMIC_SEQ_CST);                     \
+						      __ATOMIC_SEQ_CST); \
+		*(m##n *)old = o_; \
+		return ok; \
+	} \
+	ANY_ALIGN static inline T xchg_##n(void *p, T v) \
+	{ \
+		return __atomic_exchange_n((a##n *)p, v, __ATOMIC_SEQ_CST); \
+	} \
+	ANY_ALIGN static inline T xadd_##n(void *p, T v) \
+	{ \
+		return __atomic_fetch_add((a##n *)p, v, __ATOMIC_SEQ_CST); \
 	}
 ATOMICS(8, u8)
 ATOMICS(16, u16)
@@ -180,73 +181,73 @@ static inline u64 tlb_tag(const struct cpu *c, u64 va, unsigned size)
 	return ((va + size - 1) & ~PAGE_OFF) | c->epoch;
 }
 
-#define H(name, ...)                                                        \
-	static const struct op *name(struct cpu *c, const struct op *o)     \
-	{                                                                   \
-		__VA_ARGS__                                                 \
+#define H(name, ...) \
+	static const struct op *name(struct cpu *c, const struct op *o) \
+	{ \
+		__VA_ARGS__ \
 	}
 
-#define HM(name, ...)                                                               \
-	static COLD const struct op *name##_slow(struct cpu *c, const struct op *o)   \
-	{                                                                             \
-		enum { SLOW = 1 };                                                    \
-		op_fn *const self_slow = name##_slow;                                 \
-		(void)self_slow;                                                      \
-		__VA_ARGS__                                                           \
-	}                                                                             \
-	static const struct op *name(struct cpu *c, const struct op *o)               \
-	{                                                                             \
-		enum { SLOW = 0 };                                                    \
-		op_fn *const self_slow = name##_slow;                                 \
-		(void)self_slow;                                                      \
-		__VA_ARGS__                                                           \
+#define HM(name, ...) \
+	static COLD const struct op *name##_slow(struct cpu *c, const struct op *o) \
+	{ \
+		enum { SLOW = 1 }; \
+		op_fn *const self_slow = name##_slow; \
+		(void)self_slow; \
+		__VA_ARGS__ \
+	} \
+	static const struct op *name(struct cpu *c, const struct op *o) \
+	{ \
+		enum { SLOW = 0 }; \
+		op_fn *const self_slow = name##_slow; \
+		(void)self_slow; \
+		__VA_ARGS__ \
 	}
 
 /* inside HM: T is an unsigned type name m8..m64 */
-#define LD(T, var, va)                                                                  \
-	do {                                                                            \
-		u64 va_ = (va);                                                         \
-		if (SLOW) {                                                             \
-			var = (__typeof__(var))soft_ld(c, o, va_, sizeof(T));           \
-		} else {                                                                \
-			struct tlbe *e_ = tlb_at(c, va_);                               \
-			if (unlikely(e_->rtag != tlb_tag(c, va_, sizeof(T))))           \
-				MUSTTAIL return self_slow(c, o);                        \
-			var = (__typeof__(var))*(volatile T *)(va_ + e_->addend);       \
-		}                                                                       \
+#define LD(T, var, va) \
+	do { \
+		u64 va_ = (va); \
+		if (SLOW) { \
+			var = (__typeof__(var))soft_ld(c, o, va_, sizeof(T)); \
+		} else { \
+			struct tlbe *e_ = tlb_at(c, va_); \
+			if (unlikely(e_->rtag != tlb_tag(c, va_, sizeof(T)))) \
+				MUSTTAIL return self_slow(c, o); \
+			var = (__typeof__(var))*(volatile T *)(va_ + e_->addend); \
+		} \
 	} while (0)
 
-#define ST(T, va, val)                                                                  \
-	do {                                                                            \
-		u64 va_ = (va);                                                         \
-		if (SLOW) {                                                             \
-			soft_st(c, o, va_, sizeof(T), (u64)(val));                      \
-		} else {                                                                \
-			struct tlbe *e_ = tlb_at(c, va_);                               \
-			if (unlikely(e_->wtag != tlb_tag(c, va_, sizeof(T))))           \
-				MUSTTAIL return self_slow(c, o);                        \
-			*(volatile T *)(va_ + e_->addend) = (T)(val);                   \
-		}                                                                       \
+#define ST(T, va, val) \
+	do { \
+		u64 va_ = (va); \
+		if (SLOW) { \
+			soft_st(c, o, va_, sizeof(T), (u64)(val)); \
+		} else { \
+			struct tlbe *e_ = tlb_at(c, va_); \
+			if (unlikely(e_->wtag != tlb_tag(c, va_, sizeof(T)))) \
+				MUSTTAIL return self_slow(c, o); \
+			*(volatile T *)(va_ + e_->addend) = (T)(val); \
+		} \
 	} while (0)
 
 /* RMW(T, p, va) ... *p ... RMW_END: p is T * */
-#define RMW(T, p, va)                                                                   \
-	T *p;                                                                           \
-	do {                                                                            \
-		u64 va_ = (va);                                                         \
-		if (SLOW) {                                                             \
-			p = soft_rmw(c, o, va_, sizeof(T));                             \
-		} else {                                                                \
-			struct tlbe *e_ = tlb_at(c, va_);                               \
-			if (unlikely(e_->wtag != tlb_tag(c, va_, sizeof(T))))           \
-				MUSTTAIL return self_slow(c, o);                        \
-			p = (T *)(va_ + e_->addend);                                    \
-		}                                                                       \
+#define RMW(T, p, va) \
+	T *p; \
+	do { \
+		u64 va_ = (va); \
+		if (SLOW) { \
+			p = soft_rmw(c, o, va_, sizeof(T)); \
+		} else { \
+			struct tlbe *e_ = tlb_at(c, va_); \
+			if (unlikely(e_->wtag != tlb_tag(c, va_, sizeof(T)))) \
+				MUSTTAIL return self_slow(c, o); \
+			p = (T *)(va_ + e_->addend); \
+		} \
 	} while (0)
-#define RMW_END                                  \
-	do {                                     \
-		if (SLOW)                        \
-			soft_rmw_end(c, o);      \
+#define RMW_END \
+	do { \
+		if (SLOW) \
+			soft_rmw_end(c, o); \
 	} while (0)
 
 /* ---- leaving a block */
@@ -264,12 +265,12 @@ static inline bool must_leave(struct cpu *c)
 }
 
 /* GOTO_RIP - RIP is set: the block there if the jump cache knows it, else back to the run loop. */
-#define GOTO_RIP                                                                        \
-	do {                                                                            \
-		struct jce *j_ = jc_at(c, RIP);                                         \
-		if (likely(j_->rip == RIP && j_->ctx == c->jctx && !must_leave(c)))     \
-			DISPATCH(j_->ops);                                              \
-		return NULL;                                                            \
+#define GOTO_RIP \
+	do { \
+		struct jce *j_ = jc_at(c, RIP); \
+		if (likely(j_->rip == RIP && j_->ctx == c->jctx && !must_leave(c))) \
+			DISPATCH(j_->ops); \
+		return NULL; \
 	} while (0)
 
 #endif

@@ -1,8 +1,9 @@
 /* mmu.c - guest virtual memory of the software CPU: page walks, the TLB's slow paths, invalidation.
  *
- * Three TLBs a vCPU: kernel, user, and kernel with EFLAGS.AC set (SMAP lets it reach user pages), so that
- * STAC/CLAC and privilege changes only switch a pointer. A flush bumps the epoch that is part of every
- * tag: O(1). CR3 writes keep global kernel entries; the few non-global ones are listed and dropped.
+ * Three TLBs a vCPU: kernel, user, and kernel with EFLAGS.AC set (SMAP lets it reach user pages),
+ * so that STAC/CLAC and privilege changes only switch a pointer. A flush bumps the epoch that is
+ * part of every tag: O(1). CR3 writes keep global kernel entries; the few non-global ones are
+ * listed and dropped.
  * A page that holds decoded code has no fast write tag: its writes come here and tell block.c.
  * Spec: SDM vol. 3, chapter 4. Accessed and dirty bits are set with an atomic compare-and-swap.
  * Threading: own vCPU only, but for the shared code-line words (see block.c for the protocol).
@@ -12,21 +13,21 @@
 
 #include "soft.h"
 
-#define PTE_P 1ULL
-#define PTE_W 2ULL
-#define PTE_U 4ULL
-#define PTE_A 0x20ULL
-#define PTE_D 0x40ULL
-#define PTE_PS 0x80ULL
-#define PTE_G 0x100ULL
-#define PTE_NX (1ULL << 63)
+#define PTE_P	 1ULL
+#define PTE_W	 2ULL
+#define PTE_U	 4ULL
+#define PTE_A	 0x20ULL
+#define PTE_D	 0x40ULL
+#define PTE_PS	 0x80ULL
+#define PTE_G	 0x100ULL
+#define PTE_NX	 (1ULL << 63)
 #define PTE_ADDR 0x000ffffffffff000ULL
 
-#define CR0_WP (1ULL << 16)
-#define CR0_PG (1ULL << 31)
-#define CR4_PSE (1ULL << 4)
-#define CR4_PAE (1ULL << 5)
-#define CR4_PGE (1ULL << 7)
+#define CR0_WP	 (1ULL << 16)
+#define CR0_PG	 (1ULL << 31)
+#define CR4_PSE	 (1ULL << 4)
+#define CR4_PAE	 (1ULL << 5)
+#define CR4_PGE	 (1ULL << 7)
 #define CR4_SMEP (1ULL << 20)
 #define CR4_SMAP (1ULL << 21)
 #define EFER_LMA (1ULL << 10)
@@ -194,9 +195,10 @@ static bool pte_read(struct cpu *c, u64 gpa, unsigned size, u64 *val)
 	return true;
 }
 
-/* mmu_walk() - translate @va. @acc ACC_*; @mark sets A and D. Return: true translated and permitted,
- * false with w->err. */
-static bool mmu_walk(struct cpu *c, u64 va, unsigned acc, enum tlb_idx idx, bool mark, struct walk *w)
+/* mmu_walk() - translate @va. @acc ACC_*; @mark sets A and D. Return: true translated and
+ * permitted, false with w->err. */
+static bool mmu_walk(struct cpu *c, u64 va, unsigned acc, enum tlb_idx idx, bool mark,
+		     struct walk *w)
 {
 	bool user = idx == TLB_USER, nxe = c->efer & EFER_NXE;
 	u64 table = c->cr3 & PTE_ADDR, pte = 0, pte_gpa = 0;
@@ -237,7 +239,7 @@ static bool mmu_walk(struct cpu *c, u64 va, unsigned acc, enum tlb_idx idx, bool
 	for (;; level--) {
 		unsigned shift = PAGE_BITS + bits * (level - 1);
 
-again:
+	again:
 		if (++tries > 64) { /* another CPU keeps changing it: let the guest retry */
 			w->err = uw;
 			return false;
@@ -248,8 +250,8 @@ again:
 			w->err = uw;
 			return false;
 		}
-		bool leaf = level == 1 || ((pte & PTE_PS) && level <= 3 &&
-					   (size == 8 || (c->cr4 & CR4_PSE)));
+		bool leaf = level == 1 ||
+			    ((pte & PTE_PS) && level <= 3 && (size == 8 || (c->cr4 & CR4_PSE)));
 		u64 rsvd = rsvd_hi;
 
 		if (size == 8 && level == 4)
@@ -316,7 +318,8 @@ _Noreturn static void mmu_fault(struct cpu *c, const struct op *o, u64 va, u32 e
 	soft_raise_err(c, o, EXC_PF, err);
 }
 
-/* tlb_give_write() - a fast write tag for RAM page of @e, unless it holds code or writes are logged. */
+/* tlb_give_write() - a fast write tag for RAM page of @e, unless it holds code or writes are
+ * logged. */
 static void tlb_give_write(struct cpu *c, struct tlbe *e, enum tlb_idx idx)
 {
 	u64 pfn = e->gpaf >> PAGE_BITS;
@@ -335,7 +338,8 @@ static void tlb_give_write(struct cpu *c, struct tlbe *e, enum tlb_idx idx)
 	} else if (old == 0xffff) {
 		slot = 0xffff;
 	}
-	/* first say that we write fast, then look whether it is code: the decoder does the reverse */
+	/* first say that we write fast, then look whether it is code: the decoder does the reverse
+	 */
 	*(volatile u16 *)&c->wslot[pfn] = slot;
 	atomic_thread_fence(memory_order_seq_cst);
 	if (atomic_load_explicit(&c->sv->code_lines[pfn], memory_order_relaxed))
@@ -499,7 +503,8 @@ static u64 mmio_ld(struct cpu *c, u64 gpa, unsigned size)
 {
 	c->n_mmio++;
 	if (mmio_apic(c, gpa))
-		return c->vm->intc->apic_mmio_read(c->vm->intc_opaque, c->index, gpa & PAGE_OFF, size);
+		return c->vm->intc->apic_mmio_read(c->vm->intc_opaque, c->index, gpa & PAGE_OFF,
+						   size);
 	return bus_read(c->vm->mmio, gpa, size);
 }
 
@@ -507,7 +512,8 @@ static void mmio_st(struct cpu *c, u64 gpa, unsigned size, u64 val)
 {
 	c->n_mmio++;
 	if (mmio_apic(c, gpa)) {
-		c->vm->intc->apic_mmio_write(c->vm->intc_opaque, c->index, gpa & PAGE_OFF, size, (u32)val);
+		c->vm->intc->apic_mmio_write(c->vm->intc_opaque, c->index, gpa & PAGE_OFF, size,
+					     (u32)val);
 		/* TPR and EOI may let another interrupt in */
 		soft_attn(c, ATTN_INTR);
 	} else {
@@ -532,7 +538,8 @@ static u64 mmu_ld(struct cpu *c, const struct op *o, u64 va, unsigned size, enum
 	return host_ld((const u8 *)(uintptr_t)(va + e->addend), size);
 }
 
-/* st_prepare() - the host pointer for a write inside one page, NULL where it went elsewhere (MMIO, ROM). */
+/* st_prepare() - the host pointer for a write inside one page, NULL where it went elsewhere (MMIO,
+ * ROM). */
 static u8 *st_prepare(struct cpu *c, const struct op *o, struct tlbe *e, u64 va, unsigned size,
 		      enum tlb_idx idx)
 {
@@ -607,7 +614,8 @@ void soft_ld_buf(struct cpu *c, const struct op *o, u64 va, void *buf, unsigned 
 	}
 }
 
-/* soft_probe_w() - after this a store of @size bytes at @va neither faults nor unwinds (into its own code page). */
+/* soft_probe_w() - after this a store of @size bytes at @va neither faults nor unwinds (into its
+ * own code page). */
 void soft_probe_w(struct cpu *c, const struct op *o, u64 va, unsigned size)
 {
 	u64 first = MEM_PAGE - (va & PAGE_OFF);
@@ -655,13 +663,13 @@ void *soft_rmw(struct cpu *c, const struct op *o, u64 va, unsigned size)
 		if (p)
 			return p;
 	} else {
-		/* Across pages: no host instruction is atomic there. One such access at a time; both
-		 * pages are checked first, so that nothing unwinds while the lock is held. */
+		/* Across pages: no host instruction is atomic there. One such access at a time;
+		 * both pages are checked first, so that nothing unwinds while the lock is held. */
 		e = soft_tlb_get(c, o, va, ACC_W, c->idx);
 		st_prepare(c, o, e, va, (unsigned)(MEM_PAGE - (va & PAGE_OFF)), c->idx);
 		e = soft_tlb_get(c, o, (va + size - 1) & ~PAGE_OFF, ACC_W, c->idx);
-		st_prepare(c, o, e, (va + size - 1) & ~PAGE_OFF,
-			   (unsigned)((va + size) & PAGE_OFF), c->idx);
+		st_prepare(c, o, e, (va + size - 1) & ~PAGE_OFF, (unsigned)((va + size) & PAGE_OFF),
+			   c->idx);
 		pthread_mutex_lock(&c->sv->split_lock);
 		c->rmw_locked = true;
 	}

@@ -1,35 +1,36 @@
 /* msr.c - model-specific registers, time, and the KVM paravirtual clock.
  *
- * The guest's TSC counts nanoseconds of vm_now_ns() (1 GHz), so that TSC, kvmclock, LAPIC and devices show
- * one time and a saved guest goes on anywhere. Under icount that time comes from executed instructions.
+ * The guest's TSC counts nanoseconds of vm_now_ns() (1 GHz), so that TSC, kvmclock, LAPIC and
+ * devices show one time and a saved guest goes on anywhere. Under icount that time comes from
+ * executed instructions.
  * Unknown MSRs raise #GP, as the kernel's own tables expect (it probes with safe accessors).
  */
 #include "soft.h"
 
-#define MSR_TSC 0x10
-#define MSR_APIC_BASE 0x1b
-#define MSR_TSC_ADJUST 0x3b
-#define MSR_MTRRCAP 0xfe
-#define MSR_SYSENTER_CS 0x174
-#define MSR_MCG_CAP 0x179
-#define MSR_MCG_STATUS 0x17a
-#define MSR_MISC_ENABLE 0x1a0
-#define MSR_MTRR_VAR 0x200
-#define MSR_PAT 0x277
-#define MSR_MTRR_DEF 0x2ff
+#define MSR_TSC		 0x10
+#define MSR_APIC_BASE	 0x1b
+#define MSR_TSC_ADJUST	 0x3b
+#define MSR_MTRRCAP	 0xfe
+#define MSR_SYSENTER_CS	 0x174
+#define MSR_MCG_CAP	 0x179
+#define MSR_MCG_STATUS	 0x17a
+#define MSR_MISC_ENABLE	 0x1a0
+#define MSR_MTRR_VAR	 0x200
+#define MSR_PAT		 0x277
+#define MSR_MTRR_DEF	 0x2ff
 #define MSR_TSC_DEADLINE 0x6e0
-#define MSR_EFER 0xc0000080
-#define MSR_STAR 0xc0000081
-#define MSR_LSTAR 0xc0000082
-#define MSR_CSTAR 0xc0000083
-#define MSR_FMASK 0xc0000084
-#define MSR_FS_BASE 0xc0000100
-#define MSR_GS_BASE 0xc0000101
-#define MSR_KERNEL_GS 0xc0000102
-#define MSR_TSC_AUX 0xc0000103
-#define MSR_KVM_WALL 0x4b564d00
-#define MSR_KVM_SYSTEM 0x4b564d01
-#define MSR_KVM_POLL 0x4b564d05
+#define MSR_EFER	 0xc0000080
+#define MSR_STAR	 0xc0000081
+#define MSR_LSTAR	 0xc0000082
+#define MSR_CSTAR	 0xc0000083
+#define MSR_FMASK	 0xc0000084
+#define MSR_FS_BASE	 0xc0000100
+#define MSR_GS_BASE	 0xc0000101
+#define MSR_KERNEL_GS	 0xc0000102
+#define MSR_TSC_AUX	 0xc0000103
+#define MSR_KVM_WALL	 0x4b564d00
+#define MSR_KVM_SYSTEM	 0x4b564d01
+#define MSR_KVM_POLL	 0x4b564d05
 
 #define EFER_SCE 1ULL
 #define EFER_LME (1ULL << 8)
@@ -87,7 +88,8 @@ static void pvclock_wall(struct cpu *c, u64 gpa)
 	struct timespec ts = { 0, 0 };
 	u64 boot;
 
-	/* wall clock at the moment the guest's clock read 0; deterministic guests start at the epoch */
+	/* wall clock at the moment the guest's clock read 0; deterministic guests start at the
+	 * epoch */
 	if (!c->sv->icount) {
 		clock_gettime(CLOCK_REALTIME, &ts);
 		boot = (u64)ts.tv_sec * 1000000000ULL + (u64)ts.tv_nsec -
@@ -203,16 +205,16 @@ bool soft_msr_read(struct cpu *c, u32 msr, u64 *val)
 	case MSR_KVM_POLL:
 		*val = c->pv_poll;
 		return true;
-	case 0x17:	   /* platform id */
-	case 0x8b:	   /* microcode revision */
-	case 0x1d9:	   /* debugctl */
-	case 0xc0010015:   /* hwcr */
-	case 0xc0010010:   /* syscfg */
-	case 0xc001001f:   /* nb_cfg */
-	case 0xc0011022:   /* dc_cfg */
+	case 0x17:	 /* platform id */
+	case 0x8b:	 /* microcode revision */
+	case 0x1d9:	 /* debugctl */
+	case 0xc0010015: /* hwcr */
+	case 0xc0010010: /* syscfg */
+	case 0xc001001f: /* nb_cfg */
+	case 0xc0011022: /* dc_cfg */
 	case 0xc0011023:
-	case 0xc0011029:   /* de_cfg */
-	case 0xc0010114:   /* vm_cr */
+	case 0xc0011029:			  /* de_cfg */
+	case 0xc0010114:			  /* vm_cr */
 		*val = msr == 0xc0011029 ? 2 : 0; /* lfence serialises */
 		return true;
 	}

@@ -7,6 +7,9 @@
 #include "ops.h"
 #include "sizes.h"
 
+/* macro tables, a handler a line */
+/* clang-format off */
+
 #define DO_add(n) r = (S_##n)((u64)a + (u64)b); flags_set(c, FL_ADD, a, b, r);
 #define DO_or(n) r = a | b; flags_logic(c, r);
 #define DO_adc(n) r = (S_##n)((u64)a + (u64)b + flag_cf(c)); flags_set(c, FL_ADD, a, b, r);
@@ -24,31 +27,31 @@
 #define VAL_sub(a, b, cf) ((a) - (b))
 #define VAL_xor(a, b, cf) ((a) ^ (b))
 
-#define LOCKED(op, n, bval)                                                                   \
-	s64 a, b = (bval), r;                                                                 \
-	bool cf = flag_cf(c);                                                                 \
-	RMW(T_##n, p, EA(o));                                                                 \
-	T_##n old = *(volatile T_##n *)p, new_;                                               \
-	(void)cf;                                                                             \
-	do {                                                                                  \
-		new_ = (T_##n)(VAL_##op((u64)old, (u64)b, cf));                               \
-	} while (!cas_##n(p, &old, new_));                             \
-	RMW_END;                                                                              \
-	a = (S_##n)old;                                                                       \
+#define LOCKED(op, n, bval) \
+	s64 a, b = (bval), r; \
+	bool cf = flag_cf(c); \
+	RMW(T_##n, p, EA(o)); \
+	T_##n old = *(volatile T_##n *)p, new_; \
+	(void)cf; \
+	do { \
+		new_ = (T_##n)(VAL_##op((u64)old, (u64)b, cf)); \
+	} while (!cas_##n(p, &old, new_)); \
+	RMW_END; \
+	a = (S_##n)old; \
 	DO_##op(n) NEXT;
 
-#define ALU(op, n)                                                                            \
-	H(op##_rr_##n, s64 a = RD_##n(o->r0), b = RD_##n(o->r1), r; DO_##op(n)                \
-	  WR_##n(o->r0, r); NEXT;)                                                            \
-	H(op##_ri_##n, s64 a = RD_##n(o->r0), b = (s64)o->imm, r; DO_##op(n)                  \
-	  WR_##n(o->r0, r); NEXT;)                                                            \
-	HM(op##_rm_##n, s64 a = RD_##n(o->r0), b, r; T_##n m; LD(T_##n, m, EA(o));            \
-	   b = (S_##n)m; DO_##op(n) WR_##n(o->r0, r); NEXT;)                                  \
-	HM(op##_mr_##n, s64 a, b = RD_##n(o->r1), r; RMW(T_##n, p, EA(o)); a = (S_##n)*p;     \
-	   DO_##op(n) *p = (T_##n)r; RMW_END; NEXT;)                                          \
-	HM(op##_mi_##n, s64 a, b = (s64)o->imm, r; RMW(T_##n, p, EA(o)); a = (S_##n)*p;       \
-	   DO_##op(n) *p = (T_##n)r; RMW_END; NEXT;)                                          \
-	HM(op##_mr_l_##n, LOCKED(op, n, RD_##n(o->r1)))                                       \
+#define ALU(op, n) \
+	H(op##_rr_##n, s64 a = RD_##n(o->r0), b = RD_##n(o->r1), r; DO_##op(n) \
+	  WR_##n(o->r0, r); NEXT;) \
+	H(op##_ri_##n, s64 a = RD_##n(o->r0), b = (s64)o->imm, r; DO_##op(n) \
+	  WR_##n(o->r0, r); NEXT;) \
+	HM(op##_rm_##n, s64 a = RD_##n(o->r0), b, r; T_##n m; LD(T_##n, m, EA(o)); \
+	   b = (S_##n)m; DO_##op(n) WR_##n(o->r0, r); NEXT;) \
+	HM(op##_mr_##n, s64 a, b = RD_##n(o->r1), r; RMW(T_##n, p, EA(o)); a = (S_##n)*p; \
+	   DO_##op(n) *p = (T_##n)r; RMW_END; NEXT;) \
+	HM(op##_mi_##n, s64 a, b = (s64)o->imm, r; RMW(T_##n, p, EA(o)); a = (S_##n)*p; \
+	   DO_##op(n) *p = (T_##n)r; RMW_END; NEXT;) \
+	HM(op##_mr_l_##n, LOCKED(op, n, RD_##n(o->r1))) \
 	HM(op##_mi_l_##n, LOCKED(op, n, (s64)o->imm))
 
 #define ALU4(op) ALU(op, 8) ALU(op, 16) ALU(op, 32) ALU(op, 64)
@@ -119,34 +122,34 @@ static inline bool test_cc(struct cpu *c, unsigned cc, s64 r)
 }
 
 #define END_none(cond) NEXT;
-#define END_jcc(cond)                           \
-	if (cond) {                             \
-		o++;                            \
-		TAIL(soft_jump_take);           \
-	}                                       \
+#define END_jcc(cond) \
+	if (cond) { \
+		o++; \
+		TAIL(soft_jump_take); \
+	} \
 	DISPATCH(o + 2);
 
-#define CMPS(sfx, n, cc, END)                                                                 \
-	H(cmp_rr_##n##sfx, s64 a = RD_##n(o->r0), b = RD_##n(o->r1);                          \
-	  s64 r = (S_##n)((u64)a - (u64)b); flags_set(c, FL_SUB, a, b, r);                    \
-	  END(cmp_cc(c, cc, a, b, r)))                                                        \
-	H(cmp_ri_##n##sfx, s64 a = RD_##n(o->r0), b = (s64)o->imm;                            \
-	  s64 r = (S_##n)((u64)a - (u64)b); flags_set(c, FL_SUB, a, b, r);                    \
-	  END(cmp_cc(c, cc, a, b, r)))                                                        \
-	HM(cmp_rm_##n##sfx, T_##n m; LD(T_##n, m, EA(o)); s64 a = RD_##n(o->r0);              \
-	   s64 b = (S_##n)m, r = (S_##n)((u64)a - (u64)b); flags_set(c, FL_SUB, a, b, r);     \
-	   END(cmp_cc(c, cc, a, b, r)))                                                       \
-	HM(cmp_mr_##n##sfx, T_##n m; LD(T_##n, m, EA(o)); s64 a = (S_##n)m;                   \
-	   s64 b = RD_##n(o->r1), r = (S_##n)((u64)a - (u64)b);                               \
-	   flags_set(c, FL_SUB, a, b, r); END(cmp_cc(c, cc, a, b, r)))                        \
-	HM(cmp_mi_##n##sfx, T_##n m; LD(T_##n, m, EA(o)); s64 a = (S_##n)m;                   \
-	   s64 b = (s64)o->imm, r = (S_##n)((u64)a - (u64)b);                                 \
-	   flags_set(c, FL_SUB, a, b, r); END(cmp_cc(c, cc, a, b, r)))                        \
-	H(test_rr_##n##sfx, s64 r = RD_##n(o->r0) & RD_##n(o->r1); flags_logic(c, r);         \
-	  END(test_cc(c, cc, r)))                                                             \
-	H(test_ri_##n##sfx, s64 r = RD_##n(o->r0) & (s64)o->imm; flags_logic(c, r);           \
-	  END(test_cc(c, cc, r)))                                                             \
-	HM(test_mi_##n##sfx, T_##n m; LD(T_##n, m, EA(o)); s64 r = (S_##n)m & (s64)o->imm;    \
+#define CMPS(sfx, n, cc, END) \
+	H(cmp_rr_##n##sfx, s64 a = RD_##n(o->r0), b = RD_##n(o->r1); \
+	  s64 r = (S_##n)((u64)a - (u64)b); flags_set(c, FL_SUB, a, b, r); \
+	  END(cmp_cc(c, cc, a, b, r))) \
+	H(cmp_ri_##n##sfx, s64 a = RD_##n(o->r0), b = (s64)o->imm; \
+	  s64 r = (S_##n)((u64)a - (u64)b); flags_set(c, FL_SUB, a, b, r); \
+	  END(cmp_cc(c, cc, a, b, r))) \
+	HM(cmp_rm_##n##sfx, T_##n m; LD(T_##n, m, EA(o)); s64 a = RD_##n(o->r0); \
+	   s64 b = (S_##n)m, r = (S_##n)((u64)a - (u64)b); flags_set(c, FL_SUB, a, b, r); \
+	   END(cmp_cc(c, cc, a, b, r))) \
+	HM(cmp_mr_##n##sfx, T_##n m; LD(T_##n, m, EA(o)); s64 a = (S_##n)m; \
+	   s64 b = RD_##n(o->r1), r = (S_##n)((u64)a - (u64)b); \
+	   flags_set(c, FL_SUB, a, b, r); END(cmp_cc(c, cc, a, b, r))) \
+	HM(cmp_mi_##n##sfx, T_##n m; LD(T_##n, m, EA(o)); s64 a = (S_##n)m; \
+	   s64 b = (s64)o->imm, r = (S_##n)((u64)a - (u64)b); \
+	   flags_set(c, FL_SUB, a, b, r); END(cmp_cc(c, cc, a, b, r))) \
+	H(test_rr_##n##sfx, s64 r = RD_##n(o->r0) & RD_##n(o->r1); flags_logic(c, r); \
+	  END(test_cc(c, cc, r))) \
+	H(test_ri_##n##sfx, s64 r = RD_##n(o->r0) & (s64)o->imm; flags_logic(c, r); \
+	  END(test_cc(c, cc, r))) \
+	HM(test_mi_##n##sfx, T_##n m; LD(T_##n, m, EA(o)); s64 r = (S_##n)m & (s64)o->imm; \
 	   flags_logic(c, r); END(test_cc(c, cc, r)))
 
 #define CMPS4(sfx, cc, END) CMPS(sfx, 8, cc, END) CMPS(sfx, 16, cc, END) \
@@ -189,8 +192,8 @@ op_fn *const test_rr[4] = SIZES(test_rr);
 op_fn *const test_ri[4] = SIZES(test_ri);
 op_fn *const test_mi[4] = SIZES(test_mi);
 
-#define TESTMR(n)                                                                             \
-	HM(test_mr_##n, T_##n m; LD(T_##n, m, EA(o));                                         \
+#define TESTMR(n) \
+	HM(test_mr_##n, T_##n m; LD(T_##n, m, EA(o)); \
 	   flags_logic(c, (S_##n)m & RD_##n(o->r1)); NEXT;)
 TESTMR(8)
 TESTMR(16)
@@ -223,18 +226,18 @@ static inline void flags_incdec(struct cpu *c, s64 r, bool of, bool af)
 #define UN_dec(a) ((u64)(a) - 1)
 #define UN_not(a) (~(u64)(a))
 #define UN_neg(a) (0 - (u64)(a))
-#define UNARY(op, n)                                                                          \
-	H(op##_r_##n, s64 a = RD_##n(o->r0), r = (S_##n)UN_##op(a); FLG_##op(n)               \
-	  WR_##n(o->r0, r); NEXT;)                                                            \
-	HM(op##_m_##n, RMW(T_##n, p, EA(o)); s64 a = (S_##n)*p, r = (S_##n)UN_##op(a);        \
-	   FLG_##op(n) *p = (T_##n)r; RMW_END; NEXT;)                                         \
-	HM(op##_l_##n, RMW(T_##n, p, EA(o)); T_##n old = *(volatile T_##n *)p, new_;          \
-	   do { new_ = (T_##n)UN_##op((u64)old);                                              \
-	   } while (!cas_##n(p, &old, new_));                          \
+#define UNARY(op, n) \
+	H(op##_r_##n, s64 a = RD_##n(o->r0), r = (S_##n)UN_##op(a); FLG_##op(n) \
+	  WR_##n(o->r0, r); NEXT;) \
+	HM(op##_m_##n, RMW(T_##n, p, EA(o)); s64 a = (S_##n)*p, r = (S_##n)UN_##op(a); \
+	   FLG_##op(n) *p = (T_##n)r; RMW_END; NEXT;) \
+	HM(op##_l_##n, RMW(T_##n, p, EA(o)); T_##n old = *(volatile T_##n *)p, new_; \
+	   do { new_ = (T_##n)UN_##op((u64)old); \
+	   } while (!cas_##n(p, &old, new_)); \
 	   RMW_END; s64 a = (S_##n)old, r = (S_##n)new_; (void)a; (void)r; FLG_##op(n) NEXT;)
-#define UNARY4(op)                                                                            \
-	UNARY(op, 8) UNARY(op, 16) UNARY(op, 32) UNARY(op, 64)                                \
-	op_fn *const op##_r[4] = SIZES(op##_r);                                               \
+#define UNARY4(op) \
+	UNARY(op, 8) UNARY(op, 16) UNARY(op, 32) UNARY(op, 64) \
+	op_fn *const op##_r[4] = SIZES(op##_r); \
 	op_fn *const op##_m[2][4] = { SIZES(op##_m), SIZES(op##_l) };
 UNARY4(inc)
 UNARY4(dec)

@@ -5,6 +5,9 @@
 #include "ops.h"
 #include "sizes.h"
 
+/* macro tables, a handler a line */
+/* clang-format off */
+
 typedef unsigned __int128 u128;
 typedef __int128 s128;
 
@@ -29,74 +32,74 @@ static inline void flags_shift(struct cpu *c, bool cf, bool of, s64 r)
 }
 
 /* shift_N(): value, masked count (may be 0) → value; sets flags. Order: rol ror rcl rcr shl shr shl sar */
-#define SHIFT(n)                                                                              \
-static inline u64 rol_##n(struct cpu *c, u64 v, unsigned k)                                   \
-{                                                                                             \
-	unsigned m = k % n;                                                                   \
-	u64 r = m ? (T_##n)(v << m | (u64)(T_##n)v >> (n - m)) : v;                           \
-	if (k)                                                                                \
-		flags_cf_of(c, r & 1, (r >> (n - 1) ^ r) & 1);                                \
-	return r;                                                                             \
-}                                                                                             \
-static inline u64 ror_##n(struct cpu *c, u64 v, unsigned k)                                   \
-{                                                                                             \
-	unsigned m = k % n;                                                                   \
-	u64 r = m ? (T_##n)((u64)(T_##n)v >> m | v << (n - m)) : v;                           \
-	if (k)                                                                                \
-		flags_cf_of(c, r >> (n - 1) & 1, (r >> (n - 1) ^ r >> (n - 2)) & 1);          \
-	return r;                                                                             \
-}                                                                                             \
-static inline u64 rcl_##n(struct cpu *c, u64 v, unsigned k)                                   \
-{                                                                                             \
-	unsigned m = k % (n + 1);                                                             \
-	bool cf = flag_cf(c);                                                                 \
-	if (!m)                                                                               \
-		return v;                                                                     \
-	u64 r = m == 1 ? 0 : (u64)(T_##n)v >> (n + 1 - m);                                    \
-	r = (T_##n)((m < n ? v << m : 0) | (u64)cf << (m - 1) | r);                           \
-	cf = (u64)(T_##n)v >> (n - m) & 1;                                                    \
-	flags_cf_of(c, cf, (r >> (n - 1) & 1) ^ cf);                                          \
-	return r;                                                                             \
-}                                                                                             \
-static inline u64 rcr_##n(struct cpu *c, u64 v, unsigned k)                                   \
-{                                                                                             \
-	unsigned m = k % (n + 1);                                                             \
-	bool cf = flag_cf(c);                                                                 \
-	if (!m)                                                                               \
-		return v;                                                                     \
-	u64 w = (u64)(T_##n)v;                                                                \
-	u64 r = m == 1 ? 0 : w << (n + 1 - m);                                                \
-	r = (T_##n)((m < n ? w >> m : 0) | (u64)cf << (n - m) | r);                           \
-	cf = w >> (m - 1) & 1;                                                                \
-	flags_cf_of(c, cf, (r >> (n - 1) ^ r >> (n - 2)) & 1);                                \
-	return r;                                                                             \
-}                                                                                             \
-static inline u64 shl_##n(struct cpu *c, u64 v, unsigned k)                                   \
-{                                                                                             \
-	if (!k)                                                                               \
-		return v;                                                                     \
-	u64 w = (u64)(T_##n)v, r = (T_##n)(k < n ? w << k : 0);                               \
-	bool cf = k <= n ? w >> (n - k) & 1 : 0;                                              \
-	flags_shift(c, cf, (r >> (n - 1) & 1) ^ cf, (S_##n)r);                                \
-	return r;                                                                             \
-}                                                                                             \
-static inline u64 shr_##n(struct cpu *c, u64 v, unsigned k)                                   \
-{                                                                                             \
-	if (!k)                                                                               \
-		return v;                                                                     \
-	u64 w = (u64)(T_##n)v, r = k < n ? w >> k : 0;                                        \
-	bool cf = k <= n ? w >> (k - 1) & 1 : 0;                                              \
-	flags_shift(c, cf, k == 1 && w >> (n - 1), (S_##n)r);                                 \
-	return r;                                                                             \
-}                                                                                             \
-static inline u64 sar_##n(struct cpu *c, u64 v, unsigned k)                                   \
-{                                                                                             \
-	if (!k)                                                                               \
-		return v;                                                                     \
-	s64 w = (S_##n)v, r = w >> (k < n ? k : n - 1);                                       \
-	bool cf = k < n ? w >> (k - 1) & 1 : w < 0;                                           \
-	flags_shift(c, cf, false, r);                                                         \
-	return (T_##n)r;                                                                      \
+#define SHIFT(n) \
+static inline u64 rol_##n(struct cpu *c, u64 v, unsigned k) \
+{ \
+	unsigned m = k % n; \
+	u64 r = m ? (T_##n)(v << m | (u64)(T_##n)v >> (n - m)) : v; \
+	if (k) \
+		flags_cf_of(c, r & 1, (r >> (n - 1) ^ r) & 1); \
+	return r; \
+} \
+static inline u64 ror_##n(struct cpu *c, u64 v, unsigned k) \
+{ \
+	unsigned m = k % n; \
+	u64 r = m ? (T_##n)((u64)(T_##n)v >> m | v << (n - m)) : v; \
+	if (k) \
+		flags_cf_of(c, r >> (n - 1) & 1, (r >> (n - 1) ^ r >> (n - 2)) & 1); \
+	return r; \
+} \
+static inline u64 rcl_##n(struct cpu *c, u64 v, unsigned k) \
+{ \
+	unsigned m = k % (n + 1); \
+	bool cf = flag_cf(c); \
+	if (!m) \
+		return v; \
+	u64 r = m == 1 ? 0 : (u64)(T_##n)v >> (n + 1 - m); \
+	r = (T_##n)((m < n ? v << m : 0) | (u64)cf << (m - 1) | r); \
+	cf = (u64)(T_##n)v >> (n - m) & 1; \
+	flags_cf_of(c, cf, (r >> (n - 1) & 1) ^ cf); \
+	return r; \
+} \
+static inline u64 rcr_##n(struct cpu *c, u64 v, unsigned k) \
+{ \
+	unsigned m = k % (n + 1); \
+	bool cf = flag_cf(c); \
+	if (!m) \
+		return v; \
+	u64 w = (u64)(T_##n)v; \
+	u64 r = m == 1 ? 0 : w << (n + 1 - m); \
+	r = (T_##n)((m < n ? w >> m : 0) | (u64)cf << (n - m) | r); \
+	cf = w >> (m - 1) & 1; \
+	flags_cf_of(c, cf, (r >> (n - 1) ^ r >> (n - 2)) & 1); \
+	return r; \
+} \
+static inline u64 shl_##n(struct cpu *c, u64 v, unsigned k) \
+{ \
+	if (!k) \
+		return v; \
+	u64 w = (u64)(T_##n)v, r = (T_##n)(k < n ? w << k : 0); \
+	bool cf = k <= n ? w >> (n - k) & 1 : 0; \
+	flags_shift(c, cf, (r >> (n - 1) & 1) ^ cf, (S_##n)r); \
+	return r; \
+} \
+static inline u64 shr_##n(struct cpu *c, u64 v, unsigned k) \
+{ \
+	if (!k) \
+		return v; \
+	u64 w = (u64)(T_##n)v, r = k < n ? w >> k : 0; \
+	bool cf = k <= n ? w >> (k - 1) & 1 : 0; \
+	flags_shift(c, cf, k == 1 && w >> (n - 1), (S_##n)r); \
+	return r; \
+} \
+static inline u64 sar_##n(struct cpu *c, u64 v, unsigned k) \
+{ \
+	if (!k) \
+		return v; \
+	s64 w = (S_##n)v, r = w >> (k < n ? k : n - 1); \
+	bool cf = k < n ? w >> (k - 1) & 1 : w < 0; \
+	flags_shift(c, cf, false, r); \
+	return (T_##n)r; \
 }
 FOR4(SHIFT)
 
@@ -105,7 +108,7 @@ FOR4(SHIFT)
 #define CMASK_32 31
 #define CMASK_64 63
 #define CL R8(SLOT(X86_RCX))
-#define SHOP(op, n)                                                                           \
+#define SHOP(op, n) \
 	H(op##_ri_##n, u64 r = op##_##n(c, RDU_##n(o->r0), (unsigned)o->imm); WR_##n(o->r0, r); NEXT;) \
 	H(op##_rc_##n, u64 r = op##_##n(c, RDU_##n(o->r0), CL & CMASK_##n); WR_##n(o->r0, r); NEXT;) \
 	HM(op##_mi_##n, RMW(T_##n, p, EA(o)); *p = (T_##n)op##_##n(c, *p, (unsigned)o->imm); RMW_END; NEXT;) \
@@ -126,38 +129,38 @@ op_fn *const shift_mi[8][4] = SHROWS(mi);
 op_fn *const shift_mc[8][4] = SHROWS(mc);
 
 /* shld, shrd; 16-bit counts above 16 are undefined: take what falls out */
-#define DSHIFT(n)                                                                             \
-static inline u64 shld_##n(struct cpu *c, u64 v, u64 s, unsigned k)                           \
-{                                                                                             \
-	if (!k)                                                                               \
-		return v;                                                                     \
-	u128 w = ((u128)v << n | s);                                                          \
-	if (n == 16)                                                                          \
-		w = w << 16 | v;                                                              \
-	unsigned top = n == 16 ? 48 : 2 * n;                                                  \
-	u64 r = (T_##n)((w << k) >> (top - n));                                               \
-	bool cf = w >> (top - k) & 1;                                                         \
-	flags_shift(c, cf, (r ^ v) >> (n - 1) & 1, (S_##n)r);                                 \
-	return r;                                                                             \
-}                                                                                             \
-static inline u64 shrd_##n(struct cpu *c, u64 v, u64 s, unsigned k)                           \
-{                                                                                             \
-	if (!k)                                                                               \
-		return v;                                                                     \
-	u128 w = (u128)s << n | v;                                                            \
-	if (n == 16)                                                                          \
-		w |= (u128)v << 32;                                                           \
-	u64 r = (T_##n)(w >> k);                                                              \
-	bool cf = w >> (k - 1) & 1;                                                           \
-	flags_shift(c, cf, (r ^ v) >> (n - 1) & 1, (S_##n)r);                                 \
-	return r;                                                                             \
-}                                                                                             \
-H(shld_r_##n, unsigned k = (o->x ? CL : (unsigned)o->imm) & CMASK_##n;                        \
-  u64 r = shld_##n(c, RDU_##n(o->r0), RDU_##n(o->r1), k); WR_##n(o->r0, r); NEXT;)            \
-H(shrd_r_##n, unsigned k = (o->x ? CL : (unsigned)o->imm) & CMASK_##n;                        \
-  u64 r = shrd_##n(c, RDU_##n(o->r0), RDU_##n(o->r1), k); WR_##n(o->r0, r); NEXT;)            \
+#define DSHIFT(n) \
+static inline u64 shld_##n(struct cpu *c, u64 v, u64 s, unsigned k) \
+{ \
+	if (!k) \
+		return v; \
+	u128 w = ((u128)v << n | s); \
+	if (n == 16) \
+		w = w << 16 | v; \
+	unsigned top = n == 16 ? 48 : 2 * n; \
+	u64 r = (T_##n)((w << k) >> (top - n)); \
+	bool cf = w >> (top - k) & 1; \
+	flags_shift(c, cf, (r ^ v) >> (n - 1) & 1, (S_##n)r); \
+	return r; \
+} \
+static inline u64 shrd_##n(struct cpu *c, u64 v, u64 s, unsigned k) \
+{ \
+	if (!k) \
+		return v; \
+	u128 w = (u128)s << n | v; \
+	if (n == 16) \
+		w |= (u128)v << 32; \
+	u64 r = (T_##n)(w >> k); \
+	bool cf = w >> (k - 1) & 1; \
+	flags_shift(c, cf, (r ^ v) >> (n - 1) & 1, (S_##n)r); \
+	return r; \
+} \
+H(shld_r_##n, unsigned k = (o->x ? CL : (unsigned)o->imm) & CMASK_##n; \
+  u64 r = shld_##n(c, RDU_##n(o->r0), RDU_##n(o->r1), k); WR_##n(o->r0, r); NEXT;) \
+H(shrd_r_##n, unsigned k = (o->x ? CL : (unsigned)o->imm) & CMASK_##n; \
+  u64 r = shrd_##n(c, RDU_##n(o->r0), RDU_##n(o->r1), k); WR_##n(o->r0, r); NEXT;) \
 HM(shld_m_##n, unsigned k = (o->x ? CL : (unsigned)o->imm) & CMASK_##n; RMW(T_##n, p, EA(o)); \
-   *p = (T_##n)shld_##n(c, *p, RDU_##n(o->r1), k); RMW_END; NEXT;)                            \
+   *p = (T_##n)shld_##n(c, *p, RDU_##n(o->r1), k); RMW_END; NEXT;) \
 HM(shrd_m_##n, unsigned k = (o->x ? CL : (unsigned)o->imm) & CMASK_##n; RMW(T_##n, p, EA(o)); \
    *p = (T_##n)shrd_##n(c, *p, RDU_##n(o->r1), k); RMW_END; NEXT;)
 DSHIFT(16)
@@ -182,26 +185,26 @@ static inline void flags_cf_only(struct cpu *c, bool cf)
 #define BIT_bts(v, m) ((v) | (m))
 #define BIT_btr(v, m) ((v) & ~(m))
 #define BIT_btc(v, m) ((v) ^ (m))
-#define BITOFF(n) s64 bit = o->x ? (s64)(o->imm & (n - 1)) : RD_##n(o->r1);                   \
-	u64 ea = EA(o) + (o->x || o->y ? 0 : (u64)((bit >> __builtin_ctz(n)) * (n / 8)));             \
+#define BITOFF(n) s64 bit = o->x ? (s64)(o->imm & (n - 1)) : RD_##n(o->r1); \
+	u64 ea = EA(o) + (o->x || o->y ? 0 : (u64)((bit >> __builtin_ctz(n)) * (n / 8))); \
 	T_##n mask = (T_##n)((T_##n)1 << (bit & (n - 1)));
-#define BT(op, n)                                                                             \
-	H(op##_r_##n, T_##n v = (T_##n)RDU_##n(o->r0);                                        \
-	  T_##n mask = (T_##n)((T_##n)1 << ((o->x ? o->imm : RDU_##n(o->r1)) & (n - 1)));     \
-	  flags_cf_only(c, v & mask); if (#op[2]) WR_##n(o->r0, BIT_##op(v, mask)); NEXT;)    \
+#define BT(op, n) \
+	H(op##_r_##n, T_##n v = (T_##n)RDU_##n(o->r0); \
+	  T_##n mask = (T_##n)((T_##n)1 << ((o->x ? o->imm : RDU_##n(o->r1)) & (n - 1))); \
+	  flags_cf_only(c, v & mask); if (#op[2]) WR_##n(o->r0, BIT_##op(v, mask)); NEXT;) \
 	HM(op##_m_##n, BITOFF(n) RMW(T_##n, p, ea); T_##n v = *p; flags_cf_only(c, v & mask); \
-	   *p = (T_##n)BIT_##op(v, mask); RMW_END; NEXT;)                                     \
-	HM(op##_l_##n, BITOFF(n) RMW(T_##n, p, ea); T_##n v = *(volatile T_##n *)p;           \
-	   while (!cas_##n(p, &v, (T_##n)BIT_##op(v, mask))) ;         \
+	   *p = (T_##n)BIT_##op(v, mask); RMW_END; NEXT;) \
+	HM(op##_l_##n, BITOFF(n) RMW(T_##n, p, ea); T_##n v = *(volatile T_##n *)p; \
+	   while (!cas_##n(p, &v, (T_##n)BIT_##op(v, mask))) ; \
 	   RMW_END; flags_cf_only(c, v & mask); NEXT;)
 #define BT3(op) BT(op, 16) BT(op, 32) BT(op, 64)
 BT3(bts)
 BT3(btr)
 BT3(btc)
-#define BTR(n)                                                                                \
-	H(bt_r_##n, T_##n v = (T_##n)RDU_##n(o->r0);                                          \
-	  T_##n mask = (T_##n)((T_##n)1 << ((o->x ? o->imm : RDU_##n(o->r1)) & (n - 1)));     \
-	  flags_cf_only(c, v & mask); NEXT;)                                                  \
+#define BTR(n) \
+	H(bt_r_##n, T_##n v = (T_##n)RDU_##n(o->r0); \
+	  T_##n mask = (T_##n)((T_##n)1 << ((o->x ? o->imm : RDU_##n(o->r1)) & (n - 1))); \
+	  flags_cf_only(c, v & mask); NEXT;) \
 	HM(bt_m_##n, BITOFF(n) T_##n v; LD(T_##n, v, ea); flags_cf_only(c, v & mask); NEXT;)
 BTR(16)
 BTR(32)
@@ -223,10 +226,10 @@ op_fn *const ea_bit = ea_bit_do;
 #define CTZ(v) ((u64)__builtin_ctzll(v))
 #define CLZ(v) ((u64)(63 - __builtin_clzll(v)))
 /* a zero source leaves the destination alone, and only ZF is defined */
-#define BSX(op, f, n)                                                                         \
-	H(op##_r_##n, u64 v = RDU_##n(o->r1); if (v) WR_##n(o->r0, f(v));                     \
-	  flags_logic(c, v != 0); NEXT;)                                                      \
-	HM(op##_m_##n, T_##n m; LD(T_##n, m, EA(o)); u64 v = m; if (v) WR_##n(o->r0, f(v));   \
+#define BSX(op, f, n) \
+	H(op##_r_##n, u64 v = RDU_##n(o->r1); if (v) WR_##n(o->r0, f(v)); \
+	  flags_logic(c, v != 0); NEXT;) \
+	HM(op##_m_##n, T_##n m; LD(T_##n, m, EA(o)); u64 v = m; if (v) WR_##n(o->r0, f(v)); \
 	   flags_logic(c, v != 0); NEXT;)
 BSX(bsf, CTZ, 16)
 BSX(bsf, CTZ, 32)
@@ -263,40 +266,40 @@ static inline void flags_mul(struct cpu *c, bool over, s64 r)
 	c->fl_a = over ? EFL_CF | EFL_OF : 0;
 	c->fl_r = r;
 }
-#define MULDIV(n)                                                                             \
-static inline void mul_##n(struct cpu *c, const struct op *o, T_##n v)                        \
-{                                                                                             \
-	W_##n r = (W_##n)((W_##n)(T_##n)RDU_##n(AX) * (W_##n)v);                              \
-	SETP_##n((T_##n)r, (T_##n)(r >> n));                                                  \
-	flags_mul(c, (T_##n)(r >> n), (S_##n)r);                                              \
-}                                                                                             \
-static inline void imul_##n(struct cpu *c, const struct op *o, T_##n v)                       \
-{                                                                                             \
-	SW_##n r = (SW_##n)((SW_##n)(S_##n)RDU_##n(AX) * (SW_##n)(S_##n)v);                   \
-	SETP_##n((T_##n)r, (T_##n)(r >> n));                                                  \
-	flags_mul(c, r != (SW_##n)(S_##n)r, (S_##n)r);                                        \
-}                                                                                             \
-static inline void div_##n(struct cpu *c, const struct op *o, T_##n v)                        \
-{                                                                                             \
-	W_##n a = (W_##n)PAIR_##n, q;                                                         \
-	if (!v || (T_##n)(a >> n) >= v)                                                       \
-		soft_raise(c, o, EXC_DE);                                                     \
-	q = n == 64 && !(a >> (n / 2) >> (n / 2)) ? (W_##n)((T_##n)a / v) : (W_##n)(a / v);   \
-	SETP_##n((T_##n)q, (T_##n)(a - q * v));                                               \
-}                                                                                             \
-static inline void idiv_##n(struct cpu *c, const struct op *o, T_##n v)                       \
-{                                                                                             \
-	SW_##n a = (SW_##n)PAIR_##n, d = (S_##n)v, q;                                         \
-	if (!d || (d == -1 && a == (SW_##n)((W_##n)1 << (2 * n - 1))))                        \
-		soft_raise(c, o, EXC_DE);                                                     \
-	q = (SW_##n)(a / d);                                                                  \
-	if (q != (SW_##n)(S_##n)q)                                                            \
-		soft_raise(c, o, EXC_DE);                                                     \
-	SETP_##n((T_##n)q, (T_##n)(a - q * d));                                               \
+#define MULDIV(n) \
+static inline void mul_##n(struct cpu *c, const struct op *o, T_##n v) \
+{ \
+	W_##n r = (W_##n)((W_##n)(T_##n)RDU_##n(AX) * (W_##n)v); \
+	SETP_##n((T_##n)r, (T_##n)(r >> n)); \
+	flags_mul(c, (T_##n)(r >> n), (S_##n)r); \
+} \
+static inline void imul_##n(struct cpu *c, const struct op *o, T_##n v) \
+{ \
+	SW_##n r = (SW_##n)((SW_##n)(S_##n)RDU_##n(AX) * (SW_##n)(S_##n)v); \
+	SETP_##n((T_##n)r, (T_##n)(r >> n)); \
+	flags_mul(c, r != (SW_##n)(S_##n)r, (S_##n)r); \
+} \
+static inline void div_##n(struct cpu *c, const struct op *o, T_##n v) \
+{ \
+	W_##n a = (W_##n)PAIR_##n, q; \
+	if (!v || (T_##n)(a >> n) >= v) \
+		soft_raise(c, o, EXC_DE); \
+	q = n == 64 && !(a >> (n / 2) >> (n / 2)) ? (W_##n)((T_##n)a / v) : (W_##n)(a / v); \
+	SETP_##n((T_##n)q, (T_##n)(a - q * v)); \
+} \
+static inline void idiv_##n(struct cpu *c, const struct op *o, T_##n v) \
+{ \
+	SW_##n a = (SW_##n)PAIR_##n, d = (S_##n)v, q; \
+	if (!d || (d == -1 && a == (SW_##n)((W_##n)1 << (2 * n - 1)))) \
+		soft_raise(c, o, EXC_DE); \
+	q = (SW_##n)(a / d); \
+	if (q != (SW_##n)(S_##n)q) \
+		soft_raise(c, o, EXC_DE); \
+	SETP_##n((T_##n)q, (T_##n)(a - q * d)); \
 }
 FOR4(MULDIV)
-#define MD(op, n)                                                                             \
-	H(op##_r_##n, op##_##n(c, o, (T_##n)RDU_##n(o->r0)); NEXT;)                           \
+#define MD(op, n) \
+	H(op##_r_##n, op##_##n(c, o, (T_##n)RDU_##n(o->r0)); NEXT;) \
 	HM(op##_m_##n, T_##n v; LD(T_##n, v, EA(o)); op##_##n(c, o, v); NEXT;)
 FOR4A(MD, mul)
 FOR4A(MD, imul)
@@ -305,14 +308,14 @@ FOR4A(MD, idiv)
 op_fn *const mul_r[4][4] = { SIZES(mul_r), SIZES(imul_r), SIZES(div_r), SIZES(idiv_r) };
 op_fn *const mul_m[4][4] = { SIZES(mul_m), SIZES(imul_m), SIZES(div_m), SIZES(idiv_m) };
 
-#define IMUL2(n)                                                                              \
-static inline T_##n imul2_##n(struct cpu *c, T_##n a, T_##n b)                                \
-{                                                                                             \
-	S_##n r;                                                                              \
-	bool over = __builtin_mul_overflow((S_##n)a, (S_##n)b, &r);                           \
-	flags_mul(c, over, r);                                                                \
-	return (T_##n)r;                                                                      \
-}                                                                                             \
+#define IMUL2(n) \
+static inline T_##n imul2_##n(struct cpu *c, T_##n a, T_##n b) \
+{ \
+	S_##n r; \
+	bool over = __builtin_mul_overflow((S_##n)a, (S_##n)b, &r); \
+	flags_mul(c, over, r); \
+	return (T_##n)r; \
+} \
 H(imul_rr_##n, T_##n r = imul2_##n(c, (T_##n)RDU_##n(o->r0), (T_##n)RDU_##n(o->r1)); WR_##n(o->r0, r); NEXT;) \
 H(imul_rri_##n, T_##n r = imul2_##n(c, (T_##n)RDU_##n(o->r1), (T_##n)o->imm); WR_##n(o->r0, r); NEXT;) \
 HM(imul_rm_##n, T_##n v; LD(T_##n, v, EA(o)); v = imul2_##n(c, (T_##n)RDU_##n(o->r0), v); WR_##n(o->r0, v); NEXT;) \
@@ -326,17 +329,17 @@ op_fn *const imul_rri[4] = S3(imul_rri);
 op_fn *const imul_rmi[4] = S3(imul_rmi);
 
 /* ---- xadd, cmpxchg: always atomic on memory (a plain one is allowed to be) */
-#define XADD(n)                                                                               \
+#define XADD(n) \
 	H(xadd_rr_##n, s64 a = RD_##n(o->r0), b = RD_##n(o->r1), r = (S_##n)((u64)a + (u64)b); \
-	  flags_set(c, FL_ADD, a, b, r); WR_##n(o->r1, a); WR_##n(o->r0, r); NEXT;)           \
-	HM(xadd_mr_##n, s64 b = RD_##n(o->r1); RMW(T_##n, p, EA(o));                          \
-	   s64 a = (S_##n)xadd_##n(p, (T_##n)b); RMW_END;         \
+	  flags_set(c, FL_ADD, a, b, r); WR_##n(o->r1, a); WR_##n(o->r0, r); NEXT;) \
+	HM(xadd_mr_##n, s64 b = RD_##n(o->r1); RMW(T_##n, p, EA(o)); \
+	   s64 a = (S_##n)xadd_##n(p, (T_##n)b); RMW_END; \
 	   s64 r = (S_##n)((u64)a + (u64)b); flags_set(c, FL_ADD, a, b, r); WR_##n(o->r1, a); NEXT;) \
 	H(cmpxchg_rr_##n, s64 a = RD_##n(AX), b = RD_##n(o->r0), r = (S_##n)((u64)a - (u64)b); \
 	  flags_set(c, FL_SUB, a, b, r); if (!r) WR_##n(o->r0, RDU_##n(o->r1)); else WR_##n(AX, b); NEXT;) \
 	HM(cmpxchg_mr_##n, T_##n want = (T_##n)RDU_##n(AX), old = want; RMW(T_##n, p, EA(o)); \
 	   cas_##n(p, &old, (T_##n)RDU_##n(o->r1)); \
-	   RMW_END; s64 a = (S_##n)want, b = (S_##n)old, r = (S_##n)((u64)a - (u64)b);        \
+	   RMW_END; s64 a = (S_##n)want, b = (S_##n)old, r = (S_##n)((u64)a - (u64)b); \
 	   flags_set(c, FL_SUB, a, b, r); if (r) WR_##n(AX, old); NEXT;)
 FOR4(XADD)
 op_fn *const xadd_rr[4] = SIZES(xadd_rr);

@@ -7,6 +7,9 @@
 #include "flags.h"
 #include "ops.h"
 
+/* macro tables, a handler a line */
+/* clang-format off */
+
 /* o->x of a direct jump: 1 = inside the page (may be linked) */
 
 /* jump_link() - find the block at RIP and link @o to it. */
@@ -26,20 +29,20 @@ COLD static const struct op *jump_link(struct cpu *c, const struct op *o)
 	return t;
 }
 
-#define TAKE_JUMP                                                                        \
-	do {                                                                             \
-		c->icount += o->ord + 1u;                                                \
-		RIP += (u64)(s64)o->disp;                                                \
-		if (o->x) {                                                              \
-			const struct op *t_ = o->tgt;                                    \
+#define TAKE_JUMP \
+	do { \
+		c->icount += o->ord + 1u; \
+		RIP += (u64)(s64)o->disp; \
+		if (o->x) { \
+			const struct op *t_ = o->tgt; \
 			if (likely(t_ && !must_leave(c))) \
-				DISPATCH(t_);                                            \
-			t_ = jump_link(c, o);                                            \
-			if (!t_)                                                         \
-				return NULL;                                             \
-			DISPATCH(t_);                                                    \
-		}                                                                        \
-		GOTO_RIP;                                                                \
+				DISPATCH(t_); \
+			t_ = jump_link(c, o); \
+			if (!t_) \
+				return NULL; \
+			DISPATCH(t_); \
+		} \
+		GOTO_RIP; \
 	} while (0)
 
 const struct op *soft_jump_take(struct cpu *c, const struct op *o)
@@ -75,21 +78,21 @@ op_fn *const exit_op = exit_do;
 #define RSP c->r[X86_RSP]
 /* GOTO_CHECKED() - to an address that a register or memory gave: a non-canonical one (never in the jump cache)
  * faults here, before @commit. */
-#define GOTO_CHECKED(v, commit)                                                          \
-	do {                                                                             \
-		struct jce *j_ = jc_at(c, v);                                            \
-		if (unlikely(j_->rip != (v) || j_->ctx != c->jctx || must_leave(c))) {   \
-			if ((s64)((v) << 16) >> 16 != (s64)(v))                          \
-				soft_raise_err(c, o, EXC_GP, 0);                         \
-			commit;                                                          \
-			c->icount += o->ord + 1u;                                        \
-			RIP = (v);                                                       \
-			return NULL;                                                     \
-		}                                                                        \
-		commit;                                                                  \
-		c->icount += o->ord + 1u;                                                \
-		RIP = (v);                                                               \
-		DISPATCH(j_->ops);                                                       \
+#define GOTO_CHECKED(v, commit) \
+	do { \
+		struct jce *j_ = jc_at(c, v); \
+		if (unlikely(j_->rip != (v) || j_->ctx != c->jctx || must_leave(c))) { \
+			if ((s64)((v) << 16) >> 16 != (s64)(v)) \
+				soft_raise_err(c, o, EXC_GP, 0); \
+			commit; \
+			c->icount += o->ord + 1u; \
+			RIP = (v); \
+			return NULL; \
+		} \
+		commit; \
+		c->icount += o->ord + 1u; \
+		RIP = (v); \
+		DISPATCH(j_->ops); \
 	} while (0)
 
 HM(call_do, u64 ret = RIP + NEXT_OFF(o); ST(m64, RSP - 8, ret); RSP -= 8; TAIL(soft_jump_take);)
@@ -167,10 +170,10 @@ static u64 leg_pop(struct cpu *c, const struct op *o, u64 extra)
 	return v;
 }
 
-#define LEG_GO(ip)                       \
-	do {                             \
-		leg_goto(c, o, ip);      \
-		GOTO_RIP;                \
+#define LEG_GO(ip) \
+	do { \
+		leg_goto(c, o, ip); \
+		GOTO_RIP; \
 	} while (0)
 H(jmp_legacy, LEG_GO(leg_ip(c, o, RIP + (u64)(s64)o->disp));)
 H(jcc_legacy, if (flag_cc(c, (unsigned)o->imm)) LEG_GO(leg_ip(c, o, RIP + (u64)(s64)o->disp)); NEXT;)

@@ -6,6 +6,9 @@
 #include "flags.h"
 #include "ops.h"
 
+/* macro tables, a handler a line */
+/* clang-format off */
+
 /* Handlers here have locals whose address is taken, so gcc makes no tail call of their NEXT, and the stack would grow
  * with every instruction: they go back to run_ops() instead. */
 #undef NEXT
@@ -53,21 +56,21 @@ static u64 mmx_src(struct cpu *c, const struct op *o)
 	X(0xee, pmaxsw) X(0xef, pxor) X(0xf1, psllw) X(0xf2, pslld) X(0xf3, psllq) X(0xf4, pmuludq) X(0xf5, pmaddwd) \
 	X(0xf6, psadbw) X(0xf8, psubb) X(0xf9, psubw) X(0xfa, psubd) X(0xfb, psubq) X(0xfc, paddb) X(0xfd, paddw) X(0xfe, paddd)
 
-#define MMX_OP(opc, mn)                                                                 \
-	static const struct op *mmx_##mn(struct cpu *c, const struct op *o)             \
-	{                                                                               \
-		u64 s, d;                                                               \
-		if (unlikely(c->fx.fsw & 0x80))                                         \
-			soft_raise(c, o, EXC_MF);                                       \
-		s = o->y & 0x100 ? 0 : mmx_src(c, o);                                   \
-		mmx_enter(c, o);                                                        \
-		if (o->y & 0x100)                                                       \
-			s = mmx_src(c, o);                                              \
-		d = c->fx.st[o->r0 & 7].man;                                            \
+#define MMX_OP(opc, mn) \
+	static const struct op *mmx_##mn(struct cpu *c, const struct op *o) \
+	{ \
+		u64 s, d; \
+		if (unlikely(c->fx.fsw & 0x80)) \
+			soft_raise(c, o, EXC_MF); \
+		s = o->y & 0x100 ? 0 : mmx_src(c, o); \
+		mmx_enter(c, o); \
+		if (o->y & 0x100) \
+			s = mmx_src(c, o); \
+		d = c->fx.st[o->r0 & 7].man; \
 		asm volatile("movq %0, %%mm0\n\t" #mn " %1, %%mm0\n\tmovq %%mm0, %0\n\temms" \
-			     : "+m"(d) : "m"(s) : "mm0");                               \
-		mmx_set(c, o->r0, d);                                                   \
-		NEXT;                                                                   \
+			     : "+m"(d) : "m"(s) : "mm0"); \
+		mmx_set(c, o->r0, d); \
+		NEXT; \
 	}
 MMX_LIST(MMX_OP)
 

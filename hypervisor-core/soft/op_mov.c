@@ -3,17 +3,20 @@
 #include "ops.h"
 #include "sizes.h"
 
-#define MOV(n)                                                                                \
-	H(mov_rr_##n, WR_##n(o->r0, RDU_##n(o->r1)); NEXT;)                                   \
-	H(mov_ri_##n, WR_##n(o->r0, o->imm); NEXT;)                                           \
-	HM(mov_rm_##n, T_##n v; LD(T_##n, v, EA(o)); WR_##n(o->r0, v); NEXT;)                 \
-	HM(mov_mr_##n, ST(T_##n, EA(o), RDU_##n(o->r1)); NEXT;)                               \
-	HM(mov_mi_##n, ST(T_##n, EA(o), o->imm); NEXT;)                                       \
-	HM(mov_tmp_rm_##n, T_##n v; LD(T_##n, v, EA(o)); c->r[S_TMP] = v; NEXT;)              \
-	H(xchg_rr_##n, u64 a = RDU_##n(o->r0), b = RDU_##n(o->r1); WR_##n(o->r0, b);          \
-	  WR_##n(o->r1, a); NEXT;)                                                            \
-	HM(xchg_mr_##n, RMW(T_##n, p, EA(o));                                                 \
-	   T_##n v = xchg_##n(p, (T_##n)RDU_##n(o->r1));         \
+/* macro tables, a handler a line */
+/* clang-format off */
+
+#define MOV(n) \
+	H(mov_rr_##n, WR_##n(o->r0, RDU_##n(o->r1)); NEXT;) \
+	H(mov_ri_##n, WR_##n(o->r0, o->imm); NEXT;) \
+	HM(mov_rm_##n, T_##n v; LD(T_##n, v, EA(o)); WR_##n(o->r0, v); NEXT;) \
+	HM(mov_mr_##n, ST(T_##n, EA(o), RDU_##n(o->r1)); NEXT;) \
+	HM(mov_mi_##n, ST(T_##n, EA(o), o->imm); NEXT;) \
+	HM(mov_tmp_rm_##n, T_##n v; LD(T_##n, v, EA(o)); c->r[S_TMP] = v; NEXT;) \
+	H(xchg_rr_##n, u64 a = RDU_##n(o->r0), b = RDU_##n(o->r1); WR_##n(o->r0, b); \
+	  WR_##n(o->r1, a); NEXT;) \
+	HM(xchg_mr_##n, RMW(T_##n, p, EA(o)); \
+	   T_##n v = xchg_##n(p, (T_##n)RDU_##n(o->r1)); \
 	   RMW_END; WR_##n(o->r1, v); NEXT;)
 FOR4(MOV)
 op_fn *const mov_rr[4] = SIZES(mov_rr);
@@ -26,8 +29,8 @@ op_fn *const xchg_rr[4] = SIZES(xchg_rr);
 op_fn *const xchg_mr[4] = SIZES(xchg_mr);
 /* base + displacement, no index: the commonest addresses */
 #define EAB(o) (R64((o)->base) + (u64)(s64)(o)->disp)
-#define MOVB(n)                                                                               \
-	HM(movb_rm_##n, T_##n v; LD(T_##n, v, EAB(o)); WR_##n(o->r0, v); NEXT;)               \
+#define MOVB(n) \
+	HM(movb_rm_##n, T_##n v; LD(T_##n, v, EAB(o)); WR_##n(o->r0, v); NEXT;) \
 	HM(movb_mr_##n, ST(T_##n, EAB(o), RDU_##n(o->r1)); NEXT;)
 MOVB(32)
 MOVB(64)
@@ -39,10 +42,10 @@ op_fn *soft_mov_no_index(op_fn *fn)
 op_fn *const movnti_op[4] = { NULL, NULL, mov_mr_32, mov_mr_64 };
 
 /* movzx, movsx: source size f, destination size n */
-#define MOVX(f, n)                                                                            \
-	H(movzx_rr_##f##_##n, WR_##n(o->r0, RDU_##f(o->r1)); NEXT;)                           \
-	HM(movzx_rm_##f##_##n, T_##f v; LD(T_##f, v, EA(o)); WR_##n(o->r0, v); NEXT;)         \
-	H(movsx_rr_##f##_##n, WR_##n(o->r0, RD_##f(o->r1)); NEXT;)                            \
+#define MOVX(f, n) \
+	H(movzx_rr_##f##_##n, WR_##n(o->r0, RDU_##f(o->r1)); NEXT;) \
+	HM(movzx_rm_##f##_##n, T_##f v; LD(T_##f, v, EA(o)); WR_##n(o->r0, v); NEXT;) \
+	H(movsx_rr_##f##_##n, WR_##n(o->r0, RD_##f(o->r1)); NEXT;) \
 	HM(movsx_rm_##f##_##n, T_##f v; LD(T_##f, v, EA(o)); WR_##n(o->r0, (s64)(S_##f)v); NEXT;)
 MOVX(8, 16)
 MOVX(8, 32)
@@ -67,14 +70,14 @@ LEA(32)
 LEA(64)
 op_fn *const lea_r[4] = { NULL, lea_16, lea_32, lea_64 };
 
-#define CMOV(cc, n)                                                                           \
-	H(cmov_rr_##cc##_##n, u64 v = flag_cc(c, cc) ? RDU_##n(o->r1) : RDU_##n(o->r0);       \
-	  WR_##n(o->r0, v); NEXT;)                                                            \
-	HM(cmov_rm_##cc##_##n, T_##n m; LD(T_##n, m, EA(o));                                  \
+#define CMOV(cc, n) \
+	H(cmov_rr_##cc##_##n, u64 v = flag_cc(c, cc) ? RDU_##n(o->r1) : RDU_##n(o->r0); \
+	  WR_##n(o->r0, v); NEXT;) \
+	HM(cmov_rm_##cc##_##n, T_##n m; LD(T_##n, m, EA(o)); \
 	   WR_##n(o->r0, flag_cc(c, cc) ? (u64)m : RDU_##n(o->r0)); NEXT;)
-#define SETCC(cc)                                                                             \
-	CMOV(cc, 16) CMOV(cc, 32) CMOV(cc, 64)                                                \
-	H(setcc_r_##cc, R8(o->r0) = flag_cc(c, cc); NEXT;)                                    \
+#define SETCC(cc) \
+	CMOV(cc, 16) CMOV(cc, 32) CMOV(cc, 64) \
+	H(setcc_r_##cc, R8(o->r0) = flag_cc(c, cc); NEXT;) \
 	HM(setcc_m_##cc, ST(m8, EA(o), flag_cc(c, cc)); NEXT;)
 #define FOR16(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7) M(8) M(9) M(10) M(11) M(12) M(13) M(14) M(15)
 FOR16(SETCC)

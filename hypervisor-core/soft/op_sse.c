@@ -10,6 +10,9 @@
 #include "flags.h"
 #include "ops.h"
 
+/* macro tables, a handler a line */
+/* clang-format off */
+
 #define XMM(n) (*(__m128i *)c->fx.xmm[n])
 
 static inline u32 mxcsr_host(void)
@@ -53,64 +56,64 @@ COLD void soft_fp_check(struct cpu *c, const struct op *o)
 	if (un)
 		soft_raise(c, o, c->cr4 & (1 << 10) ? EXC_XM : EXC_UD);
 }
-#define FPCHECK                               \
-	do {                                  \
+#define FPCHECK \
+	do { \
 		if (unlikely(c->mxcsr_unmasked)) \
-			soft_fp_check(c, o);  \
+			soft_fp_check(c, o); \
 	} while (0)
 
 /* a memory source of n bytes into a zero-extended vector; ALIGN: 16-byte operands must be aligned */
-#define LDX(var, n, ALIGN)                                                              \
-	__m128i var;                                                                    \
-	do {                                                                            \
-		u64 va_ = EA(o);                                                        \
-		if (ALIGN && (va_ & 15))                                                \
-			soft_raise_err(c, o, EXC_GP, 0);                                \
-		const u8 *h_;                                                           \
-		if (SLOW) {                                                             \
-			soft_ld_buf(c, o, va_, c->bounce, n);                           \
-			h_ = c->bounce;                                                 \
-		} else {                                                                \
-			struct tlbe *e_ = tlb_at(c, va_);                               \
-			if (unlikely(e_->rtag != tlb_tag(c, va_, n)))                   \
-				MUSTTAIL return self_slow(c, o);                        \
-			h_ = (const u8 *)(uintptr_t)(va_ + e_->addend);                 \
-		}                                                                       \
-		if (n == 16)                                                            \
-			var = _mm_loadu_si128((const __m128i *)h_);                     \
-		else if (n == 8)                                                        \
-			var = _mm_loadl_epi64((const __m128i *)h_);                     \
-		else                                                                    \
-			var = _mm_cvtsi32_si128((int)*(const m32 *)h_);                 \
+#define LDX(var, n, ALIGN) \
+	__m128i var; \
+	do { \
+		u64 va_ = EA(o); \
+		if (ALIGN && (va_ & 15)) \
+			soft_raise_err(c, o, EXC_GP, 0); \
+		const u8 *h_; \
+		if (SLOW) { \
+			soft_ld_buf(c, o, va_, c->bounce, n); \
+			h_ = c->bounce; \
+		} else { \
+			struct tlbe *e_ = tlb_at(c, va_); \
+			if (unlikely(e_->rtag != tlb_tag(c, va_, n))) \
+				MUSTTAIL return self_slow(c, o); \
+			h_ = (const u8 *)(uintptr_t)(va_ + e_->addend); \
+		} \
+		if (n == 16) \
+			var = _mm_loadu_si128((const __m128i *)h_); \
+		else if (n == 8) \
+			var = _mm_loadl_epi64((const __m128i *)h_); \
+		else \
+			var = _mm_cvtsi32_si128((int)*(const m32 *)h_); \
 	} while (0)
 
-#define STX(n, val, ALIGN)                                                              \
-	do {                                                                            \
-		u64 va_ = EA(o);                                                        \
-		__m128i v_ = (val);                                                     \
-		if (ALIGN && (va_ & 15))                                                \
-			soft_raise_err(c, o, EXC_GP, 0);                                \
-		if (SLOW) {                                                             \
-			_mm_store_si128((__m128i *)c->bounce, v_);                      \
-			soft_st_buf(c, o, va_, c->bounce, n);                           \
-		} else {                                                                \
-			struct tlbe *e_ = tlb_at(c, va_);                               \
-			if (unlikely(e_->wtag != tlb_tag(c, va_, n)))                   \
-				MUSTTAIL return self_slow(c, o);                        \
-			u8 *h_ = (u8 *)(uintptr_t)(va_ + e_->addend);                   \
-			if (n == 16)                                                    \
-				_mm_storeu_si128((__m128i *)h_, v_);                    \
-			else if (n == 8)                                                \
-				_mm_storel_epi64((__m128i *)h_, v_);                    \
-			else                                                            \
-				*(volatile m32 *)h_ = (u32)_mm_cvtsi128_si32(v_);       \
-		}                                                                       \
+#define STX(n, val, ALIGN) \
+	do { \
+		u64 va_ = EA(o); \
+		__m128i v_ = (val); \
+		if (ALIGN && (va_ & 15)) \
+			soft_raise_err(c, o, EXC_GP, 0); \
+		if (SLOW) { \
+			_mm_store_si128((__m128i *)c->bounce, v_); \
+			soft_st_buf(c, o, va_, c->bounce, n); \
+		} else { \
+			struct tlbe *e_ = tlb_at(c, va_); \
+			if (unlikely(e_->wtag != tlb_tag(c, va_, n))) \
+				MUSTTAIL return self_slow(c, o); \
+			u8 *h_ = (u8 *)(uintptr_t)(va_ + e_->addend); \
+			if (n == 16) \
+				_mm_storeu_si128((__m128i *)h_, v_); \
+			else if (n == 8) \
+				_mm_storel_epi64((__m128i *)h_, v_); \
+			else \
+				*(volatile m32 *)h_ = (u32)_mm_cvtsi128_si32(v_); \
+		} \
 	} while (0)
 
-#define BIN(mn, n, FP)                                                                  \
-	H(mn##_r, __m128i d = XMM(o->r0), s = XMM(o->r1);                               \
-	  asm volatile(#mn " %1, %0" : "+x"(d) : "x"(s)); FP; XMM(o->r0) = d; NEXT;)    \
-	HM(mn##_m, LDX(s, n, n == 16); __m128i d = XMM(o->r0);                          \
+#define BIN(mn, n, FP) \
+	H(mn##_r, __m128i d = XMM(o->r0), s = XMM(o->r1); \
+	  asm volatile(#mn " %1, %0" : "+x"(d) : "x"(s)); FP; XMM(o->r0) = d; NEXT;) \
+	HM(mn##_m, LDX(s, n, n == 16); __m128i d = XMM(o->r0); \
 	   asm volatile(#mn " %1, %0" : "+x"(d) : "x"(s)); FP; XMM(o->r0) = d; NEXT;)
 #define FPBIN(mn, n) BIN(mn, n, FPCHECK)
 #define INT(mn) BIN(mn, 16, )
@@ -140,15 +143,15 @@ INT(psllw) INT(pslld) INT(psllq) INT(pmuludq) INT(pmaddwd) INT(psadbw)
 INT(psubb) INT(psubw) INT(psubd) INT(psubq) INT(paddb) INT(paddw) INT(paddd)
 
 /* ucomis, comis: ZF, PF, CF */
-#define COMI(mn, n)                                                                     \
+#define COMI(mn, n) \
 	static inline void mn##_set(struct cpu *c, const struct op *o, __m128i d, __m128i s) \
-	{                                                                               \
-		u64 f;                                                                  \
+	{ \
+		u64 f; \
 		asm volatile(#mn " %2, %1\n\tpushfq\n\tpopq %0" : "=r"(f) : "x"(d), "x"(s) : "cc", "memory"); \
-		FPCHECK;                                                                \
-		flags_set_all(c, (u32)f & (EFL_ZF | EFL_PF | EFL_CF));                  \
-	}                                                                               \
-	H(mn##_r, mn##_set(c, o, XMM(o->r0), XMM(o->r1)); NEXT;)                        \
+		FPCHECK; \
+		flags_set_all(c, (u32)f & (EFL_ZF | EFL_PF | EFL_CF)); \
+	} \
+	H(mn##_r, mn##_set(c, o, XMM(o->r0), XMM(o->r1)); NEXT;) \
 	HM(mn##_m, LDX(s, n, 0); mn##_set(c, o, XMM(o->r0), s); NEXT;)
 COMI(ucomiss, 4)
 COMI(ucomisd, 8)
@@ -156,10 +159,10 @@ COMI(comiss, 4)
 COMI(comisd, 8)
 
 /* cmpXX imm8 */
-#define CMPX(sfx, n)                                                                    \
+#define CMPX(sfx, n) \
 	static inline __m128i cmp##sfx##_do(struct cpu *c, const struct op *o, __m128i d, __m128i s) \
-	{                                                                               \
-		switch (o->imm & 7) {                                                   \
+	{ \
+		switch (o->imm & 7) { \
 		case 0: asm volatile("cmpeq" #sfx " %1, %0" : "+x"(d) : "x"(s)); break; \
 		case 1: asm volatile("cmplt" #sfx " %1, %0" : "+x"(d) : "x"(s)); break; \
 		case 2: asm volatile("cmple" #sfx " %1, %0" : "+x"(d) : "x"(s)); break; \
@@ -168,10 +171,10 @@ COMI(comisd, 8)
 		case 5: asm volatile("cmpnlt" #sfx " %1, %0" : "+x"(d) : "x"(s)); break; \
 		case 6: asm volatile("cmpnle" #sfx " %1, %0" : "+x"(d) : "x"(s)); break; \
 		default: asm volatile("cmpord" #sfx " %1, %0" : "+x"(d) : "x"(s)); break; \
-		}                                                                       \
-		FPCHECK;                                                                \
-		return d;                                                               \
-	}                                                                               \
+		} \
+		FPCHECK; \
+		return d; \
+	} \
 	H(cmp##sfx##_r, XMM(o->r0) = cmp##sfx##_do(c, o, XMM(o->r0), XMM(o->r1)); NEXT;) \
 	HM(cmp##sfx##_m, LDX(s, n, n == 16); XMM(o->r0) = cmp##sfx##_do(c, o, XMM(o->r0), s); NEXT;)
 CMPX(ps, 16)
@@ -208,7 +211,7 @@ static inline __m128i shuf_do(unsigned kind, unsigned i, __m128i dv, __m128i sv)
 	}
 	return r.v;
 }
-#define SHUF(name, kind)                                                                \
+#define SHUF(name, kind) \
 	H(name##_r, XMM(o->r0) = shuf_do(kind, (unsigned)o->imm, XMM(o->r0), XMM(o->r1)); NEXT;) \
 	HM(name##_m, LDX(s, 16, 1); XMM(o->r0) = shuf_do(kind, (unsigned)o->imm, XMM(o->r0), s); NEXT;)
 SHUF(shufps, 0)
@@ -279,34 +282,34 @@ H(psrldq_i, XMM(o->r1) = shift_bytes(XMM(o->r1), (unsigned)o->imm, false); NEXT;
 H(pslldq_i, XMM(o->r1) = shift_bytes(XMM(o->r1), (unsigned)o->imm, true); NEXT;)
 
 /* ---- conversions with general registers: y = 8 with REX.W */
-#define CVTFROM(mn)                                                                     \
+#define CVTFROM(mn) \
 	static inline __m128i mn##_do(struct cpu *c, const struct op *o, __m128i d, u64 v) \
-	{                                                                               \
-		if (o->y == 8)                                                          \
-			asm volatile(#mn "q %1, %0" : "+x"(d) : "r"(v));                \
-		else                                                                    \
-			asm volatile(#mn "l %k1, %0" : "+x"(d) : "r"(v));               \
-		FPCHECK;                                                                \
-		return d;                                                               \
-	}                                                                               \
-	H(mn##_r, XMM(o->r0) = mn##_do(c, o, XMM(o->r0), R64(o->r1)); NEXT;)            \
+	{ \
+		if (o->y == 8) \
+			asm volatile(#mn "q %1, %0" : "+x"(d) : "r"(v)); \
+		else \
+			asm volatile(#mn "l %k1, %0" : "+x"(d) : "r"(v)); \
+		FPCHECK; \
+		return d; \
+	} \
+	H(mn##_r, XMM(o->r0) = mn##_do(c, o, XMM(o->r0), R64(o->r1)); NEXT;) \
 	HM(mn##_m4, u32 v; LD(m32, v, EA(o)); XMM(o->r0) = mn##_do(c, o, XMM(o->r0), v); NEXT;) \
 	HM(mn##_m8, u64 v; LD(m64, v, EA(o)); XMM(o->r0) = mn##_do(c, o, XMM(o->r0), v); NEXT;) \
 	H(mn##_m, if (o->y == 8) TAIL(mn##_m8); TAIL(mn##_m4);)
 CVTFROM(cvtsi2ss)
 CVTFROM(cvtsi2sd)
-#define CVTTO(mn, n)                                                                    \
-	static inline void mn##_do(struct cpu *c, const struct op *o, __m128i s)        \
-	{                                                                               \
-		u64 v;                                                                  \
-		if (o->y == 8)                                                          \
-			asm volatile(#mn " %1, %q0" : "=r"(v) : "x"(s));                \
-		else                                                                    \
-			asm volatile(#mn " %1, %k0" : "=r"(v) : "x"(s));                \
-		FPCHECK;                                                                \
-		R64(o->r0) = o->y == 8 ? v : (u32)v;                                    \
-	}                                                                               \
-	H(mn##_r, mn##_do(c, o, XMM(o->r1)); NEXT;)                                     \
+#define CVTTO(mn, n) \
+	static inline void mn##_do(struct cpu *c, const struct op *o, __m128i s) \
+	{ \
+		u64 v; \
+		if (o->y == 8) \
+			asm volatile(#mn " %1, %q0" : "=r"(v) : "x"(s)); \
+		else \
+			asm volatile(#mn " %1, %k0" : "=r"(v) : "x"(s)); \
+		FPCHECK; \
+		R64(o->r0) = o->y == 8 ? v : (u32)v; \
+	} \
+	H(mn##_r, mn##_do(c, o, XMM(o->r1)); NEXT;) \
 	HM(mn##_m, LDX(s, n, 0); mn##_do(c, o, s); NEXT;)
 CVTTO(cvttss2si, 4)
 CVTTO(cvttsd2si, 8)

@@ -10,6 +10,9 @@
 #include "flags.h"
 #include "ops.h"
 
+/* macro tables, a handler a line */
+/* clang-format off */
+
 enum { STR_MOVS, STR_CMPS, STR_STOS, STR_LODS, STR_SCAS, STR_INS, STR_OUTS };
 
 static u64 str_mask(const struct op *o)

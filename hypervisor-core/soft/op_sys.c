@@ -9,18 +9,21 @@
 #define NEXT return o + 1
 #include "sizes.h"
 
-#define NEED_CPL0                                       \
-	do {                                            \
-		if (unlikely(c->cpl))                   \
+/* macro tables, a handler a line */
+/* clang-format off */
+
+#define NEED_CPL0 \
+	do { \
+		if (unlikely(c->cpl)) \
 			soft_raise_err(c, o, EXC_GP, 0); \
 	} while (0)
 
 /* leave the block after this instruction */
-#define LEAVE                              \
-	do {                               \
-		c->icount += o->ord + 1u;  \
-		RIP += NEXT_OFF(o);        \
-		return NULL;               \
+#define LEAVE \
+	do { \
+		c->icount += o->ord + 1u; \
+		RIP += NEXT_OFF(o); \
+		return NULL; \
 	} while (0)
 
 H(hlt_do, NEED_CPL0; c->halted = 1; LEAVE;)
@@ -300,10 +303,10 @@ H(stac_do, if (unlikely(c->cpl || !(c->cr4 >> 21 & 1))) soft_raise(c, o, EXC_UD)
   if (o->x) c->eflags |= EFL_AC; else c->eflags &= ~EFL_AC; soft_mmu_select(c); NEXT;)
 op_fn *const stac_op = stac_do;
 
-#define NEED_PROT                                                        \
-	do {                                                             \
-		if (!(c->cr0 & 1) || (c->eflags & EFL_VM))               \
-			soft_raise(c, o, EXC_UD);                        \
+#define NEED_PROT \
+	do { \
+		if (!(c->cr0 & 1) || (c->eflags & EFL_VM)) \
+			soft_raise(c, o, EXC_UD); \
 	} while (0)
 /* x & 1: task register */
 H(lldt_do, NEED_PROT; NEED_CPL0; u16 s = get_rm16(c, o);

@@ -9,6 +9,9 @@
 #include "flags.h"
 #include "ops.h"
 
+/* macro tables, a handler a line */
+/* clang-format off */
+
 /* Handlers here have locals whose address is taken, so gcc makes no tail call of their NEXT, and the stack would grow
  * with every instruction: they go back to run_ops() instead. */
 #undef NEXT

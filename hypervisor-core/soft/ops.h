@@ -1,9 +1,13 @@
-/* ops.h - the handlers that the translator chooses from. Size index: 0 = 8 bits, 1 = 16, 2 = 32, 3 = 64.
+/* ops.h - the handlers that the translator chooses from. Size index: 0 = 8 bits, 1 = 16, 2 = 32, 3
+ * = 64.
  * Suffixes: r register (r0), m memory, i immediate; destination first. _l: with LOCK. */
 #ifndef SOFT_OPS_H
 #define SOFT_OPS_H
 
 #include "soft.h"
+
+/* tables, a row a line */
+/* clang-format off */
 
 /* op_alu.c: add or adc sbb and sub xor cmp */
 extern op_fn *const alu_rr[8][4], *const alu_ri[8][4], *const alu_rm[8][4], *const alu_mr[8][4],

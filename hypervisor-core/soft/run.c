@@ -1,16 +1,17 @@
 /* run.c - the run loop of one vCPU: interrupts, halts, exceptions, messages from other threads.
  *
- * Handlers return NULL to come back here with RIP at the next instruction. `attn` is the one word that other
- * threads set; blocks look at it on every taken jump. An interrupt that cannot be taken yet (IF = 0) is
- * remembered in irq_wait, and whoever sets IF raises attn again. After STI and loads of SS one instruction
- * runs alone (inhibit) before the next interrupt.
+ * Handlers return NULL to come back here with RIP at the next instruction. `attn` is the one word
+ * that other threads set; blocks look at it on every taken jump. An interrupt that cannot be taken
+ * yet (IF = 0) is remembered in irq_wait, and whoever sets IF raises attn again. After STI and
+ * loads of SS one instruction runs alone (inhibit) before the next interrupt.
  */
 #include <string.h>
 
 #include "flags.h"
 #include "run.h"
 
-/* soft_attn() - any thread, async-signal-safe but for the wake-up, which only a sleeping vCPU needs. */
+/* soft_attn() - any thread, async-signal-safe but for the wake-up, which only a sleeping vCPU
+ * needs. */
 void soft_attn(struct cpu *c, u32 bits)
 {
 	atomic_fetch_or(&c->attn, bits);
@@ -170,8 +171,8 @@ static void run_single(struct cpu *c)
 	}
 }
 
-/* soft_run_some() - run until the vCPU must leave, sleeps (where @may_sleep is false), or its icount budget is
- * used. Return: false where it left for good (kick, shutdown, stop). */
+/* soft_run_some() - run until the vCPU must leave, sleeps (where @may_sleep is false), or its
+ * icount budget is used. Return: false where it left for good (kick, shutdown, stop). */
 bool soft_run_some(struct cpu *c, bool may_sleep)
 {
 	jmp_buf env;
@@ -220,7 +221,8 @@ bool soft_run_some(struct cpu *c, bool may_sleep)
 			c->pending_kind = 0;
 			c->nmi_masked |= k == 2;
 			c->halted = 0;
-			soft_interrupt(c, c->pending_event, false, c->r[S_RIP], k == 4, c->pending_err);
+			soft_interrupt(c, c->pending_event, false, c->r[S_RIP], k == 4,
+				       c->pending_err);
 		}
 		if (unlikely(c->irq_wait || c->nmi_pending))
 			run_irq(c);
@@ -249,7 +251,10 @@ void soft_cpu_reset(struct cpu *c, bool init_only)
 	c->eflags = 0;
 	for (unsigned i = 0; i < X86_NSEGS; i++)
 		soft_seg_cache(c, i, 0, 0, 0xffff,
-			       i == X86_CS ? 0x9b : i == X86_LDTR ? 0x82 : i == X86_TR ? 0x8b : 0x93);
+			       i == X86_CS     ? 0x9b
+			       : i == X86_LDTR ? 0x82
+			       : i == X86_TR   ? 0x8b
+					       : 0x93);
 	soft_seg_cache(c, X86_CS, 0xf000, 0xffff0000, 0xffff, 0x9b);
 	c->gdt_base = c->idt_base = 0;
 	c->gdt_limit = c->idt_limit = 0xffff;

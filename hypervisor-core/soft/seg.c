@@ -1,24 +1,24 @@
-/* seg.c - segment registers, descriptor tables, far transfers, and what follows from them: the mode of the
- * code, the privilege level, which TLB and jump cache tags are in force.
- * Spec: SDM vol. 3, chapters 3, 5 and 7. Task gates and hardware task switches raise #GP: long mode has
- * none, and no system of the last decades uses them.
+/* seg.c - segment registers, descriptor tables, far transfers, and what follows from them: the mode
+ * of the code, the privilege level, which TLB and jump cache tags are in force.
+ * Spec: SDM vol. 3, chapters 3, 5 and 7. Task gates and hardware task switches raise #GP: long mode
+ * has none, and no system of the last decades uses them.
  */
 #include "soft.h"
 
-#define CR0_PE 1ULL
-#define CR0_EM 4ULL
-#define CR0_TS 8ULL
+#define CR0_PE	   1ULL
+#define CR0_EM	   4ULL
+#define CR0_TS	   8ULL
 #define CR4_OSFXSR (1ULL << 9)
-#define EFER_LMA (1ULL << 10)
+#define EFER_LMA   (1ULL << 10)
 
-#define ATTR_TYPE 0xf
-#define ATTR_S 0x10
-#define ATTR_DPL(a) (((a) >> 5) & 3)
-#define ATTR_P 0x80
+#define ATTR_TYPE     0xf
+#define ATTR_S	      0x10
+#define ATTR_DPL(a)   (((a) >> 5) & 3)
+#define ATTR_P	      0x80
 #define ATTR_UNUSABLE 0x100
-#define ATTR_L 0x2000
-#define ATTR_DB 0x4000
-#define ATTR_G 0x8000
+#define ATTR_L	      0x2000
+#define ATTR_DB	      0x4000
+#define ATTR_G	      0x8000
 
 void soft_mode_update(struct cpu *c)
 {
@@ -51,7 +51,8 @@ void soft_set_cs_flat(struct cpu *c, u16 sel, unsigned dpl, bool l)
 
 void soft_set_ss_flat(struct cpu *c, u16 sel, unsigned dpl)
 {
-	soft_seg_cache(c, X86_SS, sel, 0, 0xffffffff, (u16)(0xc000 | ATTR_P | dpl << 5 | ATTR_S | 3));
+	soft_seg_cache(c, X86_SS, sel, 0, 0xffffffff,
+		       (u16)(0xc000 | ATTR_P | dpl << 5 | ATTR_S | 3));
 }
 
 /* soft_seg_ea() - linear address of seg:off in legacy modes, checked; wraps at 4 GiB. */
@@ -83,7 +84,8 @@ u64 soft_seg_ea(struct cpu *c, const struct op *o, unsigned seg, u64 off, unsign
 	return (u32)(s->base + a);
 }
 
-/* soft_desc_read() - 8 bytes of the descriptor of @sel (16 in @hi's case). false: outside its table. */
+/* soft_desc_read() - 8 bytes of the descriptor of @sel (16 in @hi's case). false: outside its
+ * table. */
 bool soft_desc_read(struct cpu *c, const struct op *o, u16 sel, u64 *lo, u64 *hi)
 {
 	u64 base = sel & 4 ? c->seg[X86_LDTR].base : c->gdt_base;
@@ -151,14 +153,16 @@ void soft_seg_load(struct cpu *c, const struct op *o, unsigned seg, u16 sel)
 		if (seg == X86_SS && (c->mode != MODE_64 || c->cpl == 3 || rpl != c->cpl))
 			soft_raise_err(c, o, EXC_GP, 0);
 		soft_seg_cache(c, seg, sel, 0, 0,
-			       seg == X86_SS ? (u16)(ATTR_UNUSABLE | ATTR_DB | c->cpl << 5) : ATTR_UNUSABLE);
+			       seg == X86_SS ? (u16)(ATTR_UNUSABLE | ATTR_DB | c->cpl << 5)
+					     : ATTR_UNUSABLE);
 		return;
 	}
 	if (!soft_desc_read(c, o, sel, &d, NULL))
 		soft_raise_err(c, o, EXC_GP, err);
 	attr = desc_attr(d);
 	if (seg == X86_SS) {
-		if (rpl != c->cpl || ATTR_DPL(attr) != c->cpl || !(attr & ATTR_S) || (attr & 0xa) != 2)
+		if (rpl != c->cpl || ATTR_DPL(attr) != c->cpl || !(attr & ATTR_S) ||
+		    (attr & 0xa) != 2)
 			soft_raise_err(c, o, EXC_GP, err);
 		if (!(attr & ATTR_P))
 			soft_raise_err(c, o, EXC_SS, err);
@@ -214,7 +218,8 @@ static bool canonical(u64 va)
 	return (s64)(va << 16) >> 16 == (s64)va;
 }
 
-/* far_code() - check code descriptor @d of @sel for a jump or call at the same privilege (@ret: a return to
+/* far_code() - check code descriptor @d of @sel for a jump or call at the same privilege (@ret: a
+ * return to
  * @rpl) and load CS. */
 static void far_code(struct cpu *c, const struct op *o, u16 sel, u64 d, u64 rip, unsigned new_cpl,
 		     bool ret)
@@ -243,7 +248,8 @@ static void far_code(struct cpu *c, const struct op *o, u16 sel, u64 d, u64 rip,
 		soft_raise_err(c, o, EXC_GP, 0);
 	}
 	desc_accessed(c, o, sel, d);
-	soft_seg_cache(c, X86_CS, (u16)((sel & ~3u) | new_cpl), desc_base(d), desc_limit(d), attr | 1);
+	soft_seg_cache(c, X86_CS, (u16)((sel & ~3u) | new_cpl), desc_base(d), desc_limit(d),
+		       attr | 1);
 }
 
 void soft_far_jmp(struct cpu *c, const struct op *o, u16 sel, u64 rip, unsigned osz)
@@ -290,7 +296,8 @@ void soft_far_call(struct cpu *c, const struct op *o, u16 sel, u64 rip, unsigned
 	u64 sp = c->r[X86_RSP], m = sp_mask(c), ret = c->r[S_RIP] + o->off + o->len;
 	u16 old_cs = c->seg[X86_CS].sel;
 	u64 a1 = (sp - osz) & m, a2 = (sp - 2 * osz) & m;
-	u64 l1 = soft_seg_ea(c, o, X86_SS, a1, osz, true), l2 = soft_seg_ea(c, o, X86_SS, a2, osz, true);
+	u64 l1 = soft_seg_ea(c, o, X86_SS, a1, osz, true),
+	    l2 = soft_seg_ea(c, o, X86_SS, a2, osz, true);
 
 	soft_probe_w(c, o, l1, osz);
 	soft_probe_w(c, o, l2, osz);
@@ -311,10 +318,12 @@ static void seg_null_outer(struct cpu *c)
 	for (unsigned i = 0; i < 4; i++) {
 		struct x86_seg *s = &c->seg[list[i]];
 
-		if (!(s->attr & ATTR_UNUSABLE) && (s->attr & 0xc) != 0xc && ATTR_DPL(s->attr) < c->cpl) {
+		if (!(s->attr & ATTR_UNUSABLE) && (s->attr & 0xc) != 0xc &&
+		    ATTR_DPL(s->attr) < c->cpl) {
 			u64 base = s->base;
 
-			soft_seg_cache(c, list[i], 0, c->mode == MODE_64 ? base : 0, 0, ATTR_UNUSABLE);
+			soft_seg_cache(c, list[i], 0, c->mode == MODE_64 ? base : 0, 0,
+				       ATTR_UNUSABLE);
 		}
 	}
 }
@@ -337,8 +346,10 @@ void soft_far_ret(struct cpu *c, const struct op *o, unsigned osz, unsigned pop)
 	if (!soft_desc_read(c, o, sel, &d, NULL) || (sel & 3) < c->cpl)
 		soft_raise_err(c, o, EXC_GP, sel & ~3u);
 	if ((sel & 3) > c->cpl) {
-		nsp = soft_ld(c, o, soft_seg_ea(c, o, X86_SS, (sp + 2 * osz + pop) & m, osz, false), osz);
-		nss = (u16)soft_ld(c, o, soft_seg_ea(c, o, X86_SS, (sp + 3 * osz + pop) & m, osz, false), osz);
+		nsp = soft_ld(c, o, soft_seg_ea(c, o, X86_SS, (sp + 2 * osz + pop) & m, osz, false),
+			      osz);
+		nss = (u16)soft_ld(
+		    c, o, soft_seg_ea(c, o, X86_SS, (sp + 3 * osz + pop) & m, osz, false), osz);
 	}
 	bool outer = (sel & 3) > c->cpl;
 

@@ -1,8 +1,8 @@
 /* soft.c - the accel_soft row: an x86-64 interpreter for hosts without a useful /dev/kvm.
  *
- * One host thread a vCPU, or one for all where threads_one is set (then virtual time can count instructions,
- * and the same boot twice is the same to the last bit). Interrupt controllers are the machine's own
- * (vm->intc); messages and lines reach a vCPU as vcpu_interrupt().
+ * One host thread a vCPU, or one for all where threads_one is set (then virtual time can count
+ * instructions, and the same boot twice is the same to the last bit). Interrupt controllers are the
+ * machine's own (vm->intc); messages and lines reach a vCPU as vcpu_interrupt().
  * Locking: a vCPU's `lock` guards its sleep; nothing is taken under it.
  */
 #include <stdio.h>
@@ -23,8 +23,11 @@ static struct cpu *cpu_of(struct vcpu *v)
 
 static int soft_probe(int kvm_fd, bool measure, struct accel_probe *out)
 {
-	*out = (struct accel_probe){ .usable = true, .ring0_native = false, .vcpus_max = VM_VCPUS_MAX };
-	snprintf(out->reason, sizeof(out->reason), "software CPU: interprets x86-64, needs nothing of the host");
+	*out = (struct accel_probe){ .usable = true,
+				     .ring0_native = false,
+				     .vcpus_max = VM_VCPUS_MAX };
+	snprintf(out->reason, sizeof(out->reason),
+		 "software CPU: interprets x86-64, needs nothing of the host");
 	return 0;
 }
 
@@ -33,7 +36,8 @@ static int soft_vm_init(struct vm *vm, const struct accel_config *cfg, struct er
 	struct soft_vm *sv = calloc(1, sizeof(*sv));
 
 	if (!sv)
-		return err_set(e, ENOMEM, "no-memory", "guest %s: no memory for the software CPU", vm->name);
+		return err_set(e, ENOMEM, "no-memory", "guest %s: no memory for the software CPU",
+			       vm->name);
 	sv->vm = vm;
 	sv->icount = cfg->icount;
 	pthread_mutex_init(&sv->split_lock, NULL);
@@ -60,7 +64,8 @@ static void soft_vm_fini(struct vm *vm)
 
 static void *lazy_map(size_t n)
 {
-	void *p = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	void *p = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+		       -1, 0);
 
 	return p == MAP_FAILED ? NULL : p;
 }
@@ -81,18 +86,21 @@ static int soft_map_ram(struct vm *vm, const struct mem_region *r, struct err *e
 	if (top <= sv->npages)
 		return 0;
 	if (top > 1ULL << 28)
-		return err_set(e, E2BIG, "memory-too-big", "guest %s: the software CPU takes at most 1 TiB of addresses",
+		return err_set(e, E2BIG, "memory-too-big",
+			       "guest %s: the software CPU takes at most 1 TiB of addresses",
 			       vm->name);
 	lines = lazy_map(top * 8);
 	if (!lines)
-		return err_set(e, ENOMEM, "no-memory", "guest %s: no memory for code tracking", vm->name);
+		return err_set(e, ENOMEM, "no-memory", "guest %s: no memory for code tracking",
+			       vm->name);
 	for (unsigned i = 0; i < sv->ncpus; i++) {
 		struct cpu *c = sv->cpus[i];
 		u16 *w = lazy_map(top * sizeof(u16));
 
 		if (!w) {
 			munmap((void *)lines, top * 8);
-			return err_set(e, ENOMEM, "no-memory", "guest %s: no memory for code tracking", vm->name);
+			return err_set(e, ENOMEM, "no-memory",
+				       "guest %s: no memory for code tracking", vm->name);
 		}
 		if (c->wslot)
 			munmap(c->wslot, sv->npages * sizeof(u16));
@@ -139,7 +147,8 @@ static int soft_vcpu_init(struct vcpu *v, struct err *e)
 	const struct cpuid_entry *ce;
 
 	if (!c)
-		return err_set(e, ENOMEM, "no-memory", "guest %s: no memory for vCPU %u", v->vm->name, v->index);
+		return err_set(e, ENOMEM, "no-memory", "guest %s: no memory for vCPU %u",
+			       v->vm->name, v->index);
 	c->vm = v->vm;
 	c->v = v;
 	c->sv = sv;
@@ -149,14 +158,16 @@ static int soft_vcpu_init(struct vcpu *v, struct err *e)
 	c->cpuid = v->vm->cpuid;
 	cpuid_for_vcpu(&c->cpuid, v->index);
 	ce = cpuid_find(&c->cpuid, 0x80000008, 0);
-	unsigned bits = ce && (ce->eax & 0xff) >= 36 && (ce->eax & 0xff) <= 52 ? ce->eax & 0xff : 40;
+	unsigned bits =
+	    ce && (ce->eax & 0xff) >= 36 && (ce->eax & 0xff) <= 52 ? ce->eax & 0xff : 40;
 
 	c->reserved_pa = 0x000fffffffffffffULL & ~((1ULL << bits) - 1);
 	c->apic_base = 0xfee00800 | (v->index == 0 ? 0x100 : 0);
 	c->icount_limit = ~0ULL;
 	if (soft_code_init(c) < 0 || soft_mmu_init(c) < 0) {
 		soft_cpu_free(c);
-		return err_set(e, ENOMEM, "no-memory", "guest %s: no memory for vCPU %u", v->vm->name, v->index);
+		return err_set(e, ENOMEM, "no-memory", "guest %s: no memory for vCPU %u",
+			       v->vm->name, v->index);
 	}
 	soft_cpu_reset(c, false);
 	c->mp = v->index == 0 ? X86_MP_RUNNABLE : X86_MP_UNINIT;
@@ -451,7 +462,8 @@ static enum vcpu_exit soft_run_all(struct vm *vm, struct vcpu **which)
 		}
 		if (any)
 			continue;
-		/* all halted: under icount time jumps to the next timer; else wait for anybody's attention */
+		/* all halted: under icount time jumps to the next timer; else wait for anybody's
+		 * attention */
 		if (sv->icount) {
 			u64 next = vm_timers_next_ns(vm);
 
@@ -488,8 +500,9 @@ static enum vcpu_exit soft_run_all(struct vm *vm, struct vcpu **which)
 
 static unsigned soft_stats(struct vm *vm, const char **names, uint64_t *values, unsigned max)
 {
-	static const char *const n[] = { "instructions", "blocks", "tlb_misses", "tlb_flushes", "exceptions",
-					 "interrupts", "code_invalidations", "mmio", "pio" };
+	static const char *const n[] = { "instructions",       "blocks",     "tlb_misses",
+					 "tlb_flushes",	       "exceptions", "interrupts",
+					 "code_invalidations", "mmio",	     "pio" };
 	struct soft_vm *sv = vm->accel_vm;
 	unsigned k = sizeof(n) / sizeof(n[0]);
 
@@ -501,8 +514,8 @@ static unsigned soft_stats(struct vm *vm, const char **names, uint64_t *values, 
 	}
 	for (unsigned i = 0; i < sv->ncpus; i++) {
 		const struct cpu *c = sv->cpus[i];
-		const u64 v[] = { c->icount, c->n_blocks, c->n_tlbmiss, c->n_flush, c->n_exc, c->n_irq, c->n_inval,
-				  c->n_mmio, c->n_pio };
+		const u64 v[] = { c->icount, c->n_blocks, c->n_tlbmiss, c->n_flush, c->n_exc,
+				  c->n_irq,  c->n_inval,  c->n_mmio,	c->n_pio };
 
 		for (unsigned j = 0; j < k; j++)
 			values[j] += v[j];

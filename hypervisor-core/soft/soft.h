@@ -1,10 +1,11 @@
 /* soft.h - the software CPU's inside: vCPU, software TLB, pre-decoded operations, code pages.
  *
- * Layers, upper uses lower: run (loop, interrupts) > block (code cache) > trans/decode > op_*.c (the
- * dispatch tier) > seg, exc, msr, sys > mmu. A JIT replaces trans and op_*.c only.
+ * Layers, upper uses lower: run (loop, interrupts) > block (code cache) > trans/decode > op_*.c
+ * (the dispatch tier) > seg, exc, msr, sys > mmu. A JIT replaces trans and op_*.c only.
  *
- * Threading: a struct cpu belongs to its vCPU's thread. Other threads touch `attn`, `asyncs` and the
- * inbox of code invalidations (soft_code_*). Block caches are per vCPU, so decoding takes no lock.
+ * Threading: a struct cpu belongs to its vCPU's thread. Other threads touch `attn`, `asyncs` and
+ * the inbox of code invalidations (soft_code_*). Block caches are per vCPU, so decoding takes no
+ * lock.
  * Faults unwind by longjmp to the run loop: no handler holds a lock or memory over a guest access.
  * Trust: everything the guest can make is input: no assertion may depend on it.
  * Spec: Intel SDM and AMD APM; flags, error codes and orders follow the SDM where they differ.
@@ -38,15 +39,15 @@ typedef u16 __attribute__((may_alias, aligned(1))) m16;
 typedef u32 __attribute__((may_alias, aligned(1))) m32;
 typedef u64 __attribute__((may_alias, aligned(1))) m64;
 
-#define likely(x) __builtin_expect(!!(x), 1)
+#define likely(x)   __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
-#define COLD __attribute__((noinline, cold))
+#define COLD	    __attribute__((noinline, cold))
 
 /* Handlers end in a tail call of the next one. Without optimisation, or under sanitizers, they
  * return it instead and a loop calls it: same semantics, no growth of the stack. */
 #if defined(__has_feature)
 #if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || \
-	__has_feature(memory_sanitizer)
+    __has_feature(memory_sanitizer)
 #define SOFT_NO_TAIL 1
 #endif
 #endif
@@ -64,7 +65,8 @@ struct op;
 typedef const struct op *op_fn(struct cpu *c, const struct op *o);
 
 /* One pre-decoded operation. r0, r1, base, index are byte offsets of register slots in struct cpu
- * (8-bit high registers point one byte further). Effective address = base + (index << scale) + disp. */
+ * (8-bit high registers point one byte further). Effective address = base + (index << scale) +
+ * disp. */
 struct op {
 	op_fn *fn;
 	union {
@@ -75,39 +77,39 @@ struct op {
 	s32 disp; /* memory displacement, or a jump's target relative to the block's start */
 	u8 r0, r1, base, index;
 	u8 scale;
-	u8 ord; /* guest instructions of the block before this one */
-	u8 len; /* of the guest instruction */
-	u8 x;	/* handler's own */
+	u8 ord;	 /* guest instructions of the block before this one */
+	u8 len;	 /* of the guest instruction */
+	u8 x;	 /* handler's own */
 	u16 off; /* of the guest instruction from the block's start */
 	u16 y;	 /* handler's own */
 };
 
 #ifdef SOFT_NO_TAIL
 #define DISPATCH(next) return (next)
-#define TAIL(fn) MUSTTAIL return fn(c, o)
+#define TAIL(fn)       MUSTTAIL return fn(c, o)
 #else
-#define DISPATCH(next)                          \
-	do {                                    \
-		const struct op *o_ = (next);   \
-		MUSTTAIL return o_->fn(c, o_);  \
+#define DISPATCH(next) \
+	do { \
+		const struct op *o_ = (next); \
+		MUSTTAIL return o_->fn(c, o_); \
 	} while (0)
 #define TAIL(fn) MUSTTAIL return fn(c, o)
 #endif
 #define NEXT DISPATCH(o + 1)
 
 enum { /* register slots after the 16 general ones */
-	S_ZERO = 16,
-	S_TMP, /* linear address made by an address micro-op */
-	S_RIP, /* guest rip of the running block's start; the guest's rip outside of blocks */
-	S_SEG, /* six segment bases, in X86_* order */
-	S_COUNT = 25,
+       S_ZERO = 16,
+       S_TMP, /* linear address made by an address micro-op */
+       S_RIP, /* guest rip of the running block's start; the guest's rip outside of blocks */
+       S_SEG, /* six segment bases, in X86_* order */
+       S_COUNT = 25,
 };
-#define SLOT(n) ((u8)((n) * 8))
-#define R64(off) (*(m64 *)((u8 *)c + (off)))
-#define R32(off) (*(m32 *)((u8 *)c + (off)))
-#define R16(off) (*(m16 *)((u8 *)c + (off)))
-#define R8(off) (*(m8 *)((u8 *)c + (off)))
-#define RIP (c->r[S_RIP])
+#define SLOT(n)	    ((u8)((n)*8))
+#define R64(off)    (*(m64 *)((u8 *)c + (off)))
+#define R32(off)    (*(m32 *)((u8 *)c + (off)))
+#define R16(off)    (*(m16 *)((u8 *)c + (off)))
+#define R8(off)	    (*(m8 *)((u8 *)c + (off)))
+#define RIP	    (c->r[S_RIP])
 #define NEXT_OFF(o) ((o)->off + (o)->len)
 
 /* Lazy arithmetic flags: operands and result sign-extended to 64 bits; ZF is always fl_r == 0. */
@@ -118,31 +120,33 @@ enum fl_type {
 	FL_X,	  /* fl_a: CF, AF, OF in their eflags places; ZF, SF, PF by fl_r */
 	FL_ALL,	  /* fl_a: all six; fl_r = !ZF */
 };
-#define EFL_CF 0x1u
-#define EFL_PF 0x4u
-#define EFL_AF 0x10u
-#define EFL_ZF 0x40u
-#define EFL_SF 0x80u
-#define EFL_TF 0x100u
-#define EFL_IF 0x200u
-#define EFL_DF 0x400u
-#define EFL_OF 0x800u
-#define EFL_IOPL 0x3000u
-#define EFL_NT 0x4000u
-#define EFL_RF 0x10000u
-#define EFL_VM 0x20000u
-#define EFL_AC 0x40000u
-#define EFL_ID 0x200000u
+#define EFL_CF	  0x1u
+#define EFL_PF	  0x4u
+#define EFL_AF	  0x10u
+#define EFL_ZF	  0x40u
+#define EFL_SF	  0x80u
+#define EFL_TF	  0x100u
+#define EFL_IF	  0x200u
+#define EFL_DF	  0x400u
+#define EFL_OF	  0x800u
+#define EFL_IOPL  0x3000u
+#define EFL_NT	  0x4000u
+#define EFL_RF	  0x10000u
+#define EFL_VM	  0x20000u
+#define EFL_AC	  0x40000u
+#define EFL_ID	  0x200000u
 #define EFL_ARITH (EFL_CF | EFL_PF | EFL_AF | EFL_ZF | EFL_SF | EFL_OF)
-#define EFL_ALL_BITS (EFL_ARITH | EFL_TF | EFL_IF | EFL_DF | EFL_IOPL | EFL_NT | EFL_RF | EFL_AC | EFL_ID)
+#define EFL_ALL_BITS \
+	(EFL_ARITH | EFL_TF | EFL_IF | EFL_DF | EFL_IOPL | EFL_NT | EFL_RF | EFL_AC | EFL_ID)
 
-/* Software TLB. A tag is page address | epoch (bits 0-10); bit 11 set: valid, but only by the slow path. */
-#define TLB_BITS 12
-#define TLB_SIZE (1u << TLB_BITS)
-#define TLB_SLOW 0x800u
+/* Software TLB. A tag is page address | epoch (bits 0-10); bit 11 set: valid, but only by the slow
+ * path. */
+#define TLB_BITS      12
+#define TLB_SIZE      (1u << TLB_BITS)
+#define TLB_SLOW      0x800u
 #define TLB_EPOCH_MAX 0x7ffu
-#define PAGE_BITS 12
-#define PAGE_OFF 0xfffULL
+#define PAGE_BITS     12
+#define PAGE_OFF      0xfffULL
 
 struct tlbe {
 	u64 rtag, wtag;
@@ -157,8 +161,8 @@ enum { ACC_R = 0, ACC_W = 2, ACC_X = 16 };
 struct tlb {
 	struct tlbe *e;
 	u64 epoch;
-	u64 large[16];	/* filter by address bits 21..30 of what large pages are in */
-	bool huge;	/* a 1 GiB page is in */
+	u64 large[16]; /* filter by address bits 21..30 of what large pages are in */
+	bool huge;     /* a 1 GiB page is in */
 	bool nonglobal_lost;
 	unsigned nnonglobal;
 	u16 nonglobal[64]; /* kernel entries that a CR3 write must drop */
@@ -172,33 +176,33 @@ struct jce {
 	u64 pad;
 };
 
-#define ATTN_KICK 1u	 /* requests, interrupts, inbox: see run.c */
-#define ATTN_INTR 2u
-#define ATTN_NMI 4u
-#define ATTN_CODE 8u	 /* inbox of code invalidations */
-#define ATTN_FLUSH 16u	 /* flush the TLB and acknowledge (dirty log) */
-#define ATTN_INIT 32u
-#define ATTN_SIPI 64u
-#define ATTN_LIMIT 128u	 /* icount budget used up */
-#define ATTN_STOP 256u	 /* unrecoverable: leave vcpu_run */
+#define ATTN_KICK  1u /* requests, interrupts, inbox: see run.c */
+#define ATTN_INTR  2u
+#define ATTN_NMI   4u
+#define ATTN_CODE  8u  /* inbox of code invalidations */
+#define ATTN_FLUSH 16u /* flush the TLB and acknowledge (dirty log) */
+#define ATTN_INIT  32u
+#define ATTN_SIPI  64u
+#define ATTN_LIMIT 128u /* icount budget used up */
+#define ATTN_STOP  256u /* unrecoverable: leave vcpu_run */
 
-#define EXC_DE 0
-#define EXC_DB 1
+#define EXC_DE	0
+#define EXC_DB	1
 #define EXC_NMI 2
-#define EXC_BP 3
-#define EXC_OF 4
-#define EXC_BR 5
-#define EXC_UD 6
-#define EXC_NM 7
-#define EXC_DF 8
-#define EXC_TS 10
-#define EXC_NP 11
-#define EXC_SS 12
-#define EXC_GP 13
-#define EXC_PF 14
-#define EXC_MF 16
-#define EXC_AC 17
-#define EXC_XM 19
+#define EXC_BP	3
+#define EXC_OF	4
+#define EXC_BR	5
+#define EXC_UD	6
+#define EXC_NM	7
+#define EXC_DF	8
+#define EXC_TS	10
+#define EXC_NP	11
+#define EXC_SS	12
+#define EXC_GP	13
+#define EXC_PF	14
+#define EXC_MF	16
+#define EXC_AC	17
+#define EXC_XM	19
 
 /* reasons given to longjmp */
 enum { JMP_EXC = 1, JMP_RESTART_SINGLE, JMP_LEAVE };
@@ -278,7 +282,8 @@ struct cpu {
 	u64 rmw_va;
 	u32 rmw_size;
 	u8 bounce[64] __attribute__((aligned(64)));
-	u8 pending_kind; /* event taken over with a state: 1 interrupt 2 NMI 3 exception 4 with error code */
+	/* event taken over with a state: 1 interrupt 2 NMI 3 exception 4 with error code */
+	u8 pending_kind;
 	u8 pending_event;
 	u32 pending_err;
 
@@ -318,7 +323,7 @@ struct cpu {
 struct soft_vm {
 	struct vm *vm;
 	bool icount;
-	u64 npages; /* one past the highest RAM or ROM page */
+	u64 npages;		 /* one past the highest RAM or ROM page */
 	_Atomic u64 *code_lines; /* a word a page: bit = 64-byte line holds decoded code */
 	_Atomic u64 *dirty;	 /* a bit a page while dirty logging; or NULL */
 	size_t dirty_words;
@@ -351,7 +356,8 @@ void soft_mmu_fini(struct cpu *c);
 void soft_mmu_select(struct cpu *c); /* tlb, epoch for cpl and AC */
 void soft_tlb_flush(struct cpu *c, bool global);
 void soft_tlb_invlpg(struct cpu *c, u64 va);
-struct tlbe *soft_tlb_get(struct cpu *c, const struct op *o, u64 va, unsigned acc, enum tlb_idx idx);
+struct tlbe *soft_tlb_get(struct cpu *c, const struct op *o, u64 va, unsigned acc,
+			  enum tlb_idx idx);
 bool soft_mmu_probe(struct cpu *c, u64 va, u64 *gpa); /* no faults, no A/D */
 u64 soft_ld(struct cpu *c, const struct op *o, u64 va, unsigned size);
 void soft_st(struct cpu *c, const struct op *o, u64 va, unsigned size, u64 val);
@@ -360,10 +366,12 @@ void soft_st_buf(struct cpu *c, const struct op *o, u64 va, const void *buf, uns
 u64 soft_ld_sys(struct cpu *c, const struct op *o, u64 va, unsigned size); /* supervisor */
 void soft_st_sys(struct cpu *c, const struct op *o, u64 va, unsigned size, u64 val);
 void soft_probe_w(struct cpu *c, const struct op *o, u64 va, unsigned size);
-/* read-modify-write: a host pointer to @size bytes, or a bounce buffer that soft_rmw_end() stores */
+/* read-modify-write: a host pointer to @size bytes, or a bounce buffer that soft_rmw_end() stores
+ */
 void *soft_rmw(struct cpu *c, const struct op *o, u64 va, unsigned size);
 void soft_rmw_end(struct cpu *c, const struct op *o);
-/* contiguous host memory at va for @acc, up to a page's end; NULL where the slow path must be taken */
+/* contiguous host memory at va for @acc, up to a page's end; NULL where the slow path must be taken
+ */
 u8 *soft_span(struct cpu *c, const struct op *o, u64 va, unsigned acc, u64 *len);
 void soft_tlb_drop_write(struct cpu *c, u64 pfn);
 
@@ -396,7 +404,8 @@ void soft_far_ret(struct cpu *c, const struct op *o, unsigned osz, unsigned pop)
 void soft_lldt(struct cpu *c, const struct op *o, u16 sel);
 void soft_ltr(struct cpu *c, const struct op *o, u16 sel);
 bool soft_desc_read(struct cpu *c, const struct op *o, u16 sel, u64 *lo, u64 *hi);
-u64 soft_seg_ea(struct cpu *c, const struct op *o, unsigned seg, u64 off, unsigned size, bool write);
+u64 soft_seg_ea(struct cpu *c, const struct op *o, unsigned seg, u64 off, unsigned size,
+		bool write);
 void soft_set_cs_flat(struct cpu *c, u16 sel, unsigned dpl, bool l);
 void soft_set_ss_flat(struct cpu *c, u16 sel, unsigned dpl);
 
@@ -414,7 +423,8 @@ void soft_cpuid(struct cpu *c, u32 leaf, u32 sub, u32 out[4]);
 void soft_cpuid_supported(struct cpuid_table *t);
 void soft_mxcsr_load(struct cpu *c, u32 val);
 u32 soft_mxcsr_read(struct cpu *c);
-void soft_fp_check(struct cpu *c, const struct op *o); /* after an operation, where the guest unmasked */
+void soft_fp_check(struct cpu *c,
+		   const struct op *o); /* after an operation, where the guest unmasked */
 
 /* ---- run.c */
 void soft_attn(struct cpu *c, u32 bits);

@@ -5,10 +5,13 @@
 #include "run.h"
 
 static const u32 state_msrs[] = {
-	0x10, 0x3b, 0x174, 0x175, 0x176, 0x1a0, 0x277, 0x2ff, 0xc0000081, 0xc0000082, 0xc0000083, 0xc0000084,
-	0xc0000102, 0xc0000103, 0x4b564d00, 0x4b564d01, 0x4b564d05, 0x6e0,
-	0x200, 0x201, 0x202, 0x203, 0x204, 0x205, 0x206, 0x207, 0x208, 0x209, 0x20a, 0x20b, 0x20c, 0x20d, 0x20e, 0x20f,
-	0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f,
+	0x10,	    0x3b,	0x174,	    0x175,	0x176,	    0x1a0,	0x277,
+	0x2ff,	    0xc0000081, 0xc0000082, 0xc0000083, 0xc0000084, 0xc0000102, 0xc0000103,
+	0x4b564d00, 0x4b564d01, 0x4b564d05, 0x6e0,	0x200,	    0x201,	0x202,
+	0x203,	    0x204,	0x205,	    0x206,	0x207,	    0x208,	0x209,
+	0x20a,	    0x20b,	0x20c,	    0x20d,	0x20e,	    0x20f,	0x250,
+	0x258,	    0x259,	0x268,	    0x269,	0x26a,	    0x26b,	0x26c,
+	0x26d,	    0x26e,	0x26f,
 };
 
 int soft_vcpu_get_state(struct vcpu *v, struct x86_state *s, struct err *e)
@@ -77,7 +80,8 @@ int soft_vcpu_set_state(struct vcpu *v, const struct x86_state *s, struct err *e
 	c->r[S_RIP] = s->rip;
 	soft_eflags_set(c, (u32)s->rflags);
 	for (unsigned i = 0; i < X86_NSEGS; i++)
-		soft_seg_cache(c, i, s->seg[i].sel, s->seg[i].base, s->seg[i].limit, s->seg[i].attr);
+		soft_seg_cache(c, i, s->seg[i].sel, s->seg[i].base, s->seg[i].limit,
+			       s->seg[i].attr);
 	c->cpl = s->cr0 & 1 ? s->seg[X86_SS].attr >> 5 & 3 : 0;
 	c->gdt_base = s->gdt_base;
 	c->idt_base = s->idt_base;
@@ -116,7 +120,8 @@ int soft_vcpu_set_state(struct vcpu *v, const struct x86_state *s, struct err *e
 	for (unsigned i = 0; i < s->nmsrs && i < X86_MSRS_MAX; i++) {
 		if (s->msr[i].index == 0x1b || s->msr[i].index == 0x6e0)
 			continue;
-		/* what this CPU does not know came from another accelerator's larger set: not architectural here */
+		/* what this CPU does not know came from another accelerator's larger set: not
+		 * architectural here */
 		if (s->msr[i].index == 0xc0000080)
 			continue;
 		if (s->msr[i].index == 0x4b564d00) {
@@ -147,9 +152,13 @@ int soft_vcpu_set_state(struct vcpu *v, const struct x86_state *s, struct err *e
 	asm volatile("ldmxcsr %0" : : "m"(host));
 	/* an event that another accelerator had half delivered */
 	if (s->exc_pending || s->intr_injected || s->nmi_injected) {
-		c->pending_event = (u8)(s->nmi_injected ? EXC_NMI : s->exc_pending ? s->exc_nr : s->intr_nr);
+		c->pending_event = (u8)(s->nmi_injected	 ? EXC_NMI
+					: s->exc_pending ? s->exc_nr
+							 : s->intr_nr);
 		c->pending_err = s->exc_error;
-		c->pending_kind = s->nmi_injected ? 2 : s->exc_pending ? (s->exc_has_error ? 4 : 3) : 1;
+		c->pending_kind = s->nmi_injected  ? 2
+				  : s->exc_pending ? (s->exc_has_error ? 4 : 3)
+						   : 1;
 	} else {
 		c->pending_kind = 0;
 	}

@@ -1,19 +1,20 @@
-/* sys.c - control registers, I/O permission, CPUID, eflags: what system instructions do, for any tier. */
+/* sys.c - control registers, I/O permission, CPUID, eflags: what system instructions do, for any
+ * tier. */
 #include <string.h>
 
 #include "flags.h"
 
-#define CR0_PE 1ULL
-#define CR0_ET 0x10ULL
-#define CR0_WP (1ULL << 16)
-#define CR0_NW (1ULL << 29)
-#define CR0_CD (1ULL << 30)
-#define CR0_PG (1ULL << 31)
+#define CR0_PE	  1ULL
+#define CR0_ET	  0x10ULL
+#define CR0_WP	  (1ULL << 16)
+#define CR0_NW	  (1ULL << 29)
+#define CR0_CD	  (1ULL << 30)
+#define CR0_PG	  (1ULL << 31)
 #define CR0_KNOWN 0xe005003fULL
-#define CR4_PAE (1ULL << 5)
+#define CR4_PAE	  (1ULL << 5)
 #define CR4_KNOWN 0x3107ffULL /* VME..OSXMMEXCPT, FSGSBASE, SMEP, SMAP */
-#define EFER_LME (1ULL << 8)
-#define EFER_LMA (1ULL << 10)
+#define EFER_LME  (1ULL << 8)
+#define EFER_LMA  (1ULL << 10)
 
 u32 soft_eflags(const struct cpu *c)
 {
@@ -96,7 +97,8 @@ void soft_cpuid(struct cpu *c, u32 leaf, u32 sub, u32 out[4])
 	out[3] = e ? e->edx : 0;
 }
 
-static void cpuid_add(struct cpuid_table *t, u32 leaf, u32 sub, u32 flags, u32 a, u32 b, u32 cx, u32 d)
+static void cpuid_add(struct cpuid_table *t, u32 leaf, u32 sub, u32 flags, u32 a, u32 b, u32 cx,
+		      u32 d)
 {
 	t->e[t->n++] = (struct cpuid_entry){ leaf, sub, flags, a, b, cx, d };
 }
@@ -119,7 +121,8 @@ void soft_cpuid_supported(struct cpuid_table *t)
 	 * CX16 X2APIC TSC_DEADLINE HYPERVISOR */
 	cpuid_add(t, 1, 0, 0, 0x00800f12, 8 << 8, 1u << 13 | 1u << 21 | 1u << 24 | 1u << 31,
 		  0x0789b37d | 1u << 28);
-	cpuid_add(t, 7, 0, 1, 0, 1u << 0 | 1u << 7 | 1u << 9 | 1u << 20, 0, 0); /* FSGSBASE SMEP ERMS SMAP */
+	cpuid_add(t, 7, 0, 1, 0, 1u << 0 | 1u << 7 | 1u << 9 | 1u << 20, 0,
+		  0); /* FSGSBASE SMEP ERMS SMAP */
 	cpuid_add(t, 0xb, 0, 1, 0, 1, 0x100, 0);
 	cpuid_add(t, 0xb, 1, 1, 0, 1, 0x201, 0);
 	cpuid_add(t, 0x15, 0, 0, 1, 1, 1000000000u, 0); /* TSC = 1 GHz crystal */
@@ -138,5 +141,5 @@ void soft_cpuid_supported(struct cpuid_table *t)
 	cpuid_add(t, 0x80000005, 0, 0, 0xff40ff40, 0xff40ff40, 0x20080140, 0x20080140);
 	cpuid_add(t, 0x80000006, 0, 0, 0, 0x42004200, 0x02006140, 0);
 	cpuid_add(t, 0x80000007, 0, 0, 0, 0, 0, 1u << 8); /* invariant TSC */
-	cpuid_add(t, 0x80000008, 0, 0, 0x3028, 0, 0, 0); /* 48-bit virtual, 40-bit physical */
+	cpuid_add(t, 0x80000008, 0, 0, 0x3028, 0, 0, 0);  /* 48-bit virtual, 40-bit physical */
 }

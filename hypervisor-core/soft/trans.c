@@ -1,7 +1,7 @@
 /* trans.c - instructions into operations: the one-byte opcodes. trans0f.c has those after 0F.
  *
- * A block runs on through conditional jumps that are not taken, and ends at an unconditional one, at what
- * changes the machine's mode, at the page's end, or when full.
+ * A block runs on through conditional jumps that are not taken, and ends at an unconditional one,
+ * at what changes the machine's mode, at the page's end, or when full.
  */
 #include "trans.h"
 
@@ -26,7 +26,8 @@ static void trans_one(struct trans *t)
 		switch (b & 7) {
 		case 0:
 		case 1:
-			trans_alu_rm_reg(t, size, alu_rr[k][si], alu_mr[k][si], alu_mr_l[k][si], k != 7);
+			trans_alu_rm_reg(t, size, alu_rr[k][si], alu_mr[k][si], alu_mr_l[k][si],
+					 k != 7);
 			return;
 		case 2:
 		case 3:
@@ -40,13 +41,18 @@ static void trans_one(struct trans *t)
 		}
 	}
 	switch (b) {
-	case 0x06: case 0x0e: case 0x16: case 0x1e:
+	case 0x06:
+	case 0x0e:
+	case 0x16:
+	case 0x1e:
 		if (lm)
 			ud(t);
 		else
 			trans_sreg(t, pushs_op, b >> 3);
 		return;
-	case 0x07: case 0x17: case 0x1f:
+	case 0x07:
+	case 0x17:
+	case 0x1f:
 		if (lm) {
 			ud(t);
 		} else {
@@ -54,7 +60,10 @@ static void trans_one(struct trans *t)
 			trans_exit(t);
 		}
 		return;
-	case 0x27: case 0x2f: case 0x37: case 0x3f:
+	case 0x27:
+	case 0x2f:
+	case 0x37:
+	case 0x3f:
 		if (lm) {
 			ud(t);
 		} else {
@@ -71,7 +80,8 @@ static void trans_one(struct trans *t)
 	case 0x58 ... 0x5f:
 		trans_pop_reg(t, (b & 7u) | (in->rex & 1 ? 8 : 0));
 		return;
-	case 0x60: case 0x61:
+	case 0x60:
+	case 0x61:
 		if (lm) {
 			ud(t);
 			return;
@@ -101,7 +111,8 @@ static void trans_one(struct trans *t)
 		}
 		o->r0 = SLOT(in->reg);
 		return;
-	case 0x68: case 0x6a:
+	case 0x68:
+	case 0x6a:
 		size = trans_stack_size(t);
 		o = trans_op(t, lm && size == 8 ? push_i : push_leg);
 		o->imm = in->imm;
@@ -109,7 +120,8 @@ static void trans_one(struct trans *t)
 		o->y = (u16)size;
 		o->base = SLOT(X86_RSP);
 		return;
-	case 0x69: case 0x6b:
+	case 0x69:
+	case 0x6b:
 		if (in->mod == 3) {
 			o = trans_op(t, imul_rri[osi]);
 			o->r1 = SLOT(in->rm);
@@ -119,10 +131,12 @@ static void trans_one(struct trans *t)
 		o->r0 = SLOT(in->reg);
 		o->imm = in->imm;
 		return;
-	case 0x6c: case 0x6d:
+	case 0x6c:
+	case 0x6d:
 		trans_string_op(t, 5);
 		return;
-	case 0x6e: case 0x6f:
+	case 0x6e:
+	case 0x6f:
 		trans_string_op(t, 6);
 		return;
 	case 0x70 ... 0x7f:
@@ -134,7 +148,9 @@ static void trans_one(struct trans *t)
 			return;
 		}
 		__attribute__((fallthrough));
-	case 0x80: case 0x81: case 0x83: {
+	case 0x80:
+	case 0x81:
+	case 0x83: {
 		unsigned k = in->modrm >> 3 & 7;
 
 		if (b != 0x80 && b != 0x82) {
@@ -144,20 +160,25 @@ static void trans_one(struct trans *t)
 			size = 1;
 			si = 0;
 		}
-		trans_alu_rm_imm(t, size, alu_ri[k][si], alu_mi[k][si], alu_mi_l[k][si], in->imm, k != 7);
+		trans_alu_rm_imm(t, size, alu_ri[k][si], alu_mi[k][si], alu_mi_l[k][si], in->imm,
+				 k != 7);
 		return;
 	}
-	case 0x84: case 0x85:
+	case 0x84:
+	case 0x85:
 		trans_alu_rm_reg(t, size, test_rr[si], test_mr[si], NULL, false);
 		return;
-	case 0x86: case 0x87:
+	case 0x86:
+	case 0x87:
 		t->lock_ok = in->mod != 3;
 		trans_alu_rm_reg(t, size, xchg_rr[si], xchg_mr[si], NULL, true);
 		return;
-	case 0x88: case 0x89:
+	case 0x88:
+	case 0x89:
 		trans_alu_rm_reg(t, size, mov_rr[si], mov_mr[si], NULL, true);
 		return;
-	case 0x8a: case 0x8b:
+	case 0x8a:
+	case 0x8b:
 		trans_alu_reg_rm(t, size, mov_rr[si], mov_rm[si]);
 		return;
 	case 0x8c:
@@ -188,7 +209,9 @@ static void trans_one(struct trans *t)
 			return;
 		}
 		o = trans_op(t, ea_a32);
-		o->base = in->base == 0xff ? SLOT(S_ZERO) : in->base == 0xfe ? SLOT(S_RIP) : SLOT(in->base);
+		o->base = in->base == 0xff   ? SLOT(S_ZERO)
+			  : in->base == 0xfe ? SLOT(S_RIP)
+					     : SLOT(in->base);
 		o->index = in->index == 0xff ? SLOT(S_ZERO) : SLOT(in->index);
 		o->scale = in->scale;
 		o->disp = (s32)(in->disp + (in->base == 0xfe ? t->off + in->len : 0));
@@ -235,7 +258,8 @@ static void trans_one(struct trans *t)
 	case 0x99:
 		trans_op(t, cwd_op[osi]);
 		return;
-	case 0x9a: case 0xea:
+	case 0x9a:
+	case 0xea:
 		if (lm) {
 			ud(t);
 			return;
@@ -267,32 +291,40 @@ static void trans_one(struct trans *t)
 	case 0x9f:
 		trans_op(t, lahf_op);
 		return;
-	case 0xa0: case 0xa1:
+	case 0xa0:
+	case 0xa1:
 		o = trans_mem(t, mov_rm[si], size, false);
 		o->r0 = SLOT(0);
 		return;
-	case 0xa2: case 0xa3:
+	case 0xa2:
+	case 0xa3:
 		o = trans_mem(t, mov_mr[si], size, true);
 		o->r1 = SLOT(0);
 		return;
-	case 0xa4: case 0xa5:
+	case 0xa4:
+	case 0xa5:
 		trans_string_op(t, 0);
 		return;
-	case 0xa6: case 0xa7:
+	case 0xa6:
+	case 0xa7:
 		trans_string_op(t, 1);
 		return;
-	case 0xa8: case 0xa9:
+	case 0xa8:
+	case 0xa9:
 		o = trans_op(t, test_ri[si]);
 		o->r0 = SLOT(0);
 		o->imm = in->imm;
 		return;
-	case 0xaa: case 0xab:
+	case 0xaa:
+	case 0xab:
 		trans_string_op(t, 2);
 		return;
-	case 0xac: case 0xad:
+	case 0xac:
+	case 0xad:
 		trans_string_op(t, 3);
 		return;
-	case 0xae: case 0xaf:
+	case 0xae:
+	case 0xaf:
 		trans_string_op(t, 4);
 		return;
 	case 0xb0 ... 0xb7:
@@ -305,17 +337,24 @@ static void trans_one(struct trans *t)
 		o->r0 = SLOT((b & 7u) | (in->rex & 1 ? 8u : 0u));
 		o->imm = in->imm;
 		return;
-	case 0xc0: case 0xc1: case 0xd0: case 0xd1: case 0xd2: case 0xd3:
+	case 0xc0:
+	case 0xc1:
+	case 0xd0:
+	case 0xd1:
+	case 0xd2:
+	case 0xd3:
 		trans_shift_group(t, size, si);
 		return;
-	case 0xc2: case 0xc3:
+	case 0xc2:
+	case 0xc3:
 		o = trans_op(t, trans_near64(t) ? ret_op : ret_leg);
 		o->imm = b == 0xc2 ? in->imm : 0;
 		o->y = in->osz;
 		o->base = SLOT(X86_RSP);
 		t->end = true;
 		return;
-	case 0xc4: case 0xc5:
+	case 0xc4:
+	case 0xc5:
 		if (lm || in->mod == 3) { /* VEX */
 			ud(t);
 			return;
@@ -326,7 +365,8 @@ static void trans_one(struct trans *t)
 		o->y = in->osz;
 		trans_exit(t);
 		return;
-	case 0xc6: case 0xc7:
+	case 0xc6:
+	case 0xc7:
 		if (in->modrm >> 3 & 7)
 			ud(t);
 		else
@@ -345,13 +385,15 @@ static void trans_one(struct trans *t)
 		o->y = (u16)size;
 		o->base = SLOT(X86_RBP);
 		return;
-	case 0xca: case 0xcb:
+	case 0xca:
+	case 0xcb:
 		o = trans_op(t, retf_op);
 		o->imm = b == 0xca ? in->imm : 0;
 		o->y = in->osz;
 		t->end = true;
 		return;
-	case 0xcc: case 0xcd:
+	case 0xcc:
+	case 0xcd:
 		o = trans_op(t, int_op);
 		o->imm = b == 0xcc ? 3 : (u8)in->imm;
 		t->end = true;
@@ -368,7 +410,8 @@ static void trans_one(struct trans *t)
 		o->y = in->osz;
 		t->end = true;
 		return;
-	case 0xd4: case 0xd5:
+	case 0xd4:
+	case 0xd5:
 		if (lm)
 			ud(t);
 		else
@@ -384,7 +427,8 @@ static void trans_one(struct trans *t)
 		o = trans_op(t, xlat_op);
 		o->x = in->seg == 0xff ? X86_DS : in->seg;
 		o->y = in->asz;
-		o->r1 = lm && (in->seg == X86_FS || in->seg == X86_GS) ? SLOT(S_SEG + in->seg) : SLOT(S_ZERO);
+		o->r1 = lm && (in->seg == X86_FS || in->seg == X86_GS) ? SLOT(S_SEG + in->seg)
+								       : SLOT(S_ZERO);
 		return;
 	case 0xd8 ... 0xdf:
 		trans_x87(t);
@@ -394,10 +438,16 @@ static void trans_one(struct trans *t)
 		o->x = b & 3;
 		o->r0 = in->asz;
 		return;
-	case 0xe4: case 0xe5: case 0xe6: case 0xe7:
+	case 0xe4:
+	case 0xe5:
+	case 0xe6:
+	case 0xe7:
 		trans_io(t, false);
 		return;
-	case 0xec: case 0xed: case 0xee: case 0xef:
+	case 0xec:
+	case 0xed:
+	case 0xee:
+	case 0xef:
 		trans_io(t, true);
 		return;
 	case 0xe8:
@@ -405,7 +455,8 @@ static void trans_one(struct trans *t)
 			trans_jump(t, call_op, call_leg)->base = SLOT(X86_RSP);
 		t->end = true;
 		return;
-	case 0xe9: case 0xeb:
+	case 0xe9:
+	case 0xeb:
 		if (!trans_far_target(t, jmp_r))
 			trans_jump(t, jmp_op, jmp_leg);
 		t->end = true;
@@ -421,7 +472,8 @@ static void trans_one(struct trans *t)
 	case 0xf5:
 		trans_op(t, cmc_op);
 		return;
-	case 0xf6: case 0xf7:
+	case 0xf6:
+	case 0xf7:
 		trans_group3(t, size, si);
 		return;
 	case 0xf8:
@@ -497,7 +549,8 @@ unsigned soft_trans(struct cpu *c, const u8 *p, unsigned avail, unsigned max_ins
 		t.ord++;
 	}
 	*bytes = t.off;
-	/* what follows: nothing after an unconditional jump, but a conditional one may have set t.end too */
+	/* what follows: nothing after an unconditional jump, but a conditional one may have set
+	 * t.end too */
 	o = trans_op(&t, t.exit || max_insns == 1 ? exit_op : fall_op);
 	o->disp = (s32)t.off;
 	o->ord = (u8)t.ord;

@@ -9,13 +9,13 @@ struct trans {
 	struct cpu *c;
 	unsigned mode;
 	struct op *out;
-	unsigned n;	  /* operations so far */
-	unsigned off;	  /* of the instruction from the block's start */
-	unsigned ord;	  /* its number */
+	unsigned n;	   /* operations so far */
+	unsigned off;	   /* of the instruction from the block's start */
+	unsigned ord;	   /* its number */
 	unsigned page_off; /* block's start in its page */
-	bool end;	  /* no instruction follows in this block */
-	bool exit;	  /* back to the run loop after this instruction */
-	bool lock_ok;	  /* LOCK is allowed here and was honoured */
+	bool end;	   /* no instruction follows in this block */
+	bool exit;	   /* back to the run loop after this instruction */
+	bool lock_ok;	   /* LOCK is allowed here and was honoured */
 	struct insn in;
 };
 
@@ -29,9 +29,11 @@ void trans_sreg(struct trans *t, op_fn *fn, unsigned seg);
 void trans_0f(struct trans *t);
 
 /* trans_group.c */
-void trans_alu_rm_reg(struct trans *t, unsigned size, op_fn *rr, op_fn *mr, op_fn *mr_lock, bool write);
+void trans_alu_rm_reg(struct trans *t, unsigned size, op_fn *rr, op_fn *mr, op_fn *mr_lock,
+		      bool write);
 void trans_alu_reg_rm(struct trans *t, unsigned size, op_fn *rr, op_fn *rm);
-void trans_alu_rm_imm(struct trans *t, unsigned size, op_fn *ri, op_fn *mi, op_fn *mi_lock, u64 imm, bool write);
+void trans_alu_rm_imm(struct trans *t, unsigned size, op_fn *ri, op_fn *mi, op_fn *mi_lock, u64 imm,
+		      bool write);
 struct op *trans_jump(struct trans *t, op_fn *fn, op_fn *leg);
 bool trans_near64(const struct trans *t);
 bool trans_far_target(struct trans *t, op_fn *by_reg);

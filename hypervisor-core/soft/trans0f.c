@@ -32,8 +32,8 @@ static unsigned mem_size_sse(u8 b, unsigned prefix)
 
 static bool sse_is_store(u8 b, unsigned prefix)
 {
-	return b == 0x11 || b == 0x13 || b == 0x17 || b == 0x29 || b == 0x2b || b == 0x7f || b == 0xd6 || b == 0xe7 ||
-	       (b == 0x7e && prefix != 0xf3);
+	return b == 0x11 || b == 0x13 || b == 0x17 || b == 0x29 || b == 0x2b || b == 0x7f ||
+	       b == 0xd6 || b == 0xe7 || (b == 0x7e && prefix != 0xf3);
 }
 
 /* general registers as source or destination of a vector instruction */
@@ -47,7 +47,8 @@ static bool sse_gpr_src(u8 b)
 	return b == 0x2a || b == 0x6e || b == 0xc4;
 }
 
-/* maskmov_ea() - the implied operand DS:rDI; a micro-op goes in front of @o where the address is not plain. */
+/* maskmov_ea() - the implied operand DS:rDI; a micro-op goes in front of @o where the address is
+ * not plain. */
 static void maskmov_ea(struct trans *t, struct op *o)
 {
 	struct op keep = *o;
@@ -89,14 +90,22 @@ static void sse(struct trans *t)
 			ud(t);
 			return;
 		}
-		unsigned size = b == 0x6e || b == 0x7e ? (in->osz == 8 ? 8 : 4) : b == 0xc4 ? 2 :
-				b == 0x2c || b == 0x2d ? (prefix ? 16 : 8) : b >= 0x60 && b <= 0x62 ? 4 : 8;
-		o = reg ? trans_op(t, fn) : trans_mem(t, fn, size, b == 0x7e || b == 0x7f || b == 0xe7);
+		unsigned size = b == 0x6e || b == 0x7e	 ? (in->osz == 8 ? 8 : 4)
+				: b == 0xc4		 ? 2
+				: b == 0x2c || b == 0x2d ? (prefix ? 16 : 8)
+				: b >= 0x60 && b <= 0x62 ? 4
+							 : 8;
+		o = reg ? trans_op(t, fn)
+			: trans_mem(t, fn, size, b == 0x7e || b == 0x7f || b == 0xe7);
 		o->r0 = in->reg;
 		o->r1 = in->rm;
 		o->x = b;
 		o->scale = reg ? 0 : o->scale;
-		o->y = (u16)(size | (reg ? 0x100 : 0) | (prefix == 0x66 ? 0x200 : prefix == 0xf3 ? 0x400 : prefix == 0xf2 ? 0x800 : 0));
+		o->y = (u16)(size | (reg ? 0x100 : 0) |
+			     (prefix == 0x66   ? 0x200
+			      : prefix == 0xf3 ? 0x400
+			      : prefix == 0xf2 ? 0x800
+					       : 0));
 		o->imm = (u8)in->imm;
 		if (b >= 0x71 && b <= 0x73)
 			o->r0 = in->modrm >> 3 & 7;
@@ -118,7 +127,8 @@ static void sse(struct trans *t)
 		ud(t);
 		return;
 	}
-	o = reg ? trans_op(t, fn) : trans_mem(t, fn, mem_size_sse(b, prefix), sse_is_store(b, prefix));
+	o = reg ? trans_op(t, fn)
+		: trans_mem(t, fn, mem_size_sse(b, prefix), sse_is_store(b, prefix));
 	o->r0 = sse_gpr_dst(b) ? SLOT(in->reg) : in->reg;
 	o->r1 = sse_gpr_src(b) || (b == 0x7e && prefix == 0x66) ? SLOT(in->rm) : in->rm;
 	o->y = in->osz;
@@ -253,7 +263,11 @@ static void group15(struct trans *t)
 			ud(t);
 			return;
 		}
-		o = trans_mem(t, sub == 0 ? fxsave_op : sub == 1 ? fxrstor_op : sub == 2 ? ldmxcsr_op : stmxcsr_op,
+		o = trans_mem(t,
+			      sub == 0	 ? fxsave_op
+			      : sub == 1 ? fxrstor_op
+			      : sub == 2 ? ldmxcsr_op
+					 : stmxcsr_op,
 			      sub < 2 ? 512 & 0xff : 4, sub == 0 || sub == 3);
 		o->x = in->osz == 8;
 		return;
@@ -352,7 +366,7 @@ void trans_0f(struct trans *t)
 	case 0x09:
 		trans_op(t, invd_op);
 		return;
-	case 0x0d: /* prefetch */
+	case 0x0d:	    /* prefetch */
 	case 0x18 ... 0x1f: /* nothing to do is no operation */
 		return;
 	case 0x20:
@@ -362,7 +376,8 @@ void trans_0f(struct trans *t)
 		o = trans_op(t, b & 1 ? movdr_op : movcr_op);
 		o->r0 = SLOT(in->rm);
 		o->y = in->reg;
-		if (b < 0x22 && in->lock && in->reg == 0 && !(b & 1)) { /* AMD: lock mov cr0 is cr8 */
+		if (b < 0x22 && in->lock && in->reg == 0 &&
+		    !(b & 1)) { /* AMD: lock mov cr0 is cr8 */
 			o->y = 8;
 			t->lock_ok = true;
 		}
@@ -498,7 +513,8 @@ void trans_0f(struct trans *t)
 			return;
 		}
 		t->lock_ok = true;
-		trans_mem(t, in->osz == 8 ? cmpxchg16b_op : cmpxchg8b_op, in->osz == 8 ? 16 : 8, true);
+		trans_mem(t, in->osz == 8 ? cmpxchg16b_op : cmpxchg8b_op, in->osz == 8 ? 16 : 8,
+			  true);
 		return;
 	case 0xc8 ... 0xcf:
 		trans_op(t, bswap_op[osi])->r0 = SLOT((b & 7u) | (in->rex & 1 ? 8u : 0u));

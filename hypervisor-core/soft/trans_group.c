@@ -1,8 +1,8 @@
-/* trans_group.c - what instructions have in common when they become operations: operands, addresses, relative
- * jumps, stack forms, opcode groups, x87.
+/* trans_group.c - what instructions have in common when they become operations: operands,
+ * addresses, relative jumps, stack forms, opcode groups, x87.
  *
- * An odd address (segment, 32-bit, beyond the common form) is made by a micro-op in front, so that each
- * handler knows one form of address only.
+ * An odd address (segment, 32-bit, beyond the common form) is made by a micro-op in front, so that
+ * each handler knows one form of address only.
  */
 #include "trans.h"
 
@@ -93,7 +93,8 @@ void trans_exit(struct trans *t)
 }
 
 /* r/m and reg operand pair */
-void trans_alu_rm_reg(struct trans *t, unsigned size, op_fn *rr, op_fn *mr, op_fn *mr_lock, bool write)
+void trans_alu_rm_reg(struct trans *t, unsigned size, op_fn *rr, op_fn *mr, op_fn *mr_lock,
+		      bool write)
 {
 	const struct insn *in = &t->in;
 	struct op *o;
@@ -127,7 +128,7 @@ void trans_alu_reg_rm(struct trans *t, unsigned size, op_fn *rr, op_fn *rm)
 }
 
 void trans_alu_rm_imm(struct trans *t, unsigned size, op_fn *ri, op_fn *mi, op_fn *mi_lock, u64 imm,
-		       bool write)
+		      bool write)
 {
 	const struct insn *in = &t->in;
 	struct op *o;
@@ -335,15 +336,14 @@ void trans_group5(struct trans *t, unsigned sub, unsigned size, unsigned si)
 		if (trans_near64(t)) {
 			if (m)
 				trans_mem(t, sub == 2 ? call_m : jmp_m, 8, false);
-			else
-				{
+			else {
 				o = trans_op(t, sub == 2 ? call_r : jmp_r);
 				o->r0 = SLOT(in->rm);
 				o->base = SLOT(X86_RSP);
 			}
 		} else {
-			o = m ? trans_mem(t, sub == 2 ? calli_leg : jmpi_leg, in->osz, false) :
-				trans_op(t, sub == 2 ? calli_leg : jmpi_leg);
+			o = m ? trans_mem(t, sub == 2 ? calli_leg : jmpi_leg, in->osz, false)
+			      : trans_op(t, sub == 2 ? calli_leg : jmpi_leg);
 			o->r0 = SLOT(in->rm);
 			o->x = m;
 			o->y = in->osz;
@@ -362,7 +362,8 @@ void trans_group5(struct trans *t, unsigned sub, unsigned size, unsigned si)
 		if (!m) {
 			trans_push_reg(t, in->rm);
 		} else {
-			o = trans_mem(t, t->mode == MODE_64 && size == 8 ? push_m : push_leg, size, false);
+			o = trans_mem(t, t->mode == MODE_64 && size == 8 ? push_m : push_leg, size,
+				      false);
 			o->x = 2;
 			o->y = (u16)size;
 		}
@@ -398,7 +399,8 @@ void trans_shift_group(struct trans *t, unsigned size, unsigned si)
 	unsigned sub = in->modrm >> 3 & 7;
 	bool cl = in->opc == 0xd2 || in->opc == 0xd3;
 	u64 k = in->opc < 0xd0 ? in->imm & (size == 8 ? 63 : 31) : 1;
-	op_fn *r = cl ? shift_rc[sub][si] : shift_ri[sub][si], *m = cl ? shift_mc[sub][si] : shift_mi[sub][si];
+	op_fn *r = cl ? shift_rc[sub][si] : shift_ri[sub][si],
+	      *m = cl ? shift_mc[sub][si] : shift_mi[sub][si];
 
 	trans_alu_rm_imm(t, size, r, m, NULL, k, true);
 }
@@ -420,8 +422,9 @@ void trans_x87(struct trans *t)
 
 		/* what is not an instruction on any processor of this level */
 		if (row == 1)
-			ok = !(in->modrm >= 0xd1 && in->modrm <= 0xd7) && in->modrm != 0xe2 && in->modrm != 0xe3 &&
-			     in->modrm != 0xe6 && in->modrm != 0xe7 && in->modrm != 0xef;
+			ok = !(in->modrm >= 0xd1 && in->modrm <= 0xd7) && in->modrm != 0xe2 &&
+			     in->modrm != 0xe3 && in->modrm != 0xe6 && in->modrm != 0xe7 &&
+			     in->modrm != 0xef;
 		else if (row == 2)
 			ok = sub < 4 || in->modrm == 0xe9;
 		else if (row == 3)
@@ -431,11 +434,15 @@ void trans_x87(struct trans *t)
 		else if (row == 6)
 			ok = sub != 3 || in->modrm == 0xd9;
 		else if (row == 7)
-			ok = in->modrm == 0xe0 || (in->modrm >= 0xe8 && in->modrm < 0xf8) || in->modrm < 0xe0;
-		o = trans_op(t, !ok ? ud_op : row == 7 && in->modrm == 0xe0 ? x87_fnstsw_ax : x87_reg);
+			ok = in->modrm == 0xe0 || (in->modrm >= 0xe8 && in->modrm < 0xf8) ||
+			     in->modrm < 0xe0;
+		o = trans_op(t, !ok				? ud_op
+				: row == 7 && in->modrm == 0xe0 ? x87_fnstsw_ax
+								: x87_reg);
 		o->imm = row * 64u + (in->modrm & 63u);
 		o->y = code & 0x7ff;
-		o->x = row == 3 && in->modrm >= 0xe0 && in->modrm <= 0xe4; /* fnclex, fninit, nops */
+		/* fnclex, fninit, nops */
+		o->x = row == 3 && in->modrm >= 0xe0 && in->modrm <= 0xe4;
 		/* fcmov reads the flags, fcomi sets them */
 		if ((row == 2 || row == 3) && sub < 4)
 			o->r0 = 1;

@@ -1,5 +1,7 @@
-/* kvm_bench.c - what a VM costs on the real /dev/kvm: made to first exit, torn down, paused, exits a second.
- * One JSON object a line (make bench). The guest is one instruction loop in ring 3 (tests/native/guest.h). */
+/* kvm_bench.c - what a VM costs on the real /dev/kvm: made to first exit, torn down, paused, exits
+ * a second.
+ * One JSON object a line (make bench). The guest is one instruction loop in ring 3
+ * (tests/native/guest.h). */
 #include "tests/native/guest.h"
 
 #define RUNS 200u
@@ -17,8 +19,9 @@ static int by_value(const void *a, const void *b)
 static void report(const char *figure, double *us, unsigned n, const char *note)
 {
 	qsort(us, n, sizeof(*us), by_value);
-	printf("{\"figure\":\"%s\",\"unit\":\"us\",\"ours\":%.1f,\"runs\":%u,\"ours_p99\":%.1f,\"note\":\"%s\"}\n", figure,
-	       us[n / 2], n, us[n * 99 / 100], note);
+	printf("{\"figure\":\"%s\",\"unit\":\"us\",\"ours\":%.1f,\"runs\":%u,\"ours_p99\":%.1f,"
+	       "\"note\":\"%s\"}\n",
+	       figure, us[n / 2], n, us[n * 99 / 100], note);
 }
 
 static double since_us(uint64_t start)
@@ -51,7 +54,8 @@ int main(void)
 		guest_free(g);
 		gone[i] = since_us(start);
 	}
-	report("kvm.create_to_first_exit", made, RUNS, "16 MiB, 1 vCPU, threads and event loop included");
+	report("kvm.create_to_first_exit", made, RUNS,
+	       "16 MiB, 1 vCPU, threads and event loop included");
 	report("kvm.teardown", gone, RUNS, "spinning guest");
 
 	struct guest *g = guest_new(1, idle);
@@ -76,7 +80,8 @@ int main(void)
 	while (clock_mono_ns() - start < 300 * NS_PER_MS)
 		loop_run_once(g->loop, 10);
 	rate = since_us(start) / (double)(d.writes - first_count);
-	printf("{\"figure\":\"kvm.port_io_exit\",\"unit\":\"us\",\"ours\":%.2f,\"note\":\"OUT to a locked device and back\"}\n",
+	printf("{\"figure\":\"kvm.port_io_exit\",\"unit\":\"us\",\"ours\":%.2f,\"note\":\"OUT to a "
+	       "locked device and back\"}\n",
 	       rate);
 	guest_free(g);
 	return 0;

@@ -1,5 +1,6 @@
-/* rest_bench.c - REST reads over the unix socket with 1,000 defined guests: an api process whose core is this program; one keep-alive
- * client. Figures: rest.get.reads, rest.get.latency, rest.list.latency.
+/* rest_bench.c - REST reads over the unix socket with 1,000 defined guests: an api process whose
+ * core is this program; one keep-alive client. Figures: rest.get.reads, rest.get.latency,
+ * rest.list.latency.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,8 +17,8 @@
 #include "vmd/proto.h"
 
 #define GUESTS 1000
-#define GETS 50000
-#define LISTS 300
+#define GETS   50000
+#define LISTS  300
 
 static char buf[8 << 20];
 
@@ -35,7 +36,8 @@ static int ask(int fd, const char *req)
 			return -1;
 		len += (size_t)n;
 		buf[len] = '\0';
-		if (want == SIZE_MAX && (body = strstr(buf, "\r\n\r\n")) && (cl = strstr(buf, "Content-Length: ")))
+		if (want == SIZE_MAX && (body = strstr(buf, "\r\n\r\n")) &&
+		    (cl = strstr(buf, "Content-Length: ")))
 			want = (size_t)(body + 4 - buf) + strtoul(cl + 16, NULL, 10);
 	}
 	return atoi(buf + 9);
@@ -61,8 +63,9 @@ static void bench(int fd, const char *figure, const char *req, unsigned runs, do
 	}
 	*per_s = runs / ((double)(clock_mono_ns() - start) / 1e9);
 	qsort(t, runs, sizeof(*t), by_value);
-	printf("{\"figure\":\"%s\",\"unit\":\"us\",\"ours\":%.1f,\"ours_p99\":%.1f,\"runs\":%u,\"note\":\"1,000 guests, unix socket, keep-alive\"}\n", figure,
-	       (double)t[runs / 2] / 1e3, (double)t[runs * 99ull / 100] / 1e3, runs);
+	printf("{\"figure\":\"%s\",\"unit\":\"us\",\"ours\":%.1f,\"ours_p99\":%.1f,\"runs\":%u,"
+	       "\"note\":\"1,000 guests, unix socket, keep-alive\"}\n",
+	       figure, (double)t[runs / 2] / 1e3, (double)t[runs * 99ull / 100] / 1e3, runs);
 	free(t);
 }
 
@@ -77,7 +80,8 @@ int main(void)
 	pid_t pid;
 
 	snprintf(un.sun_path, sizeof(un.sun_path), "/tmp/vmd-rest-bench.%d", getpid());
-	if (!s || !p || bind(lfd, (struct sockaddr *)&un, sizeof(un)) < 0 || listen(lfd, 64) < 0 || socketpair(AF_UNIX, SOCK_SEQPACKET, 0, priv) < 0 ||
+	if (!s || !p || bind(lfd, (struct sockaddr *)&un, sizeof(un)) < 0 || listen(lfd, 64) < 0 ||
+	    socketpair(AF_UNIX, SOCK_SEQPACKET, 0, priv) < 0 ||
 	    socketpair(AF_UNIX, SOCK_SEQPACKET, 0, core) < 0)
 		return 1;
 	pid = fork();
@@ -101,22 +105,33 @@ int main(void)
 		snprintf(p->id, sizeof(p->id), "%08x-1111-4111-8111-111111111111", i);
 		snprintf(p->name, sizeof(p->name), "web-%04u", i);
 		p->revision = 1;
-		snprintf(json, sizeof(json), "{\"name\":\"web-%04u\",\"uuid\":\"%s\",\"state\":\"stopped\",\"cpus\":1,\"memory\":268435456,\"machine\":\"pc\",\"accel\":\"auto\",\"kernel\":\"linux\",\"cmdline\":\"console=ttyS0\","
-			 "\"disks\":[{\"name\":\"disk0\",\"image\":\"debian\",\"format\":\"qcow2\"}],\"nics\":[{\"name\":\"net0\",\"network\":\"lan\",\"mac\":\"52:54:00:00:00:01\"}],\"labels\":{\"tier\":\"front\"},\"revision\":1}", i, p->id);
+		snprintf(json, sizeof(json),
+			 "{\"name\":\"web-%04u\",\"uuid\":\"%s\",\"state\":\"stopped\",\"cpus\":1,"
+			 "\"memory\":268435456,\"machine\":\"pc\",\"accel\":\"auto\",\"kernel\":"
+			 "\"linux\",\"cmdline\":\"console=ttyS0\","
+			 "\"disks\":[{\"name\":\"disk0\",\"image\":\"debian\",\"format\":\"qcow2\"}"
+			 "],\"nics\":[{\"name\":\"net0\",\"network\":\"lan\",\"mac\":\"52:54:00:00:"
+			 "00:01\"}],\"labels\":{\"tier\":\"front\"},\"revision\":1}",
+			 i, p->id);
 		p->json = (struct proto_bytes){ (const uint8_t *)json, strlen(json) };
 		if (msg_a_put_encode(p, 0, &b) < 0 || wire_send(core[0], &b) < 0)
 			return 1;
 	}
-	if (msg_a_synced_encode(&(struct msg_a_synced){ 0 }, 0, &b) < 0 || wire_send(core[0], &b) < 0)
+	if (msg_a_synced_encode(&(struct msg_a_synced){ 0 }, 0, &b) < 0 ||
+	    wire_send(core[0], &b) < 0)
 		return 1;
 	fd = socket(AF_UNIX, SOCK_STREAM, 0);
 	if (connect(fd, (struct sockaddr *)&un, sizeof(un)) < 0)
 		return 1;
 	while (ask(fd, "GET /v1/healthz HTTP/1.1\r\nHost: localhost\r\n\r\n") == 503)
 		;
-	bench(fd, "rest.get.latency", "GET /v1/guests/web-0500 HTTP/1.1\r\nHost: localhost\r\n\r\n", GETS, &per_s);
-	printf("{\"figure\":\"rest.get.reads\",\"unit\":\"1/s\",\"ours\":%.0f,\"runs\":%u,\"note\":\"one client, one request in flight\"}\n", per_s, GETS);
-	bench(fd, "rest.list.latency", "GET /v1/guests HTTP/1.1\r\nHost: localhost\r\n\r\n", LISTS, &waste);
+	bench(fd, "rest.get.latency", "GET /v1/guests/web-0500 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+	      GETS, &per_s);
+	printf("{\"figure\":\"rest.get.reads\",\"unit\":\"1/"
+	       "s\",\"ours\":%.0f,\"runs\":%u,\"note\":\"one client, one request in flight\"}\n",
+	       per_s, GETS);
+	bench(fd, "rest.list.latency", "GET /v1/guests HTTP/1.1\r\nHost: localhost\r\n\r\n", LISTS,
+	      &waste);
 	close(fd);
 	close(core[0]);
 	close(priv[0]);

@@ -1,8 +1,9 @@
 /* storage_bench.c - the disk layer beside qemu-img, one JSON object a line (the contract's format).
  *
  * Both run the same pattern in the same files' directory, in turns, and the medians are compared.
- * "ratio" is ours over the peer's for rates (above 1 is better), and for times and sizes ours over the
- * peer's too (below 1 is better). Figures named *.of_raw give our rate over QEMU's on a raw file.
+ * "ratio" is ours over the peer's for rates (above 1 is better), and for times and sizes ours over
+ * the peer's too (below 1 is better). Figures named *.of_raw give our rate over QEMU's on a raw
+ * file.
  * Usage: storage_bench [ONLY-prefix]; TMPDIR says where (default /var/tmp); BENCH_RUNS how often.
  */
 #include <errno.h>
@@ -21,8 +22,8 @@
 #include "storage/blockdev.h"
 #include "storage/job.h"
 
-#define DISK (2 * GIB)
-#define STRIDE 1327181824ULL
+#define DISK	 (2 * GIB)
+#define STRIDE	 1327181824ULL
 #define RUNS_MAX 15
 
 static char dir[200];
@@ -69,7 +70,8 @@ static int open_file(const char *name, int flags)
 	return fd;
 }
 
-/* --- our side ---------------------------------------------------------------------------------- */
+/* --- our side ----------------------------------------------------------------------------------
+ */
 
 struct run {
 	struct loop *loop;
@@ -138,11 +140,16 @@ out:
 }
 
 /* ours_rate() - operations a second on an opened graph. */
-static double ours_rate(struct blockdev *bd, enum blk_op op, uint64_t count, unsigned depth, unsigned flush_every)
+static double ours_rate(struct blockdev *bd, enum blk_op op, uint64_t count, unsigned depth,
+			unsigned flush_every)
 {
 	struct err e = { 0 };
-	struct run run = { .loop = loop_new(), .op = op, .count = count, .flush_every = flush_every,
-			   .stride = STRIDE, .depth = flush_every ? MIN(depth, flush_every) : depth };
+	struct run run = { .loop = loop_new(),
+			   .op = op,
+			   .count = count,
+			   .flush_every = flush_every,
+			   .stride = STRIDE,
+			   .depth = flush_every ? MIN(depth, flush_every) : depth };
 	uint64_t t0;
 	void *mem = NULL;
 
@@ -172,12 +179,18 @@ static double ours_rate(struct blockdev *bd, enum blk_op op, uint64_t count, uns
 	return count * 1e9 / t0;
 }
 
-static struct blockdev *ours_open(const char *name, const char *driver, const struct blk_spec *backing, bool ro)
+static struct blockdev *ours_open(const char *name, const char *driver,
+				  const struct blk_spec *backing, bool ro)
 {
 	static const char *const opts[] = { "backing=ignore", "aio=on", NULL };
 	struct err e = { 0 };
-	struct blk_spec s = { .driver = driver, .label = name, .fd = open_file(name, ro ? O_RDONLY : O_RDWR),
-			      .read_only = ro, .discard = true, .backing = backing, .opts = backing ? NULL : opts };
+	struct blk_spec s = { .driver = driver,
+			      .label = name,
+			      .fd = open_file(name, ro ? O_RDONLY : O_RDWR),
+			      .read_only = ro,
+			      .discard = true,
+			      .backing = backing,
+			      .opts = backing ? NULL : opts };
 	struct blockdev *bd = blk_open(&s, &e);
 
 	if (!bd) {
@@ -190,7 +203,9 @@ static struct blockdev *ours_open(const char *name, const char *driver, const st
 static void ours_create(const char *name, const char *backing, const char *fmt)
 {
 	struct err e = { 0 };
-	struct qcow2_create c = { .size_bytes = DISK, .backing_name = backing, .backing_format = fmt };
+	struct qcow2_create c = { .size_bytes = DISK,
+				  .backing_name = backing,
+				  .backing_format = fmt };
 	int fd = open_file(name, O_RDWR | O_CREAT | O_TRUNC);
 
 	if (qcow2_create(fd, &c, &e) < 0) {
@@ -200,10 +215,11 @@ static void ours_create(const char *name, const char *backing, const char *fmt)
 	close(fd);
 }
 
-/* --- the peer ------------------------------------------------------------------------------------ */
+/* --- the peer ------------------------------------------------------------------------------------
+ */
 
-static double peer_rate(const char *fmt, const char *name, bool write, uint64_t count, unsigned depth,
-			unsigned flush_every)
+static double peer_rate(const char *fmt, const char *name, bool write, uint64_t count,
+			unsigned depth, unsigned flush_every)
 {
 	char cmd[1200], line[200], flush[40] = "";
 	double s = 0;
@@ -211,8 +227,10 @@ static double peer_rate(const char *fmt, const char *name, bool write, uint64_t 
 
 	if (flush_every)
 		snprintf(flush, sizeof(flush), "--flush-interval=%u", flush_every);
-	snprintf(cmd, sizeof(cmd), "qemu-img bench %s %s -t none -i io_uring -f %s -c %llu -d %u -s 4k -S %llu '%s'",
-		 write ? "-w" : "", flush, fmt, (unsigned long long)count, depth, STRIDE, path(name));
+	snprintf(cmd, sizeof(cmd),
+		 "qemu-img bench %s %s -t none -i io_uring -f %s -c %llu -d %u -s 4k -S %llu '%s'",
+		 write ? "-w" : "", flush, fmt, (unsigned long long)count, depth, STRIDE,
+		 path(name));
 	f = popen(cmd, "r");
 	while (f && fgets(line, sizeof(line), f))
 		sscanf(line, "Run completed in %lf", &s);
@@ -223,7 +241,8 @@ static double peer_rate(const char *fmt, const char *name, bool write, uint64_t 
 	return count / s;
 }
 
-/* --- figures -------------------------------------------------------------------------------------- */
+/* --- figures
+ * -------------------------------------------------------------------------------------- */
 
 static int cmp_double(const void *a, const void *b)
 {
@@ -238,15 +257,15 @@ static double median(double *v, unsigned n)
 	return n % 2 ? v[n / 2] : (v[n / 2 - 1] + v[n / 2]) / 2;
 }
 
-static void figure(const char *name, const char *unit, double *ours, double *peer, const char *peer_name,
-		   unsigned n, bool rate, const char *note)
+static void figure(const char *name, const char *unit, double *ours, double *peer,
+		   const char *peer_name, unsigned n, bool rate, const char *note)
 {
 	double o = median(ours, n), worst = rate ? ours[0] : ours[n - 1];
 
 	printf("{\"figure\":\"%s\",\"unit\":\"%s\",\"ours\":%.6g", name, unit, o);
 	if (peer)
-		printf(",\"peer\":%.6g,\"peer_name\":\"%s\",\"ratio\":%.3f", median(peer, n), peer_name,
-		       o / median(peer, n));
+		printf(",\"peer\":%.6g,\"peer_name\":\"%s\",\"ratio\":%.3f", median(peer, n),
+		       peer_name, o / median(peer, n));
 	printf(",\"runs\":%u,\"ours_p99\":%.6g,\"note\":\"%s\"}\n", n, worst, note);
 	fflush(stdout);
 }
@@ -256,8 +275,9 @@ static bool wanted(const char *name)
 	return !only || strncmp(name, only, strlen(only)) == 0;
 }
 
-/* bytes written to the disk under the directory: /proc/diskstats would count others; ours by getrusage
- * is rounded. The file system's own counter is taken from /proc/self/io around our run. */
+/* bytes written to the disk under the directory: /proc/diskstats would count others; ours by
+ * getrusage is rounded. The file system's own counter is taken from /proc/self/io around our run.
+  */
 static uint64_t written_bytes(void)
 {
 	char line[100];
@@ -273,7 +293,8 @@ static uint64_t written_bytes(void)
 
 static void raw_make(const char *name)
 {
-	sh("test -s '%s' || { fallocate -l %llu '%s' && dd if=/dev/urandom of='%s' bs=1M count=%llu conv=notrunc status=none oflag=direct; }",
+	sh("test -s '%s' || { fallocate -l %llu '%s' && dd if=/dev/urandom of='%s' bs=1M "
+	   "count=%llu conv=notrunc status=none oflag=direct; }",
 	   path(name), DISK, path(name), path(name), DISK / MIB);
 }
 
@@ -292,14 +313,16 @@ static void fig_raw(bool write)
 		blk_close(bd);
 		peer[i] = peer_rate("raw", "raw", write, 20000, 64, 0);
 	}
-	figure(name, "ops/s", ours, peer, "qemu-img bench io_uring", runs, true, "4K random, O_DIRECT");
+	figure(name, "ops/s", ours, peer, "qemu-img bench io_uring", runs, true,
+	       "4K random, O_DIRECT");
 }
 
 /* fresh writes into an overlay; the peer with its defaults, and raw as the yardstick */
 static void fig_fresh(unsigned flush_every)
 {
 	double ours[RUNS_MAX], peer[RUNS_MAX], tuned[RUNS_MAX], raw[RUNS_MAX], bytes[RUNS_MAX];
-	const char *name = flush_every ? "storage.overlay.fresh_write_flush32" : "storage.overlay.fresh_write_qd64";
+	const char *name = flush_every ? "storage.overlay.fresh_write_flush32"
+				       : "storage.overlay.fresh_write_qd64";
 	uint64_t count = flush_every ? 2000 : 12000;
 	unsigned depth = flush_every ? 32 : 64;
 	char of_raw[100];
@@ -310,8 +333,15 @@ static void fig_fresh(unsigned flush_every)
 	raw_make("base");
 	for (unsigned i = 0; i < runs; i++) {
 		struct err e = { 0 };
-		struct blk_spec back = { .driver = "file", .label = "base", .read_only = true, .cache = BLK_CACHE_WRITEBACK };
-		struct blk_spec s = { .driver = "qcow2", .label = "ours", .discard = true, .backing = &back, .opts = aio_opts };
+		struct blk_spec back = { .driver = "file",
+					 .label = "base",
+					 .read_only = true,
+					 .cache = BLK_CACHE_WRITEBACK };
+		struct blk_spec s = { .driver = "qcow2",
+				      .label = "ours",
+				      .discard = true,
+				      .backing = &back,
+				      .opts = aio_opts };
 		struct blockdev *bd;
 		uint64_t w0;
 
@@ -330,20 +360,25 @@ static void fig_fresh(unsigned flush_every)
 		if (blk_close(bd) < 0)
 			die("close");
 		sh("qemu-img check -q -f qcow2 '%s'", path("ours"));
-		sh("rm -f '%s'; qemu-img create -q -f qcow2 -F raw -b '%s' '%s'", path("peer"), path("base"), path("peer"));
+		sh("rm -f '%s'; qemu-img create -q -f qcow2 -F raw -b '%s' '%s'", path("peer"),
+		   path("base"), path("peer"));
 		peer[i] = peer_rate("qcow2", "peer", true, count, depth, flush_every);
-		sh("rm -f '%s'; qemu-img create -q -f qcow2 -o extended_l2=on,cluster_size=128k -F raw -b '%s' '%s'",
+		sh("rm -f '%s'; qemu-img create -q -f qcow2 -o extended_l2=on,cluster_size=128k -F "
+		   "raw -b '%s' '%s'",
 		   path("peer"), path("base"), path("peer"));
 		tuned[i] = peer_rate("qcow2", "peer", true, count, depth, flush_every);
 		sh("rm -f '%s' '%s'", path("peer"), path("ours"));
 	}
-	figure(name, "ops/s", ours, peer, "qemu-img bench io_uring", runs, true, "4K stride, overlay over raw, O_DIRECT");
+	figure(name, "ops/s", ours, peer, "qemu-img bench io_uring", runs, true,
+	       "4K stride, overlay over raw, O_DIRECT");
 	snprintf(of_raw, sizeof(of_raw), "%s.tuned", name);
 	figure(of_raw, "ops/s", ours, tuned, "qemu-img bench, 128K extended L2", runs, true, "");
 	snprintf(of_raw, sizeof(of_raw), "%s.of_raw", name);
-	figure(of_raw, "ops/s", ours, raw, "qemu-img bench, raw file", runs, true, "target: 0.95, with flushes 0.6");
+	figure(of_raw, "ops/s", ours, raw, "qemu-img bench, raw file", runs, true,
+	       "target: 0.95, with flushes 0.6");
 	snprintf(of_raw, sizeof(of_raw), "%s.bytes_per_op", name);
-	figure(of_raw, "bytes", bytes, NULL, NULL, runs, false, "bytes sent to the block layer by our process; target with flushes: 8192");
+	figure(of_raw, "bytes", bytes, NULL, NULL, runs, false,
+	       "bytes sent to the block layer by our process; target with flushes: 8192");
 }
 
 /* a chain of @depth layers, each with its share of the clusters */
@@ -362,7 +397,10 @@ static void fig_chain(void)
 		struct blockdev *bd;
 
 		snprintf(names[i], sizeof(names[i]), "chain%u", i);
-		specs[i] = (struct blk_spec){ .driver = "qcow2", .label = names[i], .discard = true, .opts = aio_opts,
+		specs[i] = (struct blk_spec){ .driver = "qcow2",
+					      .label = names[i],
+					      .discard = true,
+					      .opts = aio_opts,
 					      .backing = i ? &specs[i - 1] : NULL };
 		ours_create(names[i], i ? path(names[i - 1]) : NULL, i ? "qcow2" : NULL);
 		for (unsigned k = 0; k <= i; k++) {
@@ -374,7 +412,8 @@ static void fig_chain(void)
 			fprintf(stderr, "storage_bench: %s\n", e.detail);
 			exit(1);
 		}
-		/* the first layer holds all; each later one rewrites a twentieth, whole clusters, spread */
+		/* the first layer holds all; each later one rewrites a twentieth, whole clusters,
+		 * spread */
 		char *buf = malloc(MIB);
 
 		memset(buf, i + 1, MIB);
@@ -404,8 +443,10 @@ static void fig_chain(void)
 		blk_close(bd);
 		peer[i] = peer_rate("qcow2", "chain19", false, 20000, 64, 0);
 	}
-	figure(name, "ops/s", ours, peer, "qemu-img bench io_uring", runs, true, "4K stride, 20 qcow2 layers, same files");
-	figure("storage.chain20.random_read.of_raw", "ops/s", ours, raw, "qemu-img bench, raw file", runs, true, "target: 0.95");
+	figure(name, "ops/s", ours, peer, "qemu-img bench io_uring", runs, true,
+	       "4K stride, 20 qcow2 layers, same files");
+	figure("storage.chain20.random_read.of_raw", "ops/s", ours, raw, "qemu-img bench, raw file",
+	       runs, true, "target: 0.95");
 	sh("rm -f '%s'/chain*", dir);
 }
 
@@ -441,15 +482,18 @@ static void fig_clones(void)
 		/* a tenth of the thousand, times ten: it takes nine seconds otherwise */
 		t0 = clock_mono_ns();
 		for (unsigned k = 0; k < 100; k++)
-			sh("qemu-img create -q -f qcow2 -F qcow2 -b '%s' '%s/c%u'", path("template"), path("clones"), k);
+			sh("qemu-img create -q -f qcow2 -F qcow2 -b '%s' '%s/c%u'",
+			   path("template"), path("clones"), k);
 		peer[i] = (clock_mono_ns() - t0) / 1e8;
 		if (stat(path("clones/c7"), &st) < 0)
 			die("stat");
 		peer_size[i] = st.st_blocks * 512.0 / 1024;
 		sh("rm -rf '%s' '%s'", path("clones"), path("template"));
 	}
-	figure("storage.clones.1000", "s", ours, peer, "qemu-img create (100 timed)", runs, false, "durable; target 0.2");
-	figure("storage.clones.size", "KiB", size, peer_size, "qemu-img create", runs, false, "target 16");
+	figure("storage.clones.1000", "s", ours, peer, "qemu-img create (100 timed)", runs, false,
+	       "durable; target 0.2");
+	figure("storage.clones.size", "KiB", size, peer_size, "qemu-img create", runs, false,
+	       "target 16");
 }
 
 static uint64_t private_dirty(void)
@@ -482,7 +526,8 @@ static double idle_once(unsigned n)
 		die("fork");
 	if (pid) {
 		close(p[1]);
-		if (read(p[0], &kib, sizeof(kib)) != sizeof(kib) || waitpid(pid, &st, 0) != pid || st)
+		if (read(p[0], &kib, sizeof(kib)) != sizeof(kib) || waitpid(pid, &st, 0) != pid ||
+		    st)
 			die("idle disk");
 		close(p[0]);
 		return kib;
@@ -521,7 +566,8 @@ static void fig_idle(void)
 		ours[i] = idle_once(n);
 		sh("rm -f '%s'/idle*", dir);
 	}
-	figure("storage.idle.memory", "KiB", ours, NULL, NULL, runs, false, "Private_Dirty a disk, written once; QEMU measured 1200; target 64");
+	figure("storage.idle.memory", "KiB", ours, NULL, NULL, runs, false,
+	       "Private_Dirty a disk, written once; QEMU measured 1200; target 64");
 }
 
 /* zstd convert of a file system's worth of ordinary files: this machine's /usr, 512 MiB of it */
@@ -532,12 +578,18 @@ static void fig_convert(void)
 
 	if (!wanted("storage.convert"))
 		return;
-	sh("{ tar cf - -C / usr/lib usr/share usr/bin 2>/dev/null || true; } | head -c 512M >'%s' && truncate -s 1G '%s'",
+	sh("{ tar cf - -C / usr/lib usr/share usr/bin 2>/dev/null || true; } | head -c 512M >'%s' "
+	   "&& truncate -s 1G '%s'",
 	   path("fs.raw"), path("fs.raw"));
 	for (unsigned i = 0; i < MIN(runs, 3u); i++) {
 		struct err e = { 0 };
-		struct blk_spec src = { .driver = "file", .label = "fs", .read_only = true, .cache = BLK_CACHE_WRITEBACK };
-		struct blkjob_target t = { .driver = "qcow2", .compress = true, .create = { .zstd = true } };
+		struct blk_spec src = { .driver = "file",
+					.label = "fs",
+					.read_only = true,
+					.cache = BLK_CACHE_WRITEBACK };
+		struct blkjob_target t = { .driver = "qcow2",
+					   .compress = true,
+					   .create = { .zstd = true } };
 		uint64_t t0 = clock_mono_ns();
 
 		src.fd = open_file("fs.raw", O_RDONLY);
@@ -552,15 +604,18 @@ static void fig_convert(void)
 		size[i] = st.st_blocks * 512.0 / MIB;
 		sh("qemu-img compare -q -f raw -F qcow2 '%s' '%s'", path("fs.raw"), path("o.q"));
 		t0 = clock_mono_ns();
-		sh("qemu-img convert -c -W -m 8 -o compression_type=zstd -f raw -O qcow2 '%s' '%s' && sync -d '%s'", path("fs.raw"),
-		   path("p.q"), path("p.q"));
+		sh("qemu-img convert -c -W -m 8 -o compression_type=zstd -f raw -O qcow2 '%s' '%s' "
+		   "&& sync -d '%s'",
+		   path("fs.raw"), path("p.q"), path("p.q"));
 		peer[i] = (clock_mono_ns() - t0) / 1e9;
 		if (stat(path("p.q"), &st) < 0)
 			die("stat");
 		peer_size[i] = st.st_blocks * 512.0 / MIB;
 	}
-	figure("storage.convert.zstd", "s", ours, peer, "qemu-img convert -m 8", MIN(runs, 3u), false, "512 MiB of files; target ratio 0.58");
-	figure("storage.convert.zstd.size", "MiB", size, peer_size, "qemu-img convert -m 8", MIN(runs, 3u), false, "");
+	figure("storage.convert.zstd", "s", ours, peer, "qemu-img convert -m 8", MIN(runs, 3u),
+	       false, "512 MiB of files; target ratio 0.58");
+	figure("storage.convert.zstd.size", "MiB", size, peer_size, "qemu-img convert -m 8",
+	       MIN(runs, 3u), false, "");
 }
 
 int main(int argc, char **argv)

@@ -1,5 +1,6 @@
-/* chips_fuzz.h - what the chip fuzzers share: one pc machine (software CPU, never run), reset for each input; the
- * input is a list of six-byte accesses {selector, address low, address high, three bytes of value}. Single-threaded.
+/* chips_fuzz.h - what the chip fuzzers share: one pc machine (software CPU, never run), reset for
+ * each input; the input is a list of six-byte accesses {selector, address low, address high, three
+ * bytes of value}. Single-threaded.
  */
 #ifndef TESTS_CHIPS_FUZZ_H
 #define TESTS_CHIPS_FUZZ_H
@@ -23,10 +24,17 @@ struct chips_access {
 static struct vm *chips_vm(void)
 {
 	static struct vm *vm;
-	struct vm_config vc = { .name = "fuzz", .accel = &accel_soft, .accel_cfg = { .kvm_fd = -1, .vcpus = 2 } };
+	struct vm_config vc = { .name = "fuzz",
+				.accel = &accel_soft,
+				.accel_cfg = { .kvm_fd = -1, .vcpus = 2 } };
 	struct mc_port serial = { .name = "serial0", .chr = { .kind = CHARDEV_NULL, .fd = -1 } };
-	struct machine_config mc = { .memory_bytes = 16 * MIB, .memory_fd = -1, .vcpus = 2, .nserials = 1,
-				     .serials = &serial, .rng = true, .boot = { .kernel_fd = -1, .initrd_fd = -1 } };
+	struct machine_config mc = { .memory_bytes = 16 * MIB,
+				     .memory_fd = -1,
+				     .vcpus = 2,
+				     .nserials = 1,
+				     .serials = &serial,
+				     .rng = true,
+				     .boot = { .kernel_fd = -1, .initrd_fd = -1 } };
 	struct err e = { 0 };
 
 	if (!vm) {
@@ -41,13 +49,15 @@ static struct vm *chips_vm(void)
 	return vm;
 }
 
-static int chips_run(const uint8_t *p, size_t len, void (*one)(struct vm *vm, const struct chips_access *a))
+static int chips_run(const uint8_t *p, size_t len,
+		     void (*one)(struct vm *vm, const struct chips_access *a))
 {
 	struct vm *vm = chips_vm();
 
 	for (size_t n = 0; len >= 6 && n < 512; n++, p += 6, len -= 6) {
 		struct chips_access a = { p[0], (uint16_t)(p[1] | p[2] << 8),
-					  p[3] | p[4] << 8 | p[5] << 16 | (uint32_t)(p[5] & 0x80) << 24 };
+					  p[3] | p[4] << 8 | p[5] << 16 |
+					      (uint32_t)(p[5] & 0x80) << 24 };
 
 		one(vm, &a);
 	}
@@ -58,7 +68,8 @@ static int chips_run(const uint8_t *p, size_t len, void (*one)(struct vm *vm, co
 static inline void chips_port(struct vm *vm, const struct chips_access *a, uint16_t port)
 {
 	if (a->sel & 1)
-		bus_write(vm->pio, port, 1u << (a->sel >> 1 & 3) & 7 ? 1u << (a->sel >> 1 & 3) & 7 : 1, a->val);
+		bus_write(vm->pio, port,
+			  1u << (a->sel >> 1 & 3) & 7 ? 1u << (a->sel >> 1 & 3) & 7 : 1, a->val);
 	else
 		(void)bus_read(vm->pio, port, 1);
 }

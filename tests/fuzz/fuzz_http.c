@@ -1,4 +1,5 @@
-/* fuzz_http.c - request heads: whatever passes is one head, with one Host, no transfer coding, and a canonical path. */
+/* fuzz_http.c - request heads: whatever passes is one head, with one Host, no transfer coding, and
+ * a canonical path. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,10 +25,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		if ((size_t)n > size)
 			abort();
 		if (http_parse(copy, (size_t)n, &r) == 0) {
-			if (!r.header[HTTP_HOST] || r.header[HTTP_TRANSFER_ENCODING] || r.content_length < 0 || !r.parts)
+			if (!r.header[HTTP_HOST] || r.header[HTTP_TRANSFER_ENCODING] ||
+			    r.content_length < 0 || !r.parts)
 				abort();
 			for (unsigned i = 0; i < r.parts; i++)
-				if (!*r.part[i] || !strcmp(r.part[i], "..") || !strcmp(r.part[i], "."))
+				if (!*r.part[i] || !strcmp(r.part[i], "..") ||
+				    !strcmp(r.part[i], "."))
 					abort();
 		} else if (r.status < 400 || !r.detail) {
 			abort();

@@ -1,4 +1,5 @@
-/* fuzz_json.c - bodies against the table: no crash, and what passes once passes again unchanged (it is normal form). */
+/* fuzz_json.c - bodies against the table: no crash, and what passes once passes again unchanged (it
+ * is normal form). */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,5 +1,7 @@
-/* fuzz_load_bzimage.c - the bzImage loader over hostile files: nothing but guest RAM is written, nothing hangs.
- * The input is the file; whatever its first bytes, it is made to look like a bzImage, so that the loader goes deep.
+/* fuzz_load_bzimage.c - the bzImage loader over hostile files: nothing but guest RAM is written,
+ * nothing hangs.
+ * The input is the file; whatever its first bytes, it is made to look like a bzImage, so that the
+ * loader goes deep.
  */
 #include <stddef.h>
 #include <stdlib.h>
@@ -27,7 +29,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (fd < 0 || initrd < 0 || write(fd, data, size) != (ssize_t)size ||
 	    ftruncate(initrd, size > 2 ? data[size / 2] * 65536 : 0) < 0)
 		abort();
-	if (size >= 0x280 && (pwrite(fd, "\x55\xaa", 2, 0x1fe) != 2 || pwrite(fd, "HdrS", 4, 0x202) != 4))
+	if (size >= 0x280 &&
+	    (pwrite(fd, "\x55\xaa", 2, 0x1fe) != 2 || pwrite(fd, "HdrS", 4, 0x202) != 4))
 		abort();
 	struct boot_config cfg = {
 		.kernel_fd = fd,

@@ -1,5 +1,6 @@
-/* fuzz_load_elf.c - the ELF and PVH loader over hostile files. The first byte chooses the format that is asked for;
- * the identification of the ELF header is put right, so that program headers and notes are reached.
+/* fuzz_load_elf.c - the ELF and PVH loader over hostile files. The first byte chooses the format
+ * that is asked for; the identification of the ELF header is put right, so that program headers and
+ * notes are reached.
  */
 #include <elf.h>
 #include <stddef.h>
@@ -35,13 +36,18 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		Elf64_Ehdr h;
 
 		memcpy(&h, data + 1, sizeof(h));
-		memcpy(h.e_ident, "\x7f" "ELF\x02\x01\x01", 7);
+		memcpy(h.e_ident,
+		       "\x7f"
+		       "ELF\x02\x01\x01",
+		       7);
 		h.e_machine = EM_X86_64;
 		h.e_phentsize = sizeof(Elf64_Phdr);
 		if (pwrite(fd, &h, sizeof(h), 0) != sizeof(h))
 			abort();
 	}
-	struct boot_config cfg = { .kernel_fd = fd, .initrd_fd = -1, .format = want, .e820 = e820, .ne820 = 2 };
+	struct boot_config cfg = {
+		.kernel_fd = fd, .initrd_fd = -1, .format = want, .e820 = e820, .ne820 = 2
+	};
 	enum boot_format used = BOOT_AUTO;
 	int ret = boot_load(mem, &cfg, &s, &used, &e);
 	if ((ret < 0) != err_is_set(&e) || (ret == 0 && used == BOOT_AUTO))

@@ -21,7 +21,9 @@ static struct nbd_server *server;
 
 static void fuzz_start(void)
 {
-	struct blk_spec s = { .driver = "file", .label = "fuzz", .discard = true, .cache = BLK_CACHE_UNSAFE };
+	struct blk_spec s = {
+		.driver = "file", .label = "fuzz", .discard = true, .cache = BLK_CACHE_UNSAFE
+	};
 	static const char *const opts[] = { "threads=1", NULL };
 	struct err e = { 0 };
 	struct nbd_export x = { .name = "disk" };
@@ -43,7 +45,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	/* flags; structured replies; the context; GO on "disk" */
 	static const uint8_t entry[] = "\0\0\0\3IHAVEOPT\0\0\0\x8\0\0\0\0"
-				       "IHAVEOPT\0\0\0\xa\0\0\0\x1f\0\0\0\4disk\0\0\0\1\0\0\0\xf" "base:allocation"
+				       "IHAVEOPT\0\0\0\xa\0\0\0\x1f\0\0\0\4disk\0\0\0\1\0\0\0\xf"
+				       "base:allocation"
 				       "IHAVEOPT\0\0\0\7\0\0\0\xa\0\0\0\4disk\0\0";
 	char sink[65536];
 	int sp[2];

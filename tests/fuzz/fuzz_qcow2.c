@@ -27,7 +27,8 @@ static void fuzz_read(struct blockdev *bd)
 		if (k <= 0)
 			break;
 		off = x[k - 1].off_bytes + x[k - 1].len_bytes;
-		(void)blk_pread(bd, buf, MIN(ALIGN_DOWN(n - x[0].off_bytes, 512ULL), sizeof(buf)), ALIGN_DOWN(x[0].off_bytes, 512ULL));
+		(void)blk_pread(bd, buf, MIN(ALIGN_DOWN(n - x[0].off_bytes, 512ULL), sizeof(buf)),
+				ALIGN_DOWN(x[0].off_bytes, 512ULL));
 	}
 	(void)blk_pread(bd, buf, MIN(n, sizeof(buf)), 0);
 	if (n > sizeof(buf))
@@ -56,8 +57,13 @@ static void fuzz_write(struct blockdev *bd, uint8_t what)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	static const char *const opts[] = { "backing=ignore", "repair=no", "cache-bytes=65536", "prealloc=off", NULL };
-	struct blk_spec s = { .driver = "qcow2", .label = "fuzz", .discard = true, .cache = BLK_CACHE_UNSAFE, .opts = opts };
+	static const char *const opts[] = { "backing=ignore", "repair=no", "cache-bytes=65536",
+					    "prealloc=off", NULL };
+	struct blk_spec s = { .driver = "qcow2",
+			      .label = "fuzz",
+			      .discard = true,
+			      .cache = BLK_CACHE_UNSAFE,
+			      .opts = opts };
 	struct qcow2_snapshot_info *snaps = NULL;
 	struct qcow2_bitmap_info *maps = NULL;
 	struct err e = { 0 };

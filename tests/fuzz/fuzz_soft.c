@@ -1,6 +1,6 @@
-/* fuzz_soft.c - arbitrary guest code, page tables and descriptors on the software CPU: whatever they are, the host
- * stays whole. First byte: mode (0 real, 1 protected, 2 long, 3 long in ring 3); the rest is memory, spread over
- * the places that matter: code at 0x1000, tables at 0x2000 and up.
+/* fuzz_soft.c - arbitrary guest code, page tables and descriptors on the software CPU: whatever
+ * they are, the host stays whole. First byte: mode (0 real, 1 protected, 2 long, 3 long in ring 3);
+ * the rest is memory, spread over the places that matter: code at 0x1000, tables at 0x2000 and up.
  */
 #include <stdint.h>
 #include <stdlib.h>
@@ -26,7 +26,8 @@ static void fuzz_init(void)
 	memcpy(cfg.cpu.model, "host", sizeof("host"));
 	cfg.cpu.vcpus = 1;
 	vm = vm_new(NULL, &cfg, &e);
-	if (!vm || vm_add_ram(vm, "ram", 0, RAM_BYTES, -1, 0, 0, &e) < 0 || vm_make_vcpus(vm, 1, &e) < 0)
+	if (!vm || vm_add_ram(vm, "ram", 0, RAM_BYTES, -1, 0, 0, &e) < 0 ||
+	    vm_make_vcpus(vm, 1, &e) < 0)
 		abort();
 	ram = mem_ptr(vm->mem, 0, RAM_BYTES);
 }
@@ -72,7 +73,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
 	memcpy(ram + 0x1000, data + 1, n);
 	if (size - 1 > n)
-		memcpy(ram + 0x2000 + (data[1] << 4), data + 1 + n, size - 1 - n < 0x4000 ? size - 1 - n : 0x4000);
+		memcpy(ram + 0x2000 + (data[1] << 4), data + 1 + n,
+		       size - 1 - n < 0x4000 ? size - 1 - n : 0x4000);
 	s->rip = 0x1000;
 	s->gpr[X86_RSP] = 0x9000;
 	s->seg[X86_CS].base = 0;

@@ -4,7 +4,11 @@
 static int make(struct fuzz_vm *f, struct err *e)
 {
 	int fd = memfd_create("disk", MFD_CLOEXEC);
-	struct blk_spec spec = { .driver = "file", .label = "disk vda", .fd = fd, .discard = true, .cache = BLK_CACHE_WRITEBACK };
+	struct blk_spec spec = { .driver = "file",
+				 .label = "disk vda",
+				 .fd = fd,
+				 .discard = true,
+				 .cache = BLK_CACHE_WRITEBACK };
 	struct mc_disk disk = { .name = "vda", .queues = 2, .on_error = IO_ERROR_REPORT };
 
 	if (fd < 0 || ftruncate(fd, 1 << 20) < 0)

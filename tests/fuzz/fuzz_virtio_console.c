@@ -9,7 +9,9 @@ static int make(struct fuzz_vm *f, struct err *e)
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, sv) < 0)
 		return -1;
 	f->peer = sv[1];
-	ports[0].chr = (struct chardev_config){ .kind = CHARDEV_STREAM, .fd = sv[0], .scrollback_bytes = 4096 };
+	ports[0].chr = (struct chardev_config){ .kind = CHARDEV_STREAM,
+						.fd = sv[0],
+						.scrollback_bytes = 4096 };
 	ports[1].chr = (struct chardev_config){ .kind = CHARDEV_NULL, .fd = -1 };
 	return virtio_console_new(f->vm, f->bus, ports, 2, e);
 }

@@ -6,7 +6,8 @@ static int make(struct fuzz_vm *f, struct err *e)
 	struct mc_nic nic = { .name = "net0", .mac = { 2, 0, 0, 0, 0, 1 }, .queues = 2 };
 	int sv[2], sv2[2];
 
-	if (socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, sv) < 0 || socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, sv2) < 0)
+	if (socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, sv) < 0 ||
+	    socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, sv2) < 0)
 		return -1;
 	f->peer = sv[1];
 	close(sv2[1]);

@@ -1,5 +1,6 @@
-/* fuzz_x86_state.c - loading one vCPU's section. The input is the section's fields; the frame with its checksum is
- * put around it, so that the fields are reached. What loads must save and load again to the same.
+/* fuzz_x86_state.c - loading one vCPU's section. The input is the section's fields; the frame with
+ * its checksum is put around it, so that the fields are reached. What loads must save and load
+ * again to the same.
  */
 #include <stddef.h>
 #include <stdlib.h>

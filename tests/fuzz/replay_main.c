@@ -1,5 +1,5 @@
-/* replay_main.c - run a fuzz target over files and folders, with any compiler: what `make check` does with
- * each corpus. The same target linked with libFuzzer explores (`make fuzz T=60`).
+/* replay_main.c - run a fuzz target over files and folders, with any compiler: what `make check`
+ * does with each corpus. The same target linked with libFuzzer explores (`make fuzz T=60`).
  */
 #include <dirent.h>
 #include <stddef.h>

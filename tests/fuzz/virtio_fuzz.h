@@ -1,8 +1,9 @@
 /* virtio_fuzz.h - a hostile driver made of the fuzzer's bytes, for one virtio device at a time.
  *
- * The input is a program of small steps: register writes of any size, guest memory writes, configuration space writes
- * (BARs moved in flight), kicks, rounds of the main loop, device resets. A prologue gets past negotiation, so that most inputs
- * reach the queues. Included by fuzz_virtio_NAME.c, which defines FUZZ_DEVICE(m).
+ * The input is a program of small steps: register writes of any size, guest memory writes,
+ * configuration space writes (BARs moved in flight), kicks, rounds of the main loop, device resets.
+ * A prologue gets past negotiation, so that most inputs reach the queues. Included by
+ * fuzz_virtio_NAME.c, which defines FUZZ_DEVICE(m).
  */
 #ifndef TESTS_VIRTIO_FUZZ_H
 #define TESTS_VIRTIO_FUZZ_H
@@ -56,7 +57,8 @@ static void fuzz_pci_write(struct fuzz_vm *f, unsigned off, unsigned size, uint3
 	bus_write(f->vm->pio, 0xcfc + (off & 3u & ~(size - 1)), size, val);
 }
 
-/* Negotiate everything offered, enable up to 4 queues of 8 at fixed places: desc 0x1000*q, avail +0x400, used +0x800. */
+/* Negotiate everything offered, enable up to 4 queues of 8 at fixed places: desc 0x1000*q, avail
+ * +0x400, used +0x800. */
 static void fuzz_prologue(struct fuzz_vm *f)
 {
 	struct bus *b = f->vm->mmio;
@@ -109,7 +111,8 @@ static void fuzz_step(struct fuzz_vm *f, struct fuzz_input *in)
 		uint64_t q = fuzz_take(in, 1) % 4, i = fuzz_take(in, 1) % 8, d[2];
 
 		d[0] = 0x8000 + fuzz_take(in, 2);
-		d[1] = fuzz_take(in, 2) | (fuzz_take(in, 1) & 7) << 32 | (fuzz_take(in, 1) % 9) << 48;
+		d[1] =
+		    fuzz_take(in, 2) | (fuzz_take(in, 1) & 7) << 32 | (fuzz_take(in, 1) % 9) << 48;
 		mem_write(f->vm->mem, 0x1000 * (q + 1) + 16 * i, d, 16);
 		break;
 	}
@@ -151,11 +154,18 @@ static void fuzz_step(struct fuzz_vm *f, struct fuzz_input *in)
 	}
 }
 
-static void fuzz_run(const uint8_t *data, size_t size, int (*make)(struct fuzz_vm *f, struct err *e))
+static void fuzz_run(const uint8_t *data, size_t size,
+		     int (*make)(struct fuzz_vm *f, struct err *e))
 {
-	struct vm_config vc = { .name = "fuzz", .accel = &accel_soft, .accel_cfg = { .kvm_fd = -1, .vcpus = 1 } };
-	struct pci_bus_config bc = { .ecam_base = 0xe0000000, .ecam_buses = 1, .mmio32_base = 0xc0000000,
-				     .mmio32_size = 0x10000000, .io_base = 0x1000, .io_size = 0x1000 };
+	struct vm_config vc = { .name = "fuzz",
+				.accel = &accel_soft,
+				.accel_cfg = { .kvm_fd = -1, .vcpus = 1 } };
+	struct pci_bus_config bc = { .ecam_base = 0xe0000000,
+				     .ecam_buses = 1,
+				     .mmio32_base = 0xc0000000,
+				     .mmio32_size = 0x10000000,
+				     .io_base = 0x1000,
+				     .io_size = 0x1000 };
 	struct fuzz_input in = { data, size };
 	struct fuzz_vm f = { .peer = -1 };
 	struct err e = { 0 };

@@ -1,10 +1,12 @@
-/* jail_battery.c - forbidden acts, attempted inside the real jail by every kind of thread; all must be stopped.
+/* jail_battery.c - forbidden acts, attempted inside the real jail by every kind of thread; all must
+ * be stopped.
  *
- * The program jails itself with the daemon's own code (jail_spawn, lockdown_*), with /dev/kvm, /dev/net/tun and a pty in hand as a guest has
- * them, and tries each act from the main thread, an I/O thread and a vCPU thread. Then again with each single layer left out: a
- * table tells what the other layers still stop. Acts are harmless where they get through: they fail by their arguments.
- * An act is stopped if it fails; a "probe" only if it fails by permission (EPERM, EACCES, ENOSYS), because a bad argument noticed
- * after the check of permission means that the check was passed.
+ * The program jails itself with the daemon's own code (jail_spawn, lockdown_*), with /dev/kvm,
+ * /dev/net/tun and a pty in hand as a guest has them, and tries each act from the main thread, an
+ * I/O thread and a vCPU thread. Then again with each single layer left out: a table tells what the
+ * other layers still stop. Acts are harmless where they get through: they fail by their arguments.
+ * An act is stopped if it fails; a "probe" only if it fails by permission (EPERM, EACCES, ENOSYS),
+ * because a bad argument noticed after the check of permission means that the check was passed.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -42,10 +44,10 @@
 
 enum { FD_KVM = 3, FD_TUN = 4, FD_PTY = 5, FD_DIR = 6 };
 
-#define ACT(id, expr)                      \
-	static long act_##id(void)         \
-	{                                  \
-		return (long)(expr);       \
+#define ACT(id, expr) \
+	static long act_##id(void) \
+	{ \
+		return (long)(expr); \
 	}
 static char page[4096] __attribute__((aligned(4096)));
 
@@ -99,14 +101,17 @@ static long act_nofile_raise(void)
 
 static long act_perf(void)
 {
-	struct perf_event_attr a = { .type = PERF_TYPE_HARDWARE, .size = sizeof(a), .exclude_kernel = 0 };
+	struct perf_event_attr a = { .type = PERF_TYPE_HARDWARE,
+				     .size = sizeof(a),
+				     .exclude_kernel = 0 };
 
 	return syscall(SYS_perf_event_open, &a, 0, -1, -1, 0);
 }
 
 static long act_map_wx(void)
 {
-	void *p = mmap(NULL, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	void *p = mmap(NULL, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS,
+		       -1, 0);
 
 	return p == MAP_FAILED ? -1 : 0;
 }
@@ -117,7 +122,8 @@ static long act_memfd_exec(void)
 	int fd = (int)syscall(SYS_memfd_create, "x", 0);
 	long r = fd < 0 ? -1 : syscall(SYS_execveat, fd, "", argv, argv + 1, AT_EMPTY_PATH);
 
-	/* an empty file is no program: ENOEXEC, or EACCES without an x bit, would come after the call was let in */
+	/* an empty file is no program: ENOEXEC, or EACCES without an x bit, would come after the
+	 * call was let in */
 	return r < 0 && errno == ENOEXEC ? 0 : r;
 }
 
@@ -214,18 +220,101 @@ static const struct {
 	long (*fn)(void);
 	bool probe;
 } acts[] = {
-#define A(n) { #n, act_##n, false }
-#define P(n) { #n, act_##n, true }
-	A(open_passwd), A(open_shadow), A(open_root), A(open_proc_self), A(open_proc_mem), A(write_sysctl), A(open_dev_mem),
-	A(open_kmsg), A(open_sda), A(open_beneath_dir_fd), A(open_dotdot_of_dir_fd), A(create_file), A(make_dir), A(make_node),
-	A(make_link), A(remove), A(rename_), A(chmod_), A(chown_), A(chdir_dir_fd), A(chroot_), A(mount_tmpfs), A(umount_root),
-	A(pivot), A(open_tree_), A(fsopen_), A(unshare_user), A(unshare_net), A(setns_), A(clone_newpid), A(child), A(setuid_root),
-	A(setuid_other), A(setgid_other), A(setgroups_), A(sock_inet), A(sock_inet6), A(sock_netlink), A(sock_packet), A(sock_vsock),
-	A(sock_alg), A(unix_bind), A(ptrace_seize), A(ptrace_init), P(vm_readv), A(kill_one), A(kill_all), A(pidfd_), P(io_uring_), P(bpf_),
-	A(uffd), A(keyctl_), A(add_key_), P(kexec), P(module), P(module_rm), A(iopl_), A(ioperm_), P(swap), A(hostname),
-	P(clock_set), A(syslog_), A(acct_), P(quota), A(personality_), A(exec_shell), A(memfd_exec), A(kvm_create_vm), A(tun_attach),
-	A(tun_persist), A(tiocsti), A(pty_peer), A(map_wx), A(mprotect_x), A(sched_rt), A(nice_up), A(nofile_raise), A(mlockall_),
-	A(dumpable), A(perf), A(handle), A(fanotify), A(inotify), A(msgq), A(mq), A(shm), A(kcmp_),
+#define A(n) \
+	{ \
+#n, act_##n, false \
+	}
+#define P(n) \
+	{ \
+#n, act_##n, true \
+	}
+	A(open_passwd),
+	A(open_shadow),
+	A(open_root),
+	A(open_proc_self),
+	A(open_proc_mem),
+	A(write_sysctl),
+	A(open_dev_mem),
+	A(open_kmsg),
+	A(open_sda),
+	A(open_beneath_dir_fd),
+	A(open_dotdot_of_dir_fd),
+	A(create_file),
+	A(make_dir),
+	A(make_node),
+	A(make_link),
+	A(remove),
+	A(rename_),
+	A(chmod_),
+	A(chown_),
+	A(chdir_dir_fd),
+	A(chroot_),
+	A(mount_tmpfs),
+	A(umount_root),
+	A(pivot),
+	A(open_tree_),
+	A(fsopen_),
+	A(unshare_user),
+	A(unshare_net),
+	A(setns_),
+	A(clone_newpid),
+	A(child),
+	A(setuid_root),
+	A(setuid_other),
+	A(setgid_other),
+	A(setgroups_),
+	A(sock_inet),
+	A(sock_inet6),
+	A(sock_netlink),
+	A(sock_packet),
+	A(sock_vsock),
+	A(sock_alg),
+	A(unix_bind),
+	A(ptrace_seize),
+	A(ptrace_init),
+	P(vm_readv),
+	A(kill_one),
+	A(kill_all),
+	A(pidfd_),
+	P(io_uring_),
+	P(bpf_),
+	A(uffd),
+	A(keyctl_),
+	A(add_key_),
+	P(kexec),
+	P(module),
+	P(module_rm),
+	A(iopl_),
+	A(ioperm_),
+	P(swap),
+	A(hostname),
+	P(clock_set),
+	A(syslog_),
+	A(acct_),
+	P(quota),
+	A(personality_),
+	A(exec_shell),
+	A(memfd_exec),
+	A(kvm_create_vm),
+	A(tun_attach),
+	A(tun_persist),
+	A(tiocsti),
+	A(pty_peer),
+	A(map_wx),
+	A(mprotect_x),
+	A(sched_rt),
+	A(nice_up),
+	A(nofile_raise),
+	A(mlockall_),
+	A(dumpable),
+	A(perf),
+	A(handle),
+	A(fanotify),
+	A(inotify),
+	A(msgq),
+	A(mq),
+	A(shm),
+	A(kcmp_),
 };
 #define NACTS (sizeof(acts) / sizeof(acts[0]))
 
@@ -241,11 +330,13 @@ static void battery_try(const char *context)
 		errno = 0;
 		long r = acts[i].fn();
 		int num = errno;
-		bool through = r >= 0 || (acts[i].probe && num != EPERM && num != EACCES && num != ENOSYS);
+		bool through =
+		    r >= 0 || (acts[i].probe && num != EPERM && num != EACCES && num != ENOSYS);
 
 		if (r > 2 && r < 4096 && !strncmp(acts[i].name, "open", 4))
 			close((int)r);
-		int n = snprintf(line, sizeof(line), "%s %u %d %d\n", context, i, through, r < 0 ? num : 0);
+		int n = snprintf(line, sizeof(line), "%s %u %d %d\n", context, i, through,
+				 r < 0 ? num : 0);
 
 		if (write(2, line, (size_t)n) < 0)
 			_exit(3);
@@ -277,8 +368,8 @@ static int battery_inside(unsigned layers)
 	if ((layers & LOCKDOWN_SECCOMP) && lockdown_calls() < 0)
 		return 4;
 	/* threads first: what main gets through without a layer may change the process */
-	if (pthread_create(&t, NULL, battery_vcpu, &layers) || pthread_join(t, NULL) || pthread_create(&t, NULL, battery_io, NULL) ||
-	    pthread_join(t, NULL))
+	if (pthread_create(&t, NULL, battery_vcpu, &layers) || pthread_join(t, NULL) ||
+	    pthread_create(&t, NULL, battery_io, NULL) || pthread_join(t, NULL))
 		return 5;
 	battery_try("main");
 	return 0;
@@ -295,7 +386,12 @@ static int battery_run(const char *dir, uint32_t jail, unsigned lock, struct res
 {
 	char mask[8], line[128];
 	char *argv[] = { (char *)"battery", (char *)"--inside", mask, NULL };
-	struct jail_spec s = { .argv = argv, .layers = jail, .uid = 2077777, .root_dir = dir, .nofile_max = 256, .nproc_max = 64 };
+	struct jail_spec s = { .argv = argv,
+			       .layers = jail,
+			       .uid = 2077777,
+			       .root_dir = dir,
+			       .nofile_max = 256,
+			       .nproc_max = 64 };
 	struct jail_proc proc;
 	struct err e = { 0 };
 	int out[2], status, unlock = 0;
@@ -330,7 +426,8 @@ static int battery_run(const char *dir, uint32_t jail, unsigned lock, struct res
 	char context[16];
 
 	while (f && fgets(line, sizeof(line), f))
-		if (sscanf(line, "%15s %u %u %u", context, &act, &through, &num) == 4 && act < NACTS)
+		if (sscanf(line, "%15s %u %u %u", context, &act, &through, &num) == 4 &&
+		    act < NACTS)
 			for (unsigned c = 0; c < 3; c++)
 				if (!strcmp(context, contexts[c])) {
 					r->tried++;
@@ -370,8 +467,13 @@ static void battery_time(const char *dir)
 	struct err e;
 
 	for (unsigned i = 0; i < N; i++) {
-		struct jail_spec s = { .argv = argv, .layers = JAIL_ALL_ROOT, .uid = 2077777, .root_dir = dir, .nofile_max = 256,
-				       .nproc_max = 64, .log_fd = 2 };
+		struct jail_spec s = { .argv = argv,
+				       .layers = JAIL_ALL_ROOT,
+				       .uid = 2077777,
+				       .root_dir = dir,
+				       .nofile_max = 256,
+				       .nproc_max = 64,
+				       .log_fd = 2 };
 		struct jail_proc proc;
 		struct timespec a, b;
 
@@ -380,7 +482,8 @@ static void battery_time(const char *dir)
 		if (jail_spawn(&s, &proc, &e) < 0 || jail_result(proc.status_fd, "timing", &e) < 0)
 			return;
 		clock_gettime(CLOCK_MONOTONIC, &b);
-		us[i] = (uint64_t)(((int64_t)b.tv_sec - a.tv_sec) * 1000000 + (b.tv_nsec - a.tv_nsec) / 1000);
+		us[i] = (uint64_t)(((int64_t)b.tv_sec - a.tv_sec) * 1000000 +
+				   (b.tv_nsec - a.tv_nsec) / 1000);
 		waitpid(proc.pid, NULL, 0);
 		close(proc.pidfd);
 		close(s.exe_fd);
@@ -392,8 +495,8 @@ static void battery_time(const char *dir)
 			us[j] = us[j - 1];
 			us[j - 1] = t;
 		}
-	printf("jail set-up, fork to exec: p50 %llu us, p99 %llu us (%u runs)\n", (unsigned long long)us[N / 2],
-	       (unsigned long long)us[N * 99 / 100], N);
+	printf("jail set-up, fork to exec: p50 %llu us, p99 %llu us (%u runs)\n",
+	       (unsigned long long)us[N / 2], (unsigned long long)us[N * 99 / 100], N);
 }
 
 int main(int argc, char **argv)
@@ -403,17 +506,27 @@ int main(int argc, char **argv)
 		uint32_t jail;
 		unsigned lock;
 	} off[] = {
-		{ "mount", JAIL_MOUNT, 0 },   { "pid", JAIL_PID, 0 },	  { "net", JAIL_NET, 0 },
-		{ "ipc", JAIL_IPC, 0 },	      { "uts", JAIL_UTS, 0 },	  { "cgroup", JAIL_CGROUP, 0 },
-		{ "uid", JAIL_UID, 0 },	      { "caps", JAIL_CAPS, 0 },	  { "no-new-privs", JAIL_NNP, 0 },
-		{ "rlimits", JAIL_RLIMIT, 0 }, { "landlock", 0, LOCKDOWN_LANDLOCK }, { "seccomp", 0, LOCKDOWN_SECCOMP },
+		{ "mount", JAIL_MOUNT, 0 },
+		{ "pid", JAIL_PID, 0 },
+		{ "net", JAIL_NET, 0 },
+		{ "ipc", JAIL_IPC, 0 },
+		{ "uts", JAIL_UTS, 0 },
+		{ "cgroup", JAIL_CGROUP, 0 },
+		{ "uid", JAIL_UID, 0 },
+		{ "caps", JAIL_CAPS, 0 },
+		{ "no-new-privs", JAIL_NNP, 0 },
+		{ "rlimits", JAIL_RLIMIT, 0 },
+		{ "landlock", 0, LOCKDOWN_LANDLOCK },
+		{ "seccomp", 0, LOCKDOWN_SECCOMP },
 	};
 	char dir[] = "/tmp/jail-battery-XXXXXX";
 	struct result r;
 	unsigned passed = 0, failed = 0;
 
 	if (argc == 3 && !strcmp(argv[1], "--inside"))
-		return !strcmp(argv[2], "exit") ? 0 : battery_inside((unsigned)strtoul(argv[2], NULL, 10));
+		return !strcmp(argv[2], "exit")
+			   ? 0
+			   : battery_inside((unsigned)strtoul(argv[2], NULL, 10));
 	setlinebuf(stdout);
 	if (geteuid() != 0) {
 		printf("skipped: needs root to make the whole jail\n");
@@ -422,7 +535,8 @@ int main(int argc, char **argv)
 	if (!mkdtemp(dir))
 		return 1;
 	if (battery_run(dir, JAIL_ALL_ROOT, LOCKDOWN_ALL, &r) < 0 || r.tried != 3 * NACTS) {
-		printf("the battery did not run to its end: %u of %zu attempts\n", r.tried, 3 * NACTS);
+		printf("the battery did not run to its end: %u of %zu attempts\n", r.tried,
+		       3 * NACTS);
 		failed++;
 	}
 	for (unsigned c = 0; c < 3; c++)
@@ -430,13 +544,16 @@ int main(int argc, char **argv)
 			passed += r.got[c][i] == 1;
 			failed += r.got[c][i] == 2;
 		}
-	printf("all layers: %zu acts by 3 kinds of thread, %u attempts, %u stopped, %u got through%s", NACTS, r.tried, r.tried - r.through,
-	       r.through, r.through ? ":" : "");
+	printf(
+	    "all layers: %zu acts by 3 kinds of thread, %u attempts, %u stopped, %u got through%s",
+	    NACTS, r.tried, r.tried - r.through, r.through, r.through ? ":" : "");
 	battery_names(&r);
 	for (size_t i = 0; i < sizeof(off) / sizeof(off[0]); i++) {
-		if (battery_run(dir, JAIL_ALL_ROOT & ~off[i].jail, LOCKDOWN_ALL & ~off[i].lock, &r) < 0)
+		if (battery_run(dir, JAIL_ALL_ROOT & ~off[i].jail, LOCKDOWN_ALL & ~off[i].lock,
+				&r) < 0)
 			continue;
-		printf("without %-13s %3u of %3u stopped%s", off[i].name, r.tried - r.through, r.tried, r.through ? "; through:" : "");
+		printf("without %-13s %3u of %3u stopped%s", off[i].name, r.tried - r.through,
+		       r.tried, r.through ? "; through:" : "");
 		battery_names(&r);
 	}
 	battery_time(dir);

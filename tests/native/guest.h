@@ -1,7 +1,8 @@
 /* guest.h - a small guest of our own on the real /dev/kvm, for tests/native and tests/bench.
  *
- * 64-bit mode, ring 3, IOPL 3, interrupts possible: the GDT, IDT and a TSS are there, all of the first 4 GiB
- * is identity-mapped for user mode. Ring 3, because a KVM that interprets ring 0 still runs ring 3 natively.
+ * 64-bit mode, ring 3, IOPL 3, interrupts possible: the GDT, IDT and a TSS are there, all of the
+ * first 4 GiB is identity-mapped for user mode. Ring 3, because a KVM that interprets ring 0 still
+ * runs ring 3 natively.
  * Guest code is position-independent assembly between two symbols (GUEST_CODE); it runs at 1 MiB.
  */
 #ifndef TESTS_NATIVE_GUEST_H
@@ -22,20 +23,21 @@
 #include "common/units.h"
 #include "hypervisor-core/vm.h"
 
-#define GUEST_RAM (16 * MIB)
-#define GUEST_GDT 0x1000u
-#define GUEST_TSS 0x2000u
-#define GUEST_IDT 0x6000u
-#define GUEST_TABLES 0x10000u
-#define GUEST_CODE_GPA 0x100000u
-#define GUEST_STACKS 0x200000u /* growing down, 4 KiB a vCPU */
+#define GUEST_RAM	  (16 * MIB)
+#define GUEST_GDT	  0x1000u
+#define GUEST_TSS	  0x2000u
+#define GUEST_IDT	  0x6000u
+#define GUEST_TABLES	  0x10000u
+#define GUEST_CODE_GPA	  0x100000u
+#define GUEST_STACKS	  0x200000u /* growing down, 4 KiB a vCPU */
 #define GUEST_RING0_STACK 0x280000u /* vCPU 0's, for interrupt handlers */
-#define GUEST_DATA 0x300000u
+#define GUEST_DATA	  0x300000u
 #define GUEST_DEADLINE_MS 10000
 
-#define GUEST_CODE(name, text)                                                        \
-	extern const uint8_t name##_start[], name##_end[];                            \
-	__asm__(".pushsection .rodata\n.balign 256\n" #name "_start:\n" text "\n" #name "_end:\n.popsection\n")
+#define GUEST_CODE(name, text) \
+	extern const uint8_t name##_start[], name##_end[]; \
+	__asm__(".pushsection .rodata\n.balign 256\n" #name "_start:\n" text "\n" #name \
+		"_end:\n.popsection\n")
 
 struct guest {
 	struct loop *loop;
@@ -89,24 +91,28 @@ static inline uint64_t guest_peek64(struct guest *g, gpa_t gpa)
 /* Vectors 0-31 stay empty: a fault becomes a triple fault and is reported. */
 static inline void guest_tables(struct guest *g)
 {
-	static const uint64_t gdt[] = { 0, 0x00af9b000000ffff, 0x00affb000000ffff, 0x00cff3000000ffff, 0x00008b0020000fff, 0 };
+	static const uint64_t gdt[] = {
+		0, 0x00af9b000000ffff, 0x00affb000000ffff, 0x00cff3000000ffff, 0x00008b0020000fff, 0
+	};
 
 	for (unsigned i = 0; i < 6; i++)
 		guest_poke64(g, GUEST_GDT + 8 * i, gdt[i]);
 	guest_poke64(g, GUEST_TSS + 4, GUEST_RING0_STACK);
 	guest_poke64(g, GUEST_TABLES, (GUEST_TABLES + 0x1000) | 7);
 	for (uint64_t i = 0; i < 4; i++)
-		guest_poke64(g, GUEST_TABLES + 0x1000 + 8 * i, (GUEST_TABLES + 0x2000 + 0x1000 * i) | 7);
+		guest_poke64(g, GUEST_TABLES + 0x1000 + 8 * i,
+			     (GUEST_TABLES + 0x2000 + 0x1000 * i) | 7);
 	for (uint64_t i = 0; i < 2048; i++)
 		guest_poke64(g, GUEST_TABLES + 0x2000 + 8 * i, i * 2 * MIB | 0x87);
 }
 
-/* A handler runs in ring 0 and goes back by SYSEXIT (rdx = rip, rcx = rsp): of the ways back to ring 3 the one
- * that a KVM without hardware support interprets too. SYSENTER_CS is set for it. */
+/* A handler runs in ring 0 and goes back by SYSEXIT (rdx = rip, rcx = rsp): of the ways back to
+ * ring 3 the one that a KVM without hardware support interprets too. SYSENTER_CS is set for it. */
 static inline void guest_vector(struct guest *g, unsigned vector, gpa_t handler)
 {
 	guest_poke64(g, GUEST_IDT + 16 * vector,
-		     (handler & 0xffff) | 0x8u << 16 | UINT64_C(0x8e00) << 32 | (handler >> 16 & 0xffff) << 48);
+		     (handler & 0xffff) | 0x8u << 16 | UINT64_C(0x8e00) << 32 |
+			 (handler >> 16 & 0xffff) << 48);
 	guest_poke64(g, GUEST_IDT + 16 * vector + 8, handler >> 32);
 }
 
@@ -117,7 +123,7 @@ static inline void guest_state(struct guest *g, unsigned cpu, struct x86_state *
 	x86_state_long_mode(s, GUEST_TABLES, GUEST_GDT, 47);
 	s->seg[X86_CS] = (struct x86_seg){ 0, 0xffffffff, 0x13, 0xa0fb };
 	s->seg[X86_DS] = s->seg[X86_ES] = s->seg[X86_SS] = s->seg[X86_FS] = s->seg[X86_GS] =
-		(struct x86_seg){ 0, 0xffffffff, 0x1b, 0xc0f3 };
+	    (struct x86_seg){ 0, 0xffffffff, 0x1b, 0xc0f3 };
 	s->seg[X86_TR] = (struct x86_seg){ GUEST_TSS, 0xfff, 0x20, 0x8b };
 	s->idt_base = GUEST_IDT;
 	s->idt_limit = 0xfff;
@@ -181,14 +187,14 @@ static inline void guest_start(struct guest *g)
 }
 
 /* guest_until() - run the main loop until @cond, or fail at the deadline. */
-#define guest_until(g, cond)                                                                            \
-	do {                                                                                            \
-		uint64_t _end = clock_mono_ns() + GUEST_DEADLINE_MS * NS_PER_MS;                        \
-		while (!(cond)) {                                                                       \
-			if (clock_mono_ns() > _end)                                                     \
-				fail_msg("deadline: %s (last event: %s)", #cond, (g)->text);            \
-			loop_run_once((g)->loop, 1);                                                    \
-		}                                                                                       \
+#define guest_until(g, cond) \
+	do { \
+		uint64_t _end = clock_mono_ns() + GUEST_DEADLINE_MS * NS_PER_MS; \
+		while (!(cond)) { \
+			if (clock_mono_ns() > _end) \
+				fail_msg("deadline: %s (last event: %s)", #cond, (g)->text); \
+			loop_run_once((g)->loop, 1); \
+		} \
 	} while (0)
 
 static inline void guest_pause(struct guest *g)

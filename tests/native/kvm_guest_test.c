@@ -8,9 +8,11 @@
 #define MMIO 0xd0000000u
 
 /* out 1,2,4 bytes; rep outsb of 16; in 4 bytes, hand it back by out; then say done. */
-GUEST_CODE(pio, "mov $0x510, %edx; mov $0x5a, %al; out %al, %dx; mov $0x1234, %ax; out %ax, %dx;"
-		"mov $0xcafef00d, %eax; out %eax, %dx; lea pio_text(%rip), %rsi; mov $16, %ecx; rep outsb;"
-		"in %dx, %eax; mov %rax, (%rbx); movq $1, 8(%rbx); 1: pause; jmp 1b; pio_text: .ascii \"0123456789abcdef\"");
+GUEST_CODE(
+    pio, "mov $0x510, %edx; mov $0x5a, %al; out %al, %dx; mov $0x1234, %ax; out %ax, %dx;"
+	 "mov $0xcafef00d, %eax; out %eax, %dx; lea pio_text(%rip), %rsi; mov $16, %ecx; rep outsb;"
+	 "in %dx, %eax; mov %rax, (%rbx); movq $1, 8(%rbx); 1: pause; jmp 1b; pio_text: .ascii "
+	 "\"0123456789abcdef\"");
 
 static void port_io_of_every_size_and_rep_reaches_the_bus(void **state)
 {
@@ -27,9 +29,12 @@ static void port_io_of_every_size_and_rep_reaches_the_bus(void **state)
 	guest_free(g);
 }
 
-GUEST_CODE(mmio, "mov $0xd0000000, %esi; mov $0x1122334455667788, %rax; mov %rax, 8(%rsi); mov %eax, 4(%rsi);"
-		 "mov %ax, 2(%rsi); mov %al, 1(%rsi); mov 8(%rsi), %rax; mov %rax, (%rbx); movzwl 2(%rsi), %eax;"
-		 "mov %rax, 8(%rbx); mov 0x1000(%rsi), %eax; mov %rax, 16(%rbx); movq $1, 24(%rbx); 1: pause; jmp 1b");
+GUEST_CODE(
+    mmio,
+    "mov $0xd0000000, %esi; mov $0x1122334455667788, %rax; mov %rax, 8(%rsi); mov %eax, 4(%rsi);"
+    "mov %ax, 2(%rsi); mov %al, 1(%rsi); mov 8(%rsi), %rax; mov %rax, (%rbx); movzwl 2(%rsi), %eax;"
+    "mov %rax, 8(%rbx); mov 0x1000(%rsi), %eax; mov %rax, 16(%rbx); movq $1, 24(%rbx); 1: pause; "
+    "jmp 1b");
 
 static void mmio_of_every_size_reaches_the_bus_and_nothing_reads_ones(void **state)
 {
@@ -56,7 +61,8 @@ static void pause_and_start_many_times_while_all_vcpus_spin(void **state)
 
 	for (unsigned i = 0; i < 200; i++) {
 		guest_start(g);
-		if (i % 2 == 0) { /* odd rounds pause before a thread may have entered the guest at all */
+		/* odd rounds pause before a thread may have entered the guest at all */
+		if (i % 2 == 0) {
 			before = guest_peek64(g, GUEST_DATA);
 			guest_until(g, guest_peek64(g, GUEST_DATA) != before);
 		}
@@ -67,7 +73,8 @@ static void pause_and_start_many_times_while_all_vcpus_spin(void **state)
 	guest_free(g);
 }
 
-GUEST_CODE(mmiospin, "mov $0xd0000000, %esi; xor %ecx, %ecx; 1: mov (%rsi), %eax; inc %rcx; mov %rcx, (%rbx); jmp 1b");
+GUEST_CODE(mmiospin, "mov $0xd0000000, %esi; xor %ecx, %ecx; 1: mov (%rsi), %eax; inc %rcx; mov "
+		     "%rcx, (%rbx); jmp 1b");
 
 static void a_guest_spinning_in_mmio_is_paused_with_no_access_half_done(void **state)
 {
@@ -83,7 +90,8 @@ static void a_guest_spinning_in_mmio_is_paused_with_no_access_half_done(void **s
 		guest_until(g, d.reads > seen);
 		guest_pause(g);
 		assert_int_equal(accel_kvm.vcpu_get_state(g->vm->vcpus[0], s, &g->e), 0);
-		/* each read is counted by the guest too, but for the one whose count is not yet taken */
+		/* each read is counted by the guest too, but for the one whose count is not yet
+		 * taken */
 		assert_true(d.reads == s->gpr[X86_RCX] || d.reads == s->gpr[X86_RCX] + 1);
 		assert_int_equal(s->gpr[X86_RAX], 7);
 	}
@@ -100,7 +108,9 @@ static void freeing_a_spinning_guest_joins_its_threads(void **state)
 	guest_free(g);
 }
 
-GUEST_CODE(smp, "lock incq (%rbx); mov $1, %eax; lea 64(%rbx), %rsi; movq $1, (%rsi,%rdi,8); 1: pause; jmp 1b");
+GUEST_CODE(
+    smp,
+    "lock incq (%rbx); mov $1, %eax; lea 64(%rbx), %rsi; movq $1, (%rsi,%rdi,8); 1: pause; jmp 1b");
 
 static void four_vcpus_run_at_once(void **state)
 {
@@ -204,7 +214,8 @@ static void saved_state_goes_on_in_another_vm(void **state)
 	state_writer_init(&w);
 	assert_int_equal(vm_save(a->vm, &w, &a->e), 0);
 	uint64_t then = vm_now_ns(a->vm);
-	memcpy(mem_ptr_write(b->vm->mem, 0, GUEST_RAM), mem_ptr(a->vm->mem, 0, GUEST_RAM), GUEST_RAM);
+	memcpy(mem_ptr_write(b->vm->mem, 0, GUEST_RAM), mem_ptr(a->vm->mem, 0, GUEST_RAM),
+	       GUEST_RAM);
 	uint64_t count = guest_peek64(b, GUEST_DATA);
 	if (vm_load(b->vm, w.data, w.len, &b->e) < 0)
 		fail_msg("load: %s", b->e.detail);

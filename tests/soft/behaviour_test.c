@@ -1,5 +1,6 @@
-/* behaviour_test.c - what the software CPU must do beyond single instructions: long runs on a bounded stack,
- * self-modifying code, code that a device writes, faults in the middle of string operations, garbage. */
+/* behaviour_test.c - what the software CPU must do beyond single instructions: long runs on a
+ * bounded stack, self-modifying code, code that a device writes, faults in the middle of string
+ * operations, garbage. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -24,27 +25,27 @@ static int run_code(struct guest *g, const u8 *code, unsigned n, struct x86_stat
 	return guest_run(g, s, &rip, &rsp, &fl);
 }
 
-/* A handler that does not return and is not left by a tail call would end the host thread's stack. */
+/* A handler that does not return and is not left by a tail call would end the host thread's stack.
+ */
 static void soft_long_runs_do_not_grow_the_stack(void **state)
 {
-	static const u8 code[] = {
-		0x41, 0xb8, 0x40, 0x42, 0x0f, 0x00,	/* mov r8d, 1000000 */
-		0x0f, 0xfc, 0xc1,			/* paddb mm0, mm1 */
-		0x0f, 0x77,				/* emms */
-		0xd9, 0xe8, 0xdd, 0xd8,			/* fld1; fstp st0 */
-		0x0f, 0x31,				/* rdtsc */
-		0x66, 0x0f, 0x58, 0xc1,			/* addpd xmm0, xmm1 */
-		0xf0, 0x48, 0x0f, 0xc1, 0x07,		/* lock xadd [rdi], rax */
-		0x50, 0x58,				/* push, pop */
-		0x9c, 0x9d,				/* pushf, popf */
-		0x41, 0xff, 0xc8,			/* dec r8d */
-		0x75, 0xe3,				/* jnz: back to the paddb */
-		0xcc };
+	static const u8 code[] = { 0x41, 0xb8, 0x40, 0x42, 0x0f, 0x00, /* mov r8d, 1000000 */
+				   0x0f, 0xfc, 0xc1,		       /* paddb mm0, mm1 */
+				   0x0f, 0x77,			       /* emms */
+				   0xd9, 0xe8, 0xdd, 0xd8,	       /* fld1; fstp st0 */
+				   0x0f, 0x31,			       /* rdtsc */
+				   0x66, 0x0f, 0x58, 0xc1,	       /* addpd xmm0, xmm1 */
+				   0xf0, 0x48, 0x0f, 0xc1, 0x07,       /* lock xadd [rdi], rax */
+				   0x50, 0x58,			       /* push, pop */
+				   0x9c, 0x9d,			       /* pushf, popf */
+				   0x41, 0xff, 0xc8,		       /* dec r8d */
+				   0x75, 0xe3,			       /* jnz: back to the paddb */
+				   0xcc };
 	struct guest *g = guest_new();
 	struct x86_state s;
 
 	g->limit = 20000000;
-	assert_int_equal(code[sizeof(code) - 2], (u8)-(int)(sizeof(code) - 1 - 6));
+	assert_int_equal(code[sizeof(code) - 2], (u8) - (int)(sizeof(code) - 1 - 6));
 	assert_int_equal(run_code(g, code, sizeof(code), &s), EXC_BP);
 	assert_int_equal(g->c->r[8], 0);
 	guest_free(g);
@@ -53,10 +54,10 @@ static void soft_long_runs_do_not_grow_the_stack(void **state)
 static void soft_sees_code_that_it_writes_itself(void **state)
 {
 	/* the immediate of the mov right behind is overwritten first, in the same block */
-	static const u8 code[] = {
-		0xc6, 0x05, 0x01, 0x00, 0x00, 0x00, 0x2a, /* mov byte [rip + 1], 42 */
-		0xb8, 0x01, 0x00, 0x00, 0x00,		  /* mov eax, 1 */
-		0xcc };
+	static const u8 code[] = { 0xc6, 0x05, 0x01, 0x00, 0x00,
+				   0x00, 0x2a,			 /* mov byte [rip + 1], 42 */
+				   0xb8, 0x01, 0x00, 0x00, 0x00, /* mov eax, 1 */
+				   0xcc };
 	struct guest *g = guest_new();
 	struct x86_state s;
 
@@ -82,7 +83,9 @@ static void soft_sees_code_that_a_device_writes(void **state)
 
 static void soft_rep_movs_stops_at_the_fault_with_exact_registers(void **state)
 {
-	static const u8 code[] = { 0xb9, 0x00, 0x30, 0x00, 0x00, 0xf3, 0xa4, 0xcc }; /* 0x3000 bytes, 0x1000 are there */
+	static const u8 code[] = {
+		0xb9, 0x00, 0x30, 0x00, 0x00, 0xf3, 0xa4, 0xcc
+	}; /* 0x3000 bytes, 0x1000 are there */
 	struct guest *g = guest_new();
 	struct x86_state s;
 

@@ -1,10 +1,13 @@
-/* differential_test.c - random ring 3 instructions on the real CPU and on the interpreter, compared.
+/* differential_test.c - random ring 3 instructions on the real CPU and on the interpreter,
+ * compared.
  *
- * Each case: one instruction (sometimes two) with random prefixes, operands, registers, flags, x87, MMX and SSE
- * state. Compared: the fault's kind and address, registers, memory, defined flags, x87 and SSE state.
- * SOFT_DIFF_CASES sets the number (bounded default), SOFT_DIFF_SEED the start; the count is printed.
- * What is left out, and why, is in gen_refuse(): newer instructions than x86-64-v1 that the host executes, and
- * those whose result is the machine's (CPUID, RDTSC, selectors, system calls).
+ * Each case: one instruction (sometimes two) with random prefixes, operands, registers, flags, x87,
+ * MMX and SSE state. Compared: the fault's kind and address, registers, memory, defined flags, x87
+ * and SSE state.
+ * SOFT_DIFF_CASES sets the number (bounded default), SOFT_DIFF_SEED the start; the count is
+ * printed.
+ * What is left out, and why, is in gen_refuse(): newer instructions than x86-64-v1 that the host
+ * executes, and those whose result is the machine's (CPUID, RDTSC, selectors, system calls).
  */
 #include <setjmp.h>
 #include <signal.h>
@@ -51,41 +54,89 @@ static bool gen_refuse(bool two, u8 op, u8 modrm, unsigned rep, bool p66)
 
 	if (!two) {
 		switch (op) {
-		case 0x0f: case 0x26: case 0x2e: case 0x36: case 0x3e: case 0x40 ... 0x4f: case 0x62:
-		case 0x64: case 0x65: case 0x66: case 0x67: case 0x8e: case 0xc4: case 0xc5:
-		case 0xca: case 0xcb: case 0xcd: case 0xcf: case 0xf0: case 0xf1: case 0xf2: case 0xf3:
+		case 0x0f:
+		case 0x26:
+		case 0x2e:
+		case 0x36:
+		case 0x3e:
+		case 0x40 ... 0x4f:
+		case 0x62:
+		case 0x64:
+		case 0x65:
+		case 0x66:
+		case 0x67:
+		case 0x8e:
+		case 0xc4:
+		case 0xc5:
+		case 0xca:
+		case 0xcb:
+		case 0xcd:
+		case 0xcf:
+		case 0xf0:
+		case 0xf1:
+		case 0xf2:
+		case 0xf3:
 		case 0x9d: /* popf: would set TF */
 			return true;
 		case 0x8f: /* XOP */
 			return modrm & 0x38;
 		case 0xff:
 			return reg == 3 || reg == 5;
-		case 0xdb: case 0xdd: case 0xdf: /* fisttp */
-			return (m && reg == 1) || (op != 0xdf && m && (reg == 4 || reg == 6)); /* and fnsave: pointers */
+		case 0xdb:
+		case 0xdd:
+		case 0xdf: /* fisttp */
+			return (m && reg == 1) ||
+			       (op != 0xdf && m &&
+				(reg == 4 || reg == 6)); /* and fnsave: pointers */
 		case 0xd9:
 			return m && (reg == 4 || reg == 6); /* environment: host pointers */
-		case 0xe0: case 0xe1: /* REP changes the condition on some processors */
+		case 0xe0:
+		case 0xe1: /* REP changes the condition on some processors */
 			return rep;
 		default:
 			return false;
 		}
 	}
 	switch (op) {
-	case 0x00 ... 0x0c: case 0x0e: case 0x0f: case 0x18 ... 0x1f: case 0x20 ... 0x27: case 0x30 ... 0x3f:
-	case 0x77 ... 0x7d: case 0xa1: case 0xa2: case 0xa9: case 0xaa: case 0xb2: case 0xb4: case 0xb5:
-	case 0xb8: case 0xb9: case 0xd0: case 0xf0: case 0xff: case 0x0d:
+	case 0x00 ... 0x0c:
+	case 0x0e:
+	case 0x0f:
+	case 0x18 ... 0x1f:
+	case 0x20 ... 0x27:
+	case 0x30 ... 0x3f:
+	case 0x77 ... 0x7d:
+	case 0xa1:
+	case 0xa2:
+	case 0xa9:
+	case 0xaa:
+	case 0xb2:
+	case 0xb4:
+	case 0xb5:
+	case 0xb8:
+	case 0xb9:
+	case 0xd0:
+	case 0xf0:
+	case 0xff:
+	case 0x0d:
 		return true;
-	case 0xbc: case 0xbd: /* tzcnt, lzcnt */
+	case 0xbc:
+	case 0xbd: /* tzcnt, lzcnt */
 		return rep == 0xf3;
 	case 0xc7:
 		return !m || reg != 1;
 	case 0xae: /* fxsave: pointers; xsave and friends */
 		return m ? (reg != 2 && reg != 3) || rep || p66 : true;
-	case 0x12: case 0x16: case 0x2b: /* SSE3, SSE4a */
+	case 0x12:
+	case 0x16:
+	case 0x2b: /* SSE3, SSE4a */
 		return rep;
-	case 0xa4: case 0xa5: case 0xac: case 0xad: /* counts above 16 of 16 bits: undefined */
+	case 0xa4:
+	case 0xa5:
+	case 0xac:
+	case 0xad: /* counts above 16 of 16 bits: undefined */
 		return p66;
-	case 0xc3: case 0xc2:
+	case 0xc3:
+	case 0xc2:
 		return false;
 	default:
 		return false;
@@ -98,35 +149,59 @@ static u32 gen_undefined(bool two, u8 op, u8 modrm)
 
 	if (!two) {
 		switch (op) {
-		case 0x69: case 0x6b:
+		case 0x69:
+		case 0x6b:
 			return EFL_SF | EFL_ZF | EFL_AF | EFL_PF;
-		case 0x08 ... 0x0d: case 0x20 ... 0x25: case 0x30 ... 0x35: case 0x84: case 0x85: case 0xa8: case 0xa9:
+		case 0x08 ... 0x0d:
+		case 0x20 ... 0x25:
+		case 0x30 ... 0x35:
+		case 0x84:
+		case 0x85:
+		case 0xa8:
+		case 0xa9:
 			return EFL_AF;
-		case 0x80: case 0x81: case 0x83:
+		case 0x80:
+		case 0x81:
+		case 0x83:
 			return reg == 1 || reg == 4 || reg == 6 ? EFL_AF : 0;
-		case 0xc0: case 0xc1: case 0xd0 ... 0xd3:
+		case 0xc0:
+		case 0xc1:
+		case 0xd0 ... 0xd3:
 			return (reg < 4 ? 0 : EFL_AF) | EFL_OF | (reg >= 4 ? EFL_CF : 0);
-		case 0xf6: case 0xf7:
-			return reg < 2 ? EFL_AF : reg < 4 ? 0 : reg < 6 ? EFL_SF | EFL_ZF | EFL_AF | EFL_PF : EFL_ARITH;
+		case 0xf6:
+		case 0xf7:
+			return reg < 2	 ? EFL_AF
+			       : reg < 4 ? 0
+			       : reg < 6 ? EFL_SF | EFL_ZF | EFL_AF | EFL_PF
+					 : EFL_ARITH;
 		default:
 			return 0;
 		}
 	}
 	switch (op) {
-	case 0xa3: case 0xab: case 0xb3: case 0xbb: case 0xba:
+	case 0xa3:
+	case 0xab:
+	case 0xb3:
+	case 0xbb:
+	case 0xba:
 		return EFL_OF | EFL_SF | EFL_AF | EFL_PF;
-	case 0xa4: case 0xa5: case 0xac: case 0xad:
+	case 0xa4:
+	case 0xa5:
+	case 0xac:
+	case 0xad:
 		return EFL_OF | EFL_AF | EFL_CF | EFL_SF | EFL_ZF | EFL_PF;
 	case 0xaf:
 		return EFL_SF | EFL_ZF | EFL_AF | EFL_PF;
-	case 0xbc: case 0xbd:
+	case 0xbc:
+	case 0xbd:
 		return EFL_ARITH & ~EFL_ZF;
 	default:
 		return 0;
 	}
 }
 
-/* gen_one() - append one instruction. Lengths come out right by construction of ModRM; immediates are plenty. */
+/* gen_one() - append one instruction. Lengths come out right by construction of ModRM; immediates
+ * are plenty. */
 static void gen_one(struct gen *g)
 {
 	bool two, p66;
@@ -139,7 +214,9 @@ static void gen_one(struct gen *g)
 		op = (u8)rnd();
 		modrm = (u8)rnd();
 		p66 = pick(4) == 0;
-		rep = two ? (pick(2) ? (pick(2) ? 0xf2 : 0xf3) : 0) : pick(8) == 0 ? (pick(2) ? 0xf2 : 0xf3) : 0;
+		rep = two	     ? (pick(2) ? (pick(2) ? 0xf2 : 0xf3) : 0)
+		      : pick(8) == 0 ? (pick(2) ? 0xf2 : 0xf3)
+				     : 0;
 	} while (gen_refuse(two, op, modrm, rep, p66));
 	if (pick(64) == 0)
 		g->b[g->n++] = 0xf0;
@@ -166,9 +243,10 @@ static void gen_one(struct gen *g)
 		s32 v = (s32)pick(4096) - 1024;
 
 		memcpy(&g->b[m + d - 1], &v, 4);
-	} else if (!two && ((op >= 0x70 && op <= 0x7f) || (op >= 0xe0 && op <= 0xe3) || op == 0xeb) &&
+	} else if (!two &&
+		   ((op >= 0x70 && op <= 0x7f) || (op >= 0xe0 && op <= 0xe3) || op == 0xeb) &&
 		   (s8)modrm < 0 && (s8)modrm > -20) {
-		g->b[g->n - 13] = 5; /* not into itself: that may never end */
+		g->b[g->n - 13] = 5;		     /* not into itself: that may never end */
 	} else if ((modrm & 0xc7) == 5 && pick(4)) { /* rip-relative, into the data */
 		s32 v = (s32)(DATA_VA - CODE_VA) + (s32)pick(DATA_BYTES);
 
@@ -176,15 +254,33 @@ static void gen_one(struct gen *g)
 	}
 	g->undef = gen_undefined(two, op, modrm);
 	g->movs = !two && (op == 0xa4 || op == 0xa5);
-	/* what follows is int3. A wrong length would show: the real CPU takes int3s as operands, or too few bytes. */
+	/* what follows is int3. A wrong length would show: the real CPU takes int3s as operands, or
+	 * too few bytes. */
 	struct insn in;
 
 	if (insn_decode(g->b + start, g->n - start, MODE_64, &in) == 0)
 		g->n = start + in.len;
 }
 
-static const u64 edges[] = { 0, 1, 2, 0x7f, 0x80, 0xff, 0x7fff, 0x8000, 0xffff, 0x7fffffff, 0x80000000, 0xffffffff,
-			     0x7fffffffffffffffULL, 0x8000000000000000ULL, ~0ULL, 63, 64, 31, 32 };
+static const u64 edges[] = { 0,
+			     1,
+			     2,
+			     0x7f,
+			     0x80,
+			     0xff,
+			     0x7fff,
+			     0x8000,
+			     0xffff,
+			     0x7fffffff,
+			     0x80000000,
+			     0xffffffff,
+			     0x7fffffffffffffffULL,
+			     0x8000000000000000ULL,
+			     ~0ULL,
+			     63,
+			     64,
+			     31,
+			     32 };
 
 static u64 gen_value(void)
 {
@@ -208,11 +304,21 @@ static u64 gen_value(void)
 
 static void gen_fp(struct user_fpregs_struct *f)
 {
-	static const u32 floats[] = { 0, 0x80000000, 0x3f800000, 0x7f800000, 0xff800000, 0x7fc00000, 0x7fa00000,
-				      1, 0x7fffff, 0x7f7fffff, 0x4f000000, 0xcf000000, 0xbf800000 };
-	static const u64 doubles[] = { 0, 1ULL << 63, 0x3ff0000000000000ULL, 0x7ff0000000000000ULL, 0x7ff8000000000000ULL,
-				       0x7ff4000000000000ULL, 1, 0x000fffffffffffffULL, 0x7fefffffffffffffULL,
-				       0x43e0000000000000ULL, 0xc3e0000000000000ULL, 0x41dfffffffc00000ULL };
+	static const u32 floats[] = { 0,	  0x80000000, 0x3f800000, 0x7f800000, 0xff800000,
+				      0x7fc00000, 0x7fa00000, 1,	  0x7fffff,   0x7f7fffff,
+				      0x4f000000, 0xcf000000, 0xbf800000 };
+	static const u64 doubles[] = { 0,
+				       1ULL << 63,
+				       0x3ff0000000000000ULL,
+				       0x7ff0000000000000ULL,
+				       0x7ff8000000000000ULL,
+				       0x7ff4000000000000ULL,
+				       1,
+				       0x000fffffffffffffULL,
+				       0x7fefffffffffffffULL,
+				       0x43e0000000000000ULL,
+				       0xc3e0000000000000ULL,
+				       0x41dfffffffc00000ULL };
 	u8 *x = (u8 *)f->xmm_space;
 
 	memset(f, 0, sizeof(*f));
@@ -225,7 +331,8 @@ static void gen_fp(struct user_fpregs_struct *f)
 			v = floats[pick(13)] | (u64)floats[pick(13)] << 32;
 		memcpy(x + i, &v, 8);
 	}
-	f->cwd = (u16)(0x40 | (pick(4) ? 0x3f : pick(64)) | (pick(4) == 3 ? 2 : 3) << 8 | (pick(2) ? 0 : pick(4) << 10));
+	f->cwd = (u16)(0x40 | (pick(4) ? 0x3f : pick(64)) | (pick(4) == 3 ? 2 : 3) << 8 |
+		       (pick(2) ? 0 : pick(4) << 10));
 	f->swd = (u16)((pick(2) ? 0 : pick(8)) << 11 | (pick(4) ? 0 : (rnd() & 0x4700)));
 	f->ftw = pick(2) ? 0xff : (u16)pick(256);
 	for (unsigned i = 0; i < 8; i++) {
@@ -261,8 +368,8 @@ static void gen_fp(struct user_fpregs_struct *f)
 		memcpy((u8 *)f->st_space + i * 16, &man, 8);
 		memcpy((u8 *)f->st_space + i * 16 + 8, &exp, 2);
 	}
-	f->mxcsr = (pick(8) ? 0x1f80 : pick(64) << 7) | (pick(2) ? 0 : pick(4) << 13) | (pick(8) ? 0 : 0x8000) |
-		   (pick(8) ? 0 : 0x40) | (pick(4) ? 0 : 0);
+	f->mxcsr = (pick(8) ? 0x1f80 : pick(64) << 7) | (pick(2) ? 0 : pick(4) << 13) |
+		   (pick(8) ? 0 : 0x8000) | (pick(8) ? 0 : 0x40) | (pick(4) ? 0 : 0);
 	f->mxcr_mask = 0xffff;
 }
 
@@ -296,11 +403,12 @@ static int vector_to_signal(int v, u64 cr2, u64 *addr, int *code)
 }
 
 static const char *const reg_names[16] = { "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
-					   "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15" };
+					   "r8",  "r9",	 "r10", "r11", "r12", "r13", "r14", "r15" };
 
 static unsigned mismatches, endless, explained;
 
-__attribute__((format(printf, 3, 4))) static void complain(const struct gen *g, u64 n, const char *fmt, ...)
+__attribute__((format(printf, 3, 4))) static void complain(const struct gen *g, u64 n,
+							   const char *fmt, ...)
 {
 	va_list ap;
 
@@ -322,10 +430,12 @@ static void diff_case(struct guest *g, struct native *nat, u64 n, u8 *pristine)
 	struct user_regs_struct r = nat->base;
 	struct user_fpregs_struct f, f0;
 	struct x86_state s = g->base;
-	unsigned long long *const nr[16] = {
-		(void *)&r.rax, (void *)&r.rcx, (void *)&r.rdx, (void *)&r.rbx, (void *)&r.rsp, (void *)&r.rbp,
-		(void *)&r.rsi, (void *)&r.rdi, (void *)&r.r8, (void *)&r.r9, (void *)&r.r10, (void *)&r.r11,
-		(void *)&r.r12, (void *)&r.r13, (void *)&r.r14, (void *)&r.r15 };
+	unsigned long long *const nr[16] = { (void *)&r.rax, (void *)&r.rcx, (void *)&r.rdx,
+					     (void *)&r.rbx, (void *)&r.rsp, (void *)&r.rbp,
+					     (void *)&r.rsi, (void *)&r.rdi, (void *)&r.r8,
+					     (void *)&r.r9,  (void *)&r.r10, (void *)&r.r11,
+					     (void *)&r.r12, (void *)&r.r13, (void *)&r.r14,
+					     (void *)&r.r15 };
 	u64 addr, gaddr, rip, rsp, rflags;
 	int code, gcode, sig, gsig, vec;
 
@@ -376,29 +486,32 @@ static void diff_case(struct guest *g, struct native *nat, u64 n, u8 *pristine)
 		goto restore; /* the vsyscall page */
 	if (addr >= 0xffffffffff600000ULL && sig == SIGSEGV)
 		gaddr = addr;
-	/* Unmasked underflow of an exact tiny result: the masked operation that is executed here does not report it. */
+	/* Unmasked underflow of an exact tiny result: the masked operation that is executed here
+	 * does not report it. */
 	if (sig == SIGFPE && code == 5 && vec == EXC_BP && !(f0.mxcsr & 0x800)) {
 		explained++;
 		goto restore;
 	}
 	if (sig != gsig || (sig == SIGSEGV && (code == 128) != (gcode == 128))) {
-		complain(&gen, n, "native signal %d code %d addr %llx, here vector %d cr2 %llx", sig, code,
-			 (unsigned long long)addr, vec, (unsigned long long)g->c->cr2);
+		complain(&gen, n, "native signal %d code %d addr %llx, here vector %d cr2 %llx",
+			 sig, code, (unsigned long long)addr, vec, (unsigned long long)g->c->cr2);
 		bad = true;
 	} else if (sig == SIGSEGV && code != 128 && addr != gaddr && !gen.movs) {
-		complain(&gen, n, "fault address %llx here %llx", (unsigned long long)addr, (unsigned long long)gaddr);
+		complain(&gen, n, "fault address %llx here %llx", (unsigned long long)addr,
+			 (unsigned long long)gaddr);
 		bad = true;
 	}
 	if (!bad && rip != r.rip) {
-		complain(&gen, n, "rip %llx here %llx", (unsigned long long)r.rip, (unsigned long long)rip);
+		complain(&gen, n, "rip %llx here %llx", (unsigned long long)r.rip,
+			 (unsigned long long)rip);
 		bad = true;
 	}
 	for (unsigned i = 0; i < 16 && !bad; i++) {
 		u64 v = i == 4 ? rsp : g->c->r[i];
 
 		if (v != *nr[i]) {
-			complain(&gen, n, "%s %llx here %llx (was %llx)", reg_names[i], *nr[i], (unsigned long long)v,
-				 (unsigned long long)s.gpr[i]);
+			complain(&gen, n, "%s %llx here %llx (was %llx)", reg_names[i], *nr[i],
+				 (unsigned long long)v, (unsigned long long)s.gpr[i]);
 			bad = true;
 		}
 	}
@@ -412,7 +525,8 @@ static void diff_case(struct guest *g, struct native *nat, u64 n, u8 *pristine)
 	}
 	struct fximg *x = &g->c->fx;
 
-	/* an unmasked overflow or underflow: whether the result, never seen, was inexact too is not known here */
+	/* an unmasked overflow or underflow: whether the result, never seen, was inexact too is not
+	 * known here */
 	if (vec == EXC_XM && (f.mxcsr & 0x18) && (x->mxcsr & 0x18))
 		x->mxcsr = (x->mxcsr & ~0x20u) | (f.mxcsr & 0x20);
 
@@ -421,8 +535,8 @@ static void diff_case(struct guest *g, struct native *nat, u64 n, u8 *pristine)
 		bad = true;
 	}
 	if (!bad && (x->fcw != f.cwd || x->fsw != f.swd || x->ftw != (u8)f.ftw)) {
-		complain(&gen, n, "x87 control %x status %x tags %x, here %x %x %x", f.cwd, f.swd, f.ftw, x->fcw, x->fsw,
-			 x->ftw);
+		complain(&gen, n, "x87 control %x status %x tags %x, here %x %x %x", f.cwd, f.swd,
+			 f.ftw, x->fcw, x->fsw, x->ftw);
 		bad = true;
 	}
 	for (unsigned i = 0; i < 8 && !bad; i++)
@@ -430,7 +544,8 @@ static void diff_case(struct guest *g, struct native *nat, u64 n, u8 *pristine)
 			complain(&gen, n, "st%u differs", i);
 			bad = true;
 		}
-	if (!bad && (memcmp(g->data, nat->data, DATA_BYTES) || memcmp(g->stack, nat->stack, 0x1000))) {
+	if (!bad &&
+	    (memcmp(g->data, nat->data, DATA_BYTES) || memcmp(g->stack, nat->stack, 0x1000))) {
 		complain(&gen, n, "memory differs");
 		bad = true;
 	}
@@ -439,7 +554,8 @@ restore:
 		memcpy(g->data, pristine, DATA_BYTES);
 		memcpy(nat->data, pristine, DATA_BYTES);
 	}
-	if (memcmp(g->stack, pristine + DATA_BYTES, 0x1000) || memcmp(nat->stack, pristine + DATA_BYTES, 0x1000)) {
+	if (memcmp(g->stack, pristine + DATA_BYTES, 0x1000) ||
+	    memcmp(nat->stack, pristine + DATA_BYTES, 0x1000)) {
 		memcpy(g->stack, pristine + DATA_BYTES, 0x1000);
 		memcpy(nat->stack, pristine + DATA_BYTES, 0x1000);
 	}
@@ -481,7 +597,8 @@ static void soft_cpu_agrees_with_the_real_cpu(void **state)
 	setitimer(ITIMER_REAL, &tick, NULL);
 	for (u64 i = 0; i < n; i++)
 		diff_case(g, &nat, i, pristine);
-	printf("%llu cases compared with the real CPU, %u mismatches, %u explained (unmasked exact underflow)\n",
+	printf("%llu cases compared with the real CPU, %u mismatches, %u explained (unmasked exact "
+	       "underflow)\n",
 	       (unsigned long long)n, mismatches, explained);
 	memset(&tick, 0, sizeof(tick));
 	setitimer(ITIMER_REAL, &tick, NULL);

@@ -1,4 +1,5 @@
-/* guest.c - see guest.h. Physical layout: tables and kernel stuff below 1 MiB, user pages from 1 MiB. */
+/* guest.c - see guest.h. Physical layout: tables and kernel stuff below 1 MiB, user pages from 1
+ * MiB. */
 #include "guest.h"
 
 #include <stdio.h>
@@ -7,13 +8,13 @@
 
 #include "hypervisor-core/accel.h"
 
-#define KVA 0xffff800000000000ULL /* kernel pages, 4 KiB of each below */
-#define PML4 0x1000
-#define GDT 0x8000
-#define IDT 0x9000
-#define TSS 0xa000
-#define KSTACK 0xc000 /* top 0xd000 */
-#define GATES 0xe000  /* 16 bytes a vector: hlt */
+#define KVA	0xffff800000000000ULL /* kernel pages, 4 KiB of each below */
+#define PML4	0x1000
+#define GDT	0x8000
+#define IDT	0x9000
+#define TSS	0xa000
+#define KSTACK	0xc000 /* top 0xd000 */
+#define GATES	0xe000 /* 16 bytes a vector: hlt */
 #define USER_PA 0x100000
 
 static void put64(struct guest *g, u64 pa, u64 v)
@@ -39,7 +40,8 @@ static void map_page(struct guest *g, u64 va, u64 pa, bool user)
 		}
 		t = e & ~0xfffULL;
 	}
-	put64(g, t + (va >> 12 & 511) * 8, pa | (user ? 7 : 3) | 0x60 | (user && va != CODE_VA ? 1ULL << 63 : 0));
+	put64(g, t + (va >> 12 & 511) * 8,
+	      pa | (user ? 7 : 3) | 0x60 | (user && va != CODE_VA ? 1ULL << 63 : 0));
 }
 
 struct guest *guest_new(void)
@@ -75,13 +77,14 @@ struct guest *guest_new(void)
 	put64(g, GDT + 0x18, 0x00cf93000000ffffULL);
 	put64(g, GDT + 0x28, 0x00cff3000000ffffULL); /* user data */
 	put64(g, GDT + 0x30, 0x00affb000000ffffULL); /* user code, 64-bit */
-	g->ram[TSS + 102] = 0x68; /* no I/O bitmap */
+	g->ram[TSS + 102] = 0x68;		     /* no I/O bitmap */
 	put64(g, TSS + 4, KVA + KSTACK + 0x1000);
 	for (unsigned v = 0; v < 256; v++) {
 		u64 to = KVA + GATES + v * 16;
 
 		memset(g->ram + GATES + v * 16, 0xf4, 16);
-		put64(g, IDT + v * 16, (to & 0xffff) | 0x10ULL << 16 | 0xeeULL << 40 | (to & 0xffff0000) << 32);
+		put64(g, IDT + v * 16,
+		      (to & 0xffff) | 0x10ULL << 16 | 0xeeULL << 40 | (to & 0xffff0000) << 32);
 		put64(g, IDT + v * 16 + 8, to >> 32);
 	}
 	x86_state_reset(s, 0);

@@ -1,5 +1,5 @@
-/* native.c - see native.h. The child unmaps everything but the test's pages by system calls that the parent
- * injects, so that a wild access faults and can harm nobody. */
+/* native.c - see native.h. The child unmaps everything but the test's pages by system calls that
+ * the parent injects, so that a wild access faults and can harm nobody. */
 #include "native.h"
 
 #include <errno.h>
@@ -97,19 +97,24 @@ int native_start(struct native *n)
 		int rw = PROT_READ | PROT_WRITE;
 
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		if (mmap((void *)CODE_VA, 0x1000, rw | PROT_EXEC, MAP_SHARED | MAP_FIXED_NOREPLACE, fd, 0) == MAP_FAILED ||
-		    mmap((void *)DATA_VA, DATA_BYTES, rw, MAP_SHARED | MAP_FIXED_NOREPLACE, fd, 0x1000) == MAP_FAILED ||
-		    mmap((void *)STACK_VA, 0x1000, rw, MAP_SHARED | MAP_FIXED_NOREPLACE, fd, 0x3000) == MAP_FAILED)
+		if (mmap((void *)CODE_VA, 0x1000, rw | PROT_EXEC, MAP_SHARED | MAP_FIXED_NOREPLACE,
+			 fd, 0) == MAP_FAILED ||
+		    mmap((void *)DATA_VA, DATA_BYTES, rw, MAP_SHARED | MAP_FIXED_NOREPLACE, fd,
+			 0x1000) == MAP_FAILED ||
+		    mmap((void *)STACK_VA, 0x1000, rw, MAP_SHARED | MAP_FIXED_NOREPLACE, fd,
+			 0x3000) == MAP_FAILED)
 			_exit(1);
 		if (ptrace(PTRACE_TRACEME, 0, 0, 0) < 0)
 			_exit(1);
 		/* the kernel writes there on every switch, and it is about to be unmapped */
-		syscall(SYS_rseq, (char *)__builtin_thread_pointer() + __rseq_offset, 32, 1, RSEQ_SIG);
+		syscall(SYS_rseq, (char *)__builtin_thread_pointer() + __rseq_offset, 32, 1,
+			RSEQ_SIG);
 		raise(SIGSTOP);
 		_exit(1);
 	}
 	close(fd);
-	if (native_wait(n) != SIGSTOP || ptrace(PTRACE_SETOPTIONS, n->pid, 0, PTRACE_O_EXITKILL) < 0 ||
+	if (native_wait(n) != SIGSTOP ||
+	    ptrace(PTRACE_SETOPTIONS, n->pid, 0, PTRACE_O_EXITKILL) < 0 ||
 	    ptrace(PTRACE_GETREGS, n->pid, 0, &n->base) < 0)
 		return -EPERM;
 	n->base.orig_rax = (u64)-1;
@@ -123,17 +128,18 @@ void native_stop(struct native *n)
 	munmap(n->code, 0x4000);
 }
 
-int native_run(struct native *n, struct user_regs_struct *r, struct user_fpregs_struct *f, uint64_t *addr,
-	       int *code)
+int native_run(struct native *n, struct user_regs_struct *r, struct user_fpregs_struct *f,
+	       uint64_t *addr, int *code)
 {
 	siginfo_t si;
 	int sig;
 
-	if (ptrace(PTRACE_SETREGS, n->pid, 0, r) < 0 || ptrace(PTRACE_SETFPREGS, n->pid, 0, f) < 0 ||
-	    ptrace(PTRACE_CONT, n->pid, 0, 0) < 0)
+	if (ptrace(PTRACE_SETREGS, n->pid, 0, r) < 0 ||
+	    ptrace(PTRACE_SETFPREGS, n->pid, 0, f) < 0 || ptrace(PTRACE_CONT, n->pid, 0, 0) < 0)
 		return -1;
 	sig = native_wait(n);
-	if (sig < 0 || ptrace(PTRACE_GETREGS, n->pid, 0, r) < 0 || ptrace(PTRACE_GETFPREGS, n->pid, 0, f) < 0)
+	if (sig < 0 || ptrace(PTRACE_GETREGS, n->pid, 0, r) < 0 ||
+	    ptrace(PTRACE_GETFPREGS, n->pid, 0, f) < 0)
 		return -1;
 	*addr = 0;
 	*code = 0;

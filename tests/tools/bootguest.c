@@ -5,10 +5,11 @@
  *	          [--rng] [--timeout S] [--expect TEXT] [--send TEXT=BYTES] [--power-after TEXT] [--cycle-after TEXT]
  *	          [--reboots N] [--model M] [--icount] [--threads-one] [--stats] [-v]
  *
- * Serial port 0 is standard output (and standard input, where that is a pipe or terminal). Exit status: 0 the
- * guest switched itself off, or --expect's text came; 1 it ended otherwise; 2 usage; 3 could not be built;
- * 4 timed out. --power-after presses the power button once TEXT was seen; --cycle-after pauses, saves, loads
- * into the same VM and runs on; --send types BYTES (with \n) once TEXT was seen.
+ * Serial port 0 is standard output (and standard input, where that is a pipe or terminal). Exit
+ * status: 0 the guest switched itself off, or --expect's text came; 1 it ended otherwise; 2 usage;
+ * 3 could not be built;
+ * 4 timed out. --power-after presses the power button once TEXT was seen; --cycle-after pauses,
+ * saves, loads into the same VM and runs on; --send types BYTES (with \n) once TEXT was seen.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -68,7 +69,8 @@ static void guest_end(struct guest *g, int status)
 
 static void guest_report(const char *what, const struct err *e)
 {
-	fprintf(stderr, "bootguest: %s: %s (%s)%s%s\n", what, e->detail, e->code, e->hint[0] ? "; " : "", e->hint);
+	fprintf(stderr, "bootguest: %s: %s (%s)%s%s\n", what, e->detail, e->code,
+		e->hint[0] ? "; " : "", e->hint);
 }
 
 static void guest_type(struct guest *g, const char *text)
@@ -106,11 +108,13 @@ static void guest_cycle(void *arg)
 
 	state_writer_init(&w);
 	state_writer_init(&again);
-	if (vm_save(g->vm, &w, &e) || vm_load(g->vm, w.data, w.len, &e) || vm_save(g->vm, &again, &e)) {
+	if (vm_save(g->vm, &w, &e) || vm_load(g->vm, w.data, w.len, &e) ||
+	    vm_save(g->vm, &again, &e)) {
 		guest_report("save and load", &e);
 		guest_end(g, 1);
 	} else if (w.len != again.len || memcmp(w.data, again.data, w.len)) {
-		fprintf(stderr, "bootguest: state differs after load (%zu and %zu bytes)\n", w.len, again.len);
+		fprintf(stderr, "bootguest: state differs after load (%zu and %zu bytes)\n", w.len,
+			again.len);
 		guest_end(g, 1);
 	} else {
 		fprintf(stderr, "bootguest: cycled through %zu bytes of state\n", w.len);
@@ -137,8 +141,8 @@ static void guest_event(void *arg, enum vm_event ev, const char *text)
 {
 	struct guest *g = arg;
 
-	fprintf(stderr, "\nbootguest: %.3f s: event %d: %s\n", (double)(clock_mono_ns() - g->start_ns) / 1e9, (int)ev,
-		text);
+	fprintf(stderr, "\nbootguest: %.3f s: event %d: %s\n",
+		(double)(clock_mono_ns() - g->start_ns) / 1e9, (int)ev, text);
 	switch (ev) {
 	case VM_EVENT_POWEROFF:
 		guest_end(g, 0);
@@ -160,7 +164,8 @@ static void guest_event(void *arg, enum vm_event ev, const char *text)
 static void guest_trigger(struct guest *g, struct trigger *t)
 {
 	t->done = true;
-	fprintf(stderr, "bootguest: %.3f s: saw \"%s\"\n", (double)(clock_mono_ns() - g->start_ns) / 1e9, t->text);
+	fprintf(stderr, "bootguest: %.3f s: saw \"%s\"\n",
+		(double)(clock_mono_ns() - g->start_ns) / 1e9, t->text);
 	switch (t->kind) {
 	case TRIGGER_EXPECT:
 		guest_end(g, 0);
@@ -255,23 +260,53 @@ struct options {
 };
 
 enum {
-	OPT_ACCEL = 256, OPT_KERNEL, OPT_INITRD, OPT_CMDLINE, OPT_MEM, OPT_CPUS, OPT_DISK, OPT_TAP, OPT_SERIALS,
-	OPT_CONSOLES, OPT_CONSOLE_OUT, OPT_RNG, OPT_TIMEOUT, OPT_EXPECT, OPT_SEND, OPT_POWER, OPT_CYCLE, OPT_REBOOTS,
-	OPT_MODEL, OPT_ICOUNT, OPT_ONE, OPT_STATS,
+	OPT_ACCEL = 256,
+	OPT_KERNEL,
+	OPT_INITRD,
+	OPT_CMDLINE,
+	OPT_MEM,
+	OPT_CPUS,
+	OPT_DISK,
+	OPT_TAP,
+	OPT_SERIALS,
+	OPT_CONSOLES,
+	OPT_CONSOLE_OUT,
+	OPT_RNG,
+	OPT_TIMEOUT,
+	OPT_EXPECT,
+	OPT_SEND,
+	OPT_POWER,
+	OPT_CYCLE,
+	OPT_REBOOTS,
+	OPT_MODEL,
+	OPT_ICOUNT,
+	OPT_ONE,
+	OPT_STATS,
 };
 
 static const struct option longopts[] = {
-	{ "accel", 1, NULL, OPT_ACCEL },	     { "kernel", 1, NULL, OPT_KERNEL },
-	{ "initrd", 1, NULL, OPT_INITRD },	     { "cmdline", 1, NULL, OPT_CMDLINE },
-	{ "mem", 1, NULL, OPT_MEM },		     { "cpus", 1, NULL, OPT_CPUS },
-	{ "disk", 1, NULL, OPT_DISK },		     { "tap-fd", 1, NULL, OPT_TAP },
-	{ "serials", 1, NULL, OPT_SERIALS },	     { "consoles", 1, NULL, OPT_CONSOLES },
-	{ "console-out", 1, NULL, OPT_CONSOLE_OUT }, { "rng", 0, NULL, OPT_RNG },
-	{ "timeout", 1, NULL, OPT_TIMEOUT },	     { "expect", 1, NULL, OPT_EXPECT },
-	{ "send", 1, NULL, OPT_SEND },		     { "power-after", 1, NULL, OPT_POWER },
-	{ "cycle-after", 1, NULL, OPT_CYCLE },	     { "reboots", 1, NULL, OPT_REBOOTS },
-	{ "model", 1, NULL, OPT_MODEL },	     { "icount", 0, NULL, OPT_ICOUNT },
-	{ "threads-one", 0, NULL, OPT_ONE },	     { "stats", 0, NULL, OPT_STATS },
+	{ "accel", 1, NULL, OPT_ACCEL },
+	{ "kernel", 1, NULL, OPT_KERNEL },
+	{ "initrd", 1, NULL, OPT_INITRD },
+	{ "cmdline", 1, NULL, OPT_CMDLINE },
+	{ "mem", 1, NULL, OPT_MEM },
+	{ "cpus", 1, NULL, OPT_CPUS },
+	{ "disk", 1, NULL, OPT_DISK },
+	{ "tap-fd", 1, NULL, OPT_TAP },
+	{ "serials", 1, NULL, OPT_SERIALS },
+	{ "consoles", 1, NULL, OPT_CONSOLES },
+	{ "console-out", 1, NULL, OPT_CONSOLE_OUT },
+	{ "rng", 0, NULL, OPT_RNG },
+	{ "timeout", 1, NULL, OPT_TIMEOUT },
+	{ "expect", 1, NULL, OPT_EXPECT },
+	{ "send", 1, NULL, OPT_SEND },
+	{ "power-after", 1, NULL, OPT_POWER },
+	{ "cycle-after", 1, NULL, OPT_CYCLE },
+	{ "reboots", 1, NULL, OPT_REBOOTS },
+	{ "model", 1, NULL, OPT_MODEL },
+	{ "icount", 0, NULL, OPT_ICOUNT },
+	{ "threads-one", 0, NULL, OPT_ONE },
+	{ "stats", 0, NULL, OPT_STATS },
 	{ NULL, 0, NULL, 0 },
 };
 
@@ -297,7 +332,9 @@ static void add_disk(struct options *o, char *arg)
 {
 	struct mc_disk *d = &o->disks[o->ndisks];
 	char *comma = strchr(arg, ',');
-	struct blk_spec spec = { .driver = "file", .label = arg, .discard = true, .cache = BLK_CACHE_WRITEBACK };
+	struct blk_spec spec = {
+		.driver = "file", .label = arg, .discard = true, .cache = BLK_CACHE_WRITEBACK
+	};
 	struct err e = { 0 };
 
 	if (comma) {
@@ -339,16 +376,36 @@ static void parse(int argc, char **argv, struct options *o, struct guest *g)
 
 	while ((c = getopt_long(argc, argv, "v", longopts, NULL)) >= 0) {
 		switch (c) {
-		case OPT_ACCEL: o->accel = optarg; break;
-		case OPT_KERNEL: o->kernel = optarg; break;
-		case OPT_INITRD: o->initrd = optarg; break;
-		case OPT_CMDLINE: o->cmdline = optarg; break;
-		case OPT_MEM: o->mem_mib = (unsigned)atoi(optarg); break;
-		case OPT_CPUS: o->cpus = (unsigned)atoi(optarg); break;
-		case OPT_DISK: add_disk(o, optarg); break;
-		case OPT_TAP: add_nic(o, optarg); break;
-		case OPT_SERIALS: o->serials = (unsigned)atoi(optarg); break;
-		case OPT_CONSOLES: o->consoles = (unsigned)atoi(optarg); break;
+		case OPT_ACCEL:
+			o->accel = optarg;
+			break;
+		case OPT_KERNEL:
+			o->kernel = optarg;
+			break;
+		case OPT_INITRD:
+			o->initrd = optarg;
+			break;
+		case OPT_CMDLINE:
+			o->cmdline = optarg;
+			break;
+		case OPT_MEM:
+			o->mem_mib = (unsigned)atoi(optarg);
+			break;
+		case OPT_CPUS:
+			o->cpus = (unsigned)atoi(optarg);
+			break;
+		case OPT_DISK:
+			add_disk(o, optarg);
+			break;
+		case OPT_TAP:
+			add_nic(o, optarg);
+			break;
+		case OPT_SERIALS:
+			o->serials = (unsigned)atoi(optarg);
+			break;
+		case OPT_CONSOLES:
+			o->consoles = (unsigned)atoi(optarg);
+			break;
 		case OPT_CONSOLE_OUT: {
 			char *eq = strchr(optarg, '=');
 			unsigned n = (unsigned)atoi(optarg);
@@ -358,19 +415,44 @@ static void parse(int argc, char **argv, struct options *o, struct guest *g)
 			o->console_out[n] = eq + 1;
 			break;
 		}
-		case OPT_RNG: o->rng = true; break;
-		case OPT_TIMEOUT: o->timeout_s = (unsigned)atoi(optarg); break;
-		case OPT_EXPECT: add_trigger(g, TRIGGER_EXPECT, optarg); break;
-		case OPT_SEND: add_trigger(g, TRIGGER_SEND, optarg); break;
-		case OPT_POWER: add_trigger(g, TRIGGER_POWER, optarg); break;
-		case OPT_CYCLE: add_trigger(g, TRIGGER_CYCLE, optarg); break;
-		case OPT_REBOOTS: g->reboots = atoi(optarg); break;
-		case OPT_MODEL: o->model = optarg; break;
-		case OPT_ICOUNT: o->icount = o->threads_one = true; break;
-		case OPT_ONE: o->threads_one = true; break;
-		case OPT_STATS: g->stats = true; break;
-		case 'v': o->verbose = true; break;
-		default: exit(2);
+		case OPT_RNG:
+			o->rng = true;
+			break;
+		case OPT_TIMEOUT:
+			o->timeout_s = (unsigned)atoi(optarg);
+			break;
+		case OPT_EXPECT:
+			add_trigger(g, TRIGGER_EXPECT, optarg);
+			break;
+		case OPT_SEND:
+			add_trigger(g, TRIGGER_SEND, optarg);
+			break;
+		case OPT_POWER:
+			add_trigger(g, TRIGGER_POWER, optarg);
+			break;
+		case OPT_CYCLE:
+			add_trigger(g, TRIGGER_CYCLE, optarg);
+			break;
+		case OPT_REBOOTS:
+			g->reboots = atoi(optarg);
+			break;
+		case OPT_MODEL:
+			o->model = optarg;
+			break;
+		case OPT_ICOUNT:
+			o->icount = o->threads_one = true;
+			break;
+		case OPT_ONE:
+			o->threads_one = true;
+			break;
+		case OPT_STATS:
+			g->stats = true;
+			break;
+		case 'v':
+			o->verbose = true;
+			break;
+		default:
+			exit(2);
 		}
 	}
 	if (optind != argc)
@@ -388,7 +470,8 @@ static int open_or_exit(const char *path)
 	return fd;
 }
 
-static void fill_ports(const struct options *o, struct mc_port *serials, struct mc_port *consoles, int serial_fd)
+static void fill_ports(const struct options *o, struct mc_port *serials, struct mc_port *consoles,
+		       int serial_fd)
 {
 	for (unsigned i = 0; i < o->serials; i++) {
 		snprintf(serials[i].name, sizeof(serials[i].name), "serial%u", i);
@@ -401,7 +484,8 @@ static void fill_ports(const struct options *o, struct mc_port *serials, struct 
 		if (!o->console_out[i])
 			continue;
 		consoles[i].chr.kind = CHARDEV_FILE;
-		consoles[i].chr.fd = open(o->console_out[i], O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC, 0600);
+		consoles[i].chr.fd =
+		    open(o->console_out[i], O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC, 0600);
 		if (consoles[i].chr.fd < 0) {
 			perror(o->console_out[i]);
 			exit(3);
@@ -422,8 +506,13 @@ int main(int argc, char **argv)
 
 	if (!o || !serials || !consoles)
 		return 3;
-	*o = (struct options){ .accel = "auto", .mem_mib = 256, .cpus = 1, .serials = 1, .timeout_s = 300,
-			       .cmdline = "console=ttyS0", .model = "host" };
+	*o = (struct options){ .accel = "auto",
+			       .mem_mib = 256,
+			       .cpus = 1,
+			       .serials = 1,
+			       .timeout_s = 300,
+			       .cmdline = "console=ttyS0",
+			       .model = "host" };
 	parse(argc, argv, o, &g);
 	log_open("bootguest", NULL, 2, o->verbose ? LOG_DEBUG_ : LOG_INFO_);
 	g.start_ns = clock_mono_ns();
@@ -447,7 +536,9 @@ int main(int argc, char **argv)
 		return 3;
 	}
 	fprintf(stderr, "bootguest: accelerator %s: %s\n", vc.accel->name, reason);
-	vc.accel_cfg = (struct accel_config){ .kvm_fd = kvm_fd, .vcpus = o->cpus, .icount = o->icount,
+	vc.accel_cfg = (struct accel_config){ .kvm_fd = kvm_fd,
+					      .vcpus = o->cpus,
+					      .icount = o->icount,
 					      .threads_one = o->threads_one };
 	snprintf(vc.cpu.model, sizeof(vc.cpu.model), "%s", o->model);
 	vc.cpu.vcpus = o->cpus;
@@ -460,10 +551,21 @@ int main(int argc, char **argv)
 	g.vm->on_event_arg = &g;
 
 	struct machine_config mc = {
-		.memory_bytes = o->mem_mib * MIB, .memory_fd = -1, .vcpus = o->cpus, .ndisks = o->ndisks,
-		.nnics = o->nnics, .nserials = o->serials, .nconsoles = o->consoles, .disks = o->disks, .nics = o->nics,
-		.serials = serials, .consoles = consoles, .rng = o->rng, .cmdline = o->cmdline,
-		.boot = { .kernel_fd = open_or_exit(o->kernel), .initrd_fd = open_or_exit(o->initrd) },
+		.memory_bytes = o->mem_mib * MIB,
+		.memory_fd = -1,
+		.vcpus = o->cpus,
+		.ndisks = o->ndisks,
+		.nnics = o->nnics,
+		.nserials = o->serials,
+		.nconsoles = o->consoles,
+		.disks = o->disks,
+		.nics = o->nics,
+		.serials = serials,
+		.consoles = consoles,
+		.rng = o->rng,
+		.cmdline = o->cmdline,
+		.boot = { .kernel_fd = open_or_exit(o->kernel),
+			  .initrd_fd = open_or_exit(o->initrd) },
 	};
 
 	uuid_parse("5c1f7f5e-8e2b-4e0c-9d0a-0123456789ab", mc.uuid);
@@ -480,7 +582,8 @@ int main(int argc, char **argv)
 	loop_signal(g.loop, SIGTERM, guest_signal, &g);
 	loop_timer_init(g.loop, &timer, guest_timed_out, &g);
 	loop_timer_after(&timer, o->timeout_s * NS_PER_S);
-	fprintf(stderr, "bootguest: built in %.3f ms\n", (double)(clock_mono_ns() - g.start_ns) / 1e6);
+	fprintf(stderr, "bootguest: built in %.3f ms\n",
+		(double)(clock_mono_ns() - g.start_ns) / 1e6);
 	guest_resume(&g);
 	loop_run(g.loop);
 	while (loop_run_once(g.loop, 0) > 0) /* what the serial port still holds */

@@ -1,8 +1,9 @@
 /* api_link.c - the connection to api: requests in, replies, read model and events out.
  *
- * All that goes out waits for the end of the round (out_flush), so that api never shows what was not written; within that
- * order is kept, so that a reply comes after the objects it tells of. When the store refused, what requests had asked for
- * is answered 503 and their objects' updates are dropped (the old state is sent again).
+ * All that goes out waits for the end of the round (out_flush), so that api never shows what was
+ * not written; within that order is kept, so that a reply comes after the objects it tells of. When
+ * the store refused, what requests had asked for is answered 503 and their objects' updates are
+ * dropped (the old state is sent again).
  * A request's body may come in parts (more = 1); the descriptor and the rest come with the last.
  */
 #include <errno.h>
@@ -15,9 +16,9 @@
 #include "common/units.h"
 #include "vmd/core/internal.h"
 
-#define JSON_PART 32768 /* one part of a document, well below a datagram */
+#define JSON_PART	32768 /* one part of a document, well below a datagram */
 #define API_QUEUE_LIMIT (256u << 20)
-#define BODY_MAX (1u << 20)
+#define BODY_MAX	(1u << 20)
 
 struct partial {
 	struct list node;
@@ -54,7 +55,8 @@ static void api_out(struct core *c, uint16_t type, const void *msg, uint32_t id,
 	struct out_msg *m = out_new(c, id, asked);
 
 	if (m && proto_encode(type, msg, id, &m->b) < 0) {
-		log_error("message 0x%04x to api cannot be encoded: %s", type, strerror(-m->b.error));
+		log_error("message 0x%04x to api cannot be encoded: %s", type,
+			  strerror(-m->b.error));
 		out_free(m);
 	}
 }
@@ -96,7 +98,8 @@ void api_send_del(struct core *c, enum kind k, const char *id)
 
 void api_send_event(struct core *c, int64_t seq, const char *json)
 {
-	struct msg_a_event m = { .seq = (uint64_t)seq, .json = { (const uint8_t *)json, strlen(json) } };
+	struct msg_a_event m = { .seq = (uint64_t)seq,
+				 .json = { (const uint8_t *)json, strlen(json) } };
 
 	api_out(c, MSG_a_event, &m, 0, false);
 }
@@ -135,7 +138,7 @@ static void out_refuse(struct core *c, struct out_msg *m)
 static void out_resync(struct core *c)
 {
 	for (int k = 0; k < K_COUNT; k++)
-		list_for_each(p, &c->kinds[k].all)
+		list_for_each (p, &c->kinds[k].all)
 			api_send_obj(c, container_of(p, struct obj, node));
 }
 
@@ -144,7 +147,7 @@ void out_flush(struct core *c, bool refused)
 	if (refused) {
 		uint32_t last = 0;
 
-		list_for_each_safe(p, &c->out) {
+		list_for_each_safe (p, &c->out) {
 			struct out_msg *m = container_of(p, struct out_msg, node);
 
 			if (m->asked && m->req_id == last)
@@ -158,7 +161,7 @@ void out_flush(struct core *c, bool refused)
 			out_resync(c);
 		c->undone = false;
 	}
-	list_for_each_safe(p, &c->out) {
+	list_for_each_safe (p, &c->out) {
 		struct out_msg *m = container_of(p, struct out_msg, node);
 		int r = c->api ? wire_conn_send(c->api, &m->b) : -EPIPE;
 
@@ -172,7 +175,7 @@ void out_flush(struct core *c, bool refused)
 
 static struct partial *partial_find(struct core *c, uint32_t id)
 {
-	list_for_each(p, &c->partials)
+	list_for_each (p, &c->partials)
 		if (container_of(p, struct partial, node)->id == id)
 			return container_of(p, struct partial, node);
 	return NULL;
@@ -237,8 +240,15 @@ static void api_request(struct core *c, struct wire_buf *b)
 		msg_a_request_close(&m);
 		return;
 	}
-	*r = (struct req){ .c = c, .id = b->id, .route = (enum route_id)(m.route < ROUTE_COUNT ? m.route : ROUTE_COUNT), .role = (enum role)m.role,
-			   .uid = m.uid, .if_match = m.if_match, .wait_ms = m.wait_ms, .dry_run = m.dry_run != 0, .fd = m.fd };
+	*r = (struct req){ .c = c,
+			   .id = b->id,
+			   .route = (enum route_id)(m.route < ROUTE_COUNT ? m.route : ROUTE_COUNT),
+			   .role = (enum role)m.role,
+			   .uid = m.uid,
+			   .if_match = m.if_match,
+			   .wait_ms = m.wait_ms,
+			   .dry_run = m.dry_run != 0,
+			   .fd = m.fd };
 	memcpy(r->principal, m.principal, sizeof(r->principal));
 	memcpy(r->name, m.name, sizeof(r->name));
 	memcpy(r->sub, m.sub, sizeof(r->sub));
@@ -269,7 +279,8 @@ struct replay {
 static int api_replay_one(void *arg, int64_t seq, const char *json)
 {
 	struct replay *p = arg;
-	struct msg_a_event m = { .seq = (uint64_t)seq, .json = { (const uint8_t *)json, strlen(json) } };
+	struct msg_a_event m = { .seq = (uint64_t)seq,
+				 .json = { (const uint8_t *)json, strlen(json) } };
 
 	api_out(p->c, MSG_a_event, &m, p->c->replay_id, false);
 	return 0;
@@ -284,8 +295,9 @@ static void api_events_since(struct core *c, struct wire_buf *b)
 	if (msg_a_events_since_decode(&m, b) < 0)
 		return;
 	c->replay_id = b->id;
-	res.value = (uint64_t)c->store_ops->events_since(c->store, (int64_t)m.seq, m.max && m.max < 10000 ? (unsigned)m.max : 10000,
-							 api_replay_one, &p);
+	res.value = (uint64_t)c->store_ops->events_since(
+	    c->store, (int64_t)m.seq, m.max && m.max < 10000 ? (unsigned)m.max : 10000,
+	    api_replay_one, &p);
 	api_out(c, MSG_result, &res, b->id, false);
 }
 
@@ -354,7 +366,8 @@ void api_detach(struct core *c)
 
 static void api_closed(void *arg, struct wire_conn *conn, int why)
 {
-	log_warn("api went away%s%s; waiting for the next", why ? ": " : "", why ? strerror(-why) : "");
+	log_warn("api went away%s%s; waiting for the next", why ? ": " : "",
+		 why ? strerror(-why) : "");
 	api_detach(arg);
 }
 
@@ -371,7 +384,7 @@ int core_api_attach(struct core *c, int sock)
 	snprintf(h.role, sizeof(h.role), "core");
 	api_out(c, MSG_hello, &h, 0, false);
 	for (int k = 0; k < K_COUNT; k++)
-		list_for_each(p, &c->kinds[k].all)
+		list_for_each (p, &c->kinds[k].all)
 			api_send_obj(c, container_of(p, struct obj, node));
 	memset(&done, 0, sizeof(done));
 	api_out(c, MSG_a_synced, &done, 0, false);

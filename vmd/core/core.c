@@ -1,7 +1,8 @@
 /* core.c - the core role: set-up, the loop, the end.
  *
- * Order of a start: settings, database, objects, the priv link, then api at once (reads are answered while guests are being
- * adopted), pools and networks, adoption, unfinished operations, autostart. Neither the end of this process nor of api touches a guest.
+ * Order of a start: settings, database, objects, the priv link, then api at once (reads are
+ * answered while guests are being adopted), pools and networks, adoption, unfinished operations,
+ * autostart. Neither the end of this process nor of api touches a guest.
  */
 #include "vmd/core/core.h"
 
@@ -20,7 +21,7 @@
 #include "vmd/core/internal.h"
 
 #define UID_SLOTS 10000
-#define SWEEP_NS (60 * NS_PER_S)
+#define SWEEP_NS  (60 * NS_PER_S)
 
 static void core_priv_event(void *arg, struct peer *p, struct wire_buf *b)
 {
@@ -84,7 +85,8 @@ static void core_settings(struct core *c, const char *text)
 			char key[64];
 
 			snprintf(key, sizeof(key), "%.*s", (int)(eq - text), text);
-			json_object_set_new(c->settings, key, json_stringn(eq + 1, (size_t)(text + n - eq - 1)));
+			json_object_set_new(c->settings, key,
+					    json_stringn(eq + 1, (size_t)(text + n - eq - 1)));
 		}
 		text += n + (text[n] == '\n');
 	}
@@ -101,7 +103,7 @@ void core_free(struct core *c)
 	c->stopping = true;
 	api_detach(c);
 	for (int k = 0; k < K_COUNT; k++)
-		list_for_each(p, &c->kinds[k].all) {
+		list_for_each (p, &c->kinds[k].all) {
 			struct obj *o = container_of(p, struct obj, node);
 
 			if (o->kind == K_GUEST)
@@ -120,7 +122,8 @@ void core_free(struct core *c)
 	free(c);
 }
 
-struct core *core_new(struct loop *l, int priv_sock, int api_sock, const char *db_path, const char *settings, struct err *e)
+struct core *core_new(struct loop *l, int priv_sock, int api_sock, const char *db_path,
+		      const char *settings, struct err *e)
 {
 	struct core *c = calloc(1, sizeof(*c));
 	bool moved = false;
@@ -156,12 +159,15 @@ struct core *core_new(struct loop *l, int priv_sock, int api_sock, const char *d
 	if (!c->store_ops->writable(c->store)) {
 		log_error("the database cannot be written: read-only; guests go on");
 		c->read_only = true;
-		snprintf(c->read_only_why, sizeof(c->read_only_why), "the database file cannot be written");
+		snprintf(c->read_only_why, sizeof(c->read_only_why),
+			 "the database file cannot be written");
 	}
 	c->event_seq = c->store_ops->event_last(c->store);
 	if (moved)
-		event_add(c, "state.damaged", "host", "local", "the database was damaged; a copy was kept beside it and a new one begun");
-	list_for_each(p, &c->kinds[K_GUEST].all) {
+		event_add(
+		    c, "state.damaged", "host", "local",
+		    "the database was damaged; a copy was kept beside it and a new one begun");
+	list_for_each (p, &c->kinds[K_GUEST].all) {
 		struct obj *o = container_of(p, struct obj, node);
 
 		if (guest_attach(c, o))
@@ -186,7 +192,9 @@ fail:
 
 void core_begin(struct core *c)
 {
-	struct msg_hello h = { .version = PROTO_VERSION, .role = "core", .pid = (uint64_t)getpid() };
+	struct msg_hello h = { .version = PROTO_VERSION,
+			       .role = "core",
+			       .pid = (uint64_t)getpid() };
 
 	/* priv takes nothing else before it */
 	peer_send(c->priv, MSG_hello, &h);

@@ -1,7 +1,8 @@
 /* disk.c - disks: records, files in pools, chains, and the jobs over them.
  *
- * A disk is POOL/NAME; its file NAME.FORMAT in the pool. Format and parents are on record: no file is ever probed, no path in an
- * image followed. A raw file is only sized here; everything that reads an image's own tables runs in vmd-image.
+ * A disk is POOL/NAME; its file NAME.FORMAT in the pool. Format and parents are on record: no file
+ * is ever probed, no path in an image followed. A raw file is only sized here; everything that
+ * reads an image's own tables runs in vmd-image.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -24,7 +25,8 @@ const char *disk_driver(const char *format)
 void volume_file(const struct obj *o, char pool[64], char file[128])
 {
 	snprintf(pool, 64, "%.63s", jstr_or(o->doc, "pool", "default"));
-	snprintf(file, 128, "%.100s.%s", jstr_or(o->doc, "name", o->name), o->kind == K_IMAGE ? "img" : jstr_or(o->doc, "format", "raw"));
+	snprintf(file, 128, "%.100s.%s", jstr_or(o->doc, "name", o->name),
+		 o->kind == K_IMAGE ? "img" : jstr_or(o->doc, "format", "raw"));
 }
 
 struct obj *disk_find(struct core *c, const char *name, struct err *e)
@@ -36,7 +38,7 @@ struct obj *disk_find(struct core *c, const char *name, struct err *e)
 	snprintf(full, sizeof(full), "default/%.127s", name);
 	if (obj_by_name(c, K_DISK, full))
 		return obj_by_name(c, K_DISK, full);
-	list_for_each(p, &c->kinds[K_DISK].all) { /* a bare name that only one pool has */
+	list_for_each (p, &c->kinds[K_DISK].all) { /* a bare name that only one pool has */
 		struct obj *o = container_of(p, struct obj, node);
 
 		if (!strcmp(jstr_or(o->doc, "name", ""), name))
@@ -54,12 +56,15 @@ int disk_chain(struct core *c, struct obj *disk, struct chain_layer *l, unsigned
 		const char *image = jstr(o->doc, "image"), *backing = jstr(o->doc, "backing");
 
 		if (n == max) {
-			err_set(e, ERANGE, "chain-too-deep", "disk \"%s\": more than %u layers", disk->name, max);
+			err_set(e, ERANGE, "chain-too-deep", "disk \"%s\": more than %u layers",
+				disk->name, max);
 			err_hint(e, "vmctl disk convert %s NEW", disk->name);
 			return -ERANGE;
 		}
-		if (strcmp(jstr_or(o->doc, "state", ""), "ready") && !(o == disk && !strcmp(jstr_or(o->doc, "state", ""), "busy")))
-			return err_set(e, EBUSY, "disk-not-ready", "%s \"%s\" is %s", kind_name(o->kind), o->name, jstr_or(o->doc, "state", "?"));
+		if (strcmp(jstr_or(o->doc, "state", ""), "ready") &&
+		    !(o == disk && !strcmp(jstr_or(o->doc, "state", ""), "busy")))
+			return err_set(e, EBUSY, "disk-not-ready", "%s \"%s\" is %s",
+				       kind_name(o->kind), o->name, jstr_or(o->doc, "state", "?"));
 		l[n++] = (struct chain_layer){ o, o->kind == K_IMAGE };
 		if (o->kind == K_IMAGE)
 			break;
@@ -75,9 +80,11 @@ int disk_chain(struct core *c, struct obj *disk, struct chain_layer *l, unsigned
 	return (int)n;
 }
 
-struct obj *disk_record(struct core *c, const json_t *spec, const char *name, const char *owner, struct err *e)
+struct obj *disk_record(struct core *c, const json_t *spec, const char *name, const char *owner,
+			struct err *e)
 {
-	const char *pool = jstr_or(spec, "pool", "default"), *format = jstr_or(spec, "format", "qcow2");
+	const char *pool = jstr_or(spec, "pool", "default"),
+		   *format = jstr_or(spec, "format", "qcow2");
 	int64_t size = jsize(spec, "size", 0);
 	char full[192], id[UUID_TEXT_LEN];
 	struct obj *parent = NULL, *o;
@@ -102,22 +109,26 @@ struct obj *disk_record(struct core *c, const json_t *spec, const char *name, co
 	if (!parent && e->num)
 		return NULL;
 	if (parent && strcmp(format, "qcow2")) {
-		err_set(e, EINVAL, "overlay-needs-qcow2", "disk \"%s\": an overlay is qcow2, not %s", full, format);
+		err_set(e, EINVAL, "overlay-needs-qcow2",
+			"disk \"%s\": an overlay is qcow2, not %s", full, format);
 		return NULL;
 	}
 	if (parent && strcmp(jstr_or(parent->doc, "state", ""), "ready")) {
-		err_set(e, EBUSY, "parent-not-ready", "%s \"%s\" is %s", kind_name(parent->kind), parent->name, jstr_or(parent->doc, "state", "?"));
+		err_set(e, EBUSY, "parent-not-ready", "%s \"%s\" is %s", kind_name(parent->kind),
+			parent->name, jstr_or(parent->doc, "state", "?"));
 		return NULL;
 	}
 	if (!size && parent)
 		size = jint(parent->doc, "virtual_size", jint(parent->doc, "size", 0));
 	if (size <= 0 || size % 512) {
-		err_set(e, EINVAL, "bad-size", "disk \"%s\": its size must be given, a multiple of 512", full);
+		err_set(e, EINVAL, "bad-size",
+			"disk \"%s\": its size must be given, a multiple of 512", full);
 		return NULL;
 	}
 	uuid_make(id);
-	doc = json_pack("{s:s, s:s, s:s, s:s, s:I, s:s, s:o}", "name", name, "uuid", id, "pool", pool, "format", format, "size",
-			(json_int_t)size, "state", "busy", "created", jnow());
+	doc = json_pack("{s:s, s:s, s:s, s:s, s:I, s:s, s:o}", "name", name, "uuid", id, "pool",
+			pool, "format", format, "size", (json_int_t)size, "state", "busy",
+			"created", jnow());
 	jset_str(doc, "image", jstr(spec, "image"));
 	jset_str(doc, "backing", parent && parent->kind == K_DISK ? parent->name : NULL);
 	jset_str(doc, "guest", owner);
@@ -196,7 +207,8 @@ static void make_opened(void *arg, enum call_event ev, struct wire_buf *b, const
 	size = jint(o->doc, "size", 0);
 	if (!strcmp(jstr_or(o->doc, "format", "raw"), "raw")) {
 		if (ftruncate(m.fd, size) < 0 || fsync(m.fd) < 0)
-			err_set(&bad, errno, "write-failed", "disk \"%s\": %s", o->name, strerror(errno));
+			err_set(&bad, errno, "write-failed", "disk \"%s\": %s", o->name,
+				strerror(errno));
 		msg_result_close(&m);
 		make_end(k, bad.num ? &bad : NULL);
 		return;
@@ -207,20 +219,25 @@ static void make_opened(void *arg, enum call_event ev, struct wire_buf *b, const
 		parent = obj_by_name(k->c, K_DISK, jstr(o->doc, "backing"));
 	snprintf(args, sizeof(args), "format=qcow2\nsize=%lld\n", (long long)size);
 	if (jint(o->doc, "cluster_size", 0))
-		snprintf(args + strlen(args), sizeof(args) - strlen(args), "cluster_size=%lld\n", (long long)jint(o->doc, "cluster_size", 0));
+		snprintf(args + strlen(args), sizeof(args) - strlen(args), "cluster_size=%lld\n",
+			 (long long)jint(o->doc, "cluster_size", 0));
 	if (parent) {
 		char pool[64], file[128];
 
-		/* the name in the header is for other tools (qemu-img finds the file beside this one); we go by the record */
+		/* the name in the header is for other tools (qemu-img finds the file beside this
+		 * one); we go by the record */
 		volume_file(parent, pool, file);
-		snprintf(args + strlen(args), sizeof(args) - strlen(args), "backing=%s\nbacking_format=%s\n", file,
+		snprintf(args + strlen(args), sizeof(args) - strlen(args),
+			 "backing=%s\nbacking_format=%s\n", file,
 			 jstr_or(parent->doc, "format", "raw"));
 	}
-	image_job_run(k->c, &(struct job_layer){ 0, 0, "qcow2", o->name, m.fd, false }, 1, "create", args, NULL, make_job_done, k);
+	image_job_run(k->c, &(struct job_layer){ 0, 0, "qcow2", o->name, m.fd, false }, 1, "create",
+		      args, NULL, make_job_done, k);
 	msg_result_close(&m);
 }
 
-void disk_make(struct core *c, struct obj *disk, void (*done)(void *arg, const struct err *e), void *arg)
+void disk_make(struct core *c, struct obj *disk, void (*done)(void *arg, const struct err *e),
+	       void *arg)
 {
 	struct make *k = calloc(1, sizeof(*k));
 	struct msg_p_volume_open m = { .mode = 2 };
@@ -252,7 +269,8 @@ static void file_removed(void *arg, enum call_event ev, struct wire_buf *b, cons
 	free(g);
 }
 
-void disk_remove_file(struct core *c, struct obj *disk, void (*done)(void *arg, const struct err *e), void *arg)
+void disk_remove_file(struct core *c, struct obj *disk,
+		      void (*done)(void *arg, const struct err *e), void *arg)
 {
 	struct gone *g = calloc(1, sizeof(*g));
 	struct msg_p_volume_unlink m = { 0 };
@@ -285,7 +303,8 @@ static void create_abort(struct op *op, const struct err *e)
 	op->target = NULL;
 }
 
-const struct op_ops op_disk_create = { "disk-create", false, NULL, create_run, NULL, create_abort, NULL };
+const struct op_ops op_disk_create = { "disk-create", false,	    NULL, create_run,
+				       NULL,	      create_abort, NULL };
 
 int route_disk_create(struct core *c, struct req *r, struct err *e)
 {
@@ -360,7 +379,8 @@ static void disk_job_go(struct disk_job *d)
 		op_finish(op, &d->err);
 		return;
 	}
-	d->job = image_job_run(op->c, d->layers, d->n, d->verb, d->args, disk_job_progress, disk_job_done, op);
+	d->job = image_job_run(op->c, d->layers, d->n, d->verb, d->args, disk_job_progress,
+			       disk_job_done, op);
 }
 
 static void disk_job_layer(void *arg, enum call_event ev, struct wire_buf *b, const struct err *e)
@@ -383,7 +403,8 @@ static void disk_job_layer(void *arg, enum call_event ev, struct wire_buf *b, co
 		disk_job_go(d);
 }
 
-static void disk_job_open(struct disk_job *d, struct obj *o, unsigned side, unsigned layer, uint64_t mode)
+static void disk_job_open(struct disk_job *d, struct obj *o, unsigned side, unsigned layer,
+			  uint64_t mode)
 {
 	struct msg_p_volume_open m = { .mode = mode };
 	struct layer_arg *a = calloc(1, sizeof(*a));
@@ -393,7 +414,9 @@ static void disk_job_open(struct disk_job *d, struct obj *o, unsigned side, unsi
 		return;
 	*a = (struct layer_arg){ d, i };
 	snprintf(d->label[i], sizeof(d->label[i]), "%s %.120s", kind_name(o->kind), o->name);
-	d->layers[i] = (struct job_layer){ side, layer, disk_driver(jstr_or(o->doc, "format", "raw")), d->label[i], -1, mode == 0 };
+	d->layers[i] =
+	    (struct job_layer){ side,	     layer, disk_driver(jstr_or(o->doc, "format", "raw")),
+				d->label[i], -1,    mode == 0 };
 	volume_file(o, m.pool, m.name);
 	d->open++;
 	peer_call(d->op->c->priv, MSG_p_volume_open, &m, 0, 30000, disk_job_layer, a);
@@ -418,8 +441,10 @@ static void disk_job_start(struct op *op, const char *verb, bool write, struct o
 		op_finish(op, &e);
 		return;
 	}
-	snprintf(d->args, sizeof(d->args), "size=%lld\nshrink=%d\nrepair=%s\nformat=%s\ncompress=%s\n", (long long)jsize(op->args, "size", 0),
-		 jbool(op->args, "shrink", false), jstr_or(op->args, "repair", "no"), jstr_or(op->args, "format", "qcow2"),
+	snprintf(d->args, sizeof(d->args),
+		 "size=%lld\nshrink=%d\nrepair=%s\nformat=%s\ncompress=%s\n",
+		 (long long)jsize(op->args, "size", 0), jbool(op->args, "shrink", false),
+		 jstr_or(op->args, "repair", "no"), jstr_or(op->args, "format", "qcow2"),
 		 jstr_or(op->args, "compress", "no"));
 	for (int i = 0; i < n; i++)
 		disk_job_open(d, d->chain[i].o, 0, (unsigned)i, i == 0 && write ? 1 : 0);
@@ -435,9 +460,11 @@ static int disk_job_prepare(struct op *op, struct err *e)
 	struct obj *g = guest ? obj_by_name(op->c, K_GUEST, guest) : NULL;
 
 	if (strcmp(jstr_or(o->doc, "state", ""), "ready"))
-		return err_set(e, EBUSY, "disk-busy", "disk \"%s\" is %s", o->name, jstr_or(o->doc, "state", "?"));
+		return err_set(e, EBUSY, "disk-busy", "disk \"%s\" is %s", o->name,
+			       jstr_or(o->doc, "state", "?"));
 	if (g && gstate_has_process(((struct guest *)g->mem)->state)) {
-		err_set(e, EBUSY, "disk-in-use", "disk \"%s\" is in use by guest \"%s\"", o->name, guest);
+		err_set(e, EBUSY, "disk-in-use", "disk \"%s\" is in use by guest \"%s\"", o->name,
+			guest);
 		err_hint(e, "vmctl stop %s", guest);
 		return -EBUSY;
 	}
@@ -456,7 +483,10 @@ static void disk_ready(struct op *op)
 	obj_put(op->c, op->target, PUT_FACT);
 }
 
-static void disk_job_abort(struct op *op, const struct err *e) { disk_ready(op); }
+static void disk_job_abort(struct op *op, const struct err *e)
+{
+	disk_ready(op);
+}
 static void disk_job_cancel(struct op *op)
 {
 	struct disk_job *d = op->data;
@@ -465,15 +495,24 @@ static void disk_job_cancel(struct op *op)
 		image_job_cancel(d->job);
 }
 
-static void check_run(struct op *op) { disk_job_start(op, "check", strcmp(jstr_or(op->args, "repair", "no"), "no") != 0, NULL); }
-static void map_run(struct op *op) { disk_job_start(op, "map", false, NULL); }
-const struct op_ops op_disk_check = { "disk-check", false, disk_job_prepare, check_run, disk_ready, disk_job_abort, disk_job_cancel };
-const struct op_ops op_disk_map = { "disk-map", false, disk_job_prepare, map_run, disk_ready, disk_job_abort, disk_job_cancel };
+static void check_run(struct op *op)
+{
+	disk_job_start(op, "check", strcmp(jstr_or(op->args, "repair", "no"), "no") != 0, NULL);
+}
+static void map_run(struct op *op)
+{
+	disk_job_start(op, "map", false, NULL);
+}
+const struct op_ops op_disk_check = { "disk-check", false,	    disk_job_prepare, check_run,
+				      disk_ready,   disk_job_abort, disk_job_cancel };
+const struct op_ops op_disk_map = { "disk-map", false,		disk_job_prepare, map_run,
+				    disk_ready, disk_job_abort, disk_job_cancel };
 
 static void resize_commit(struct op *op)
 {
 	obj_before(op->c, op->target);
-	json_object_set_new(op->target->doc, "size", json_integer((json_int_t)jsize(op->args, "size", 0)));
+	json_object_set_new(op->target->doc, "size",
+			    json_integer((json_int_t)jsize(op->args, "size", 0)));
 	disk_ready(op);
 }
 
@@ -490,9 +529,12 @@ static int resize_prepare(struct op *op, struct err *e)
 	int64_t size = jsize(op->args, "size", 0), old = jint(op->target->doc, "size", 0);
 
 	if (size <= 0 || size % 512)
-		return err_set(e, EINVAL, "bad-size", "disk \"%s\": the size must be a multiple of 512", op->target->name);
+		return err_set(e, EINVAL, "bad-size",
+			       "disk \"%s\": the size must be a multiple of 512", op->target->name);
 	if (size < old && (!jbool(op->args, "shrink", false) || disk_live_guest(op))) {
-		err_set(e, EINVAL, "would-shrink", "disk \"%s\" has %lld bytes; %lld would cut it off", op->target->name, (long long)old, (long long)size);
+		err_set(e, EINVAL, "would-shrink",
+			"disk \"%s\" has %lld bytes; %lld would cut it off", op->target->name,
+			(long long)old, (long long)size);
 		err_hint(e, "stop the guest and use --shrink");
 		return -EINVAL;
 	}
@@ -516,18 +558,22 @@ static void resize_run(struct op *op)
 		disk_job_start(op, "resize", true, NULL);
 		return;
 	}
-	json_array_foreach(json_object_get(g->o->doc, "disks"), i, d)
-		if (disk_find(op->c, jstr_or(d, "disk", ""), NULL) == op->target)
-			snprintf(m.name, sizeof(m.name), "%.31s", jstr_or(d, "name", ""));
+	json_array_foreach(json_object_get(g->o->doc, "disks"), i,
+			   d) if (disk_find(op->c, jstr_or(d, "disk", ""), NULL) == op->target)
+	    snprintf(m.name, sizeof(m.name), "%.31s", jstr_or(d, "name", ""));
 	peer_call(g->link, MSG_g_disk_resize, &m, 0, 60000, resize_live_done, op);
 }
 
-const struct op_ops op_disk_resize = { "disk-resize", false, resize_prepare, resize_run, resize_commit, disk_job_abort, NULL };
+const struct op_ops op_disk_resize = { "disk-resize", false,	     resize_prepare,
+				       resize_run,    resize_commit, disk_job_abort,
+				       NULL };
 
 static int convert_prepare(struct op *op, struct err *e)
 {
-	json_t *spec = json_pack("{s:s, s:s, s:O}", "pool", jstr_or(op->args, "pool", jstr_or(op->target->doc, "pool", "default")), "format",
-				 jstr_or(op->args, "format", "qcow2"), "size", json_object_get(op->target->doc, "size"));
+	json_t *spec = json_pack(
+	    "{s:s, s:s, s:O}", "pool",
+	    jstr_or(op->args, "pool", jstr_or(op->target->doc, "pool", "default")), "format",
+	    jstr_or(op->args, "format", "qcow2"), "size", json_object_get(op->target->doc, "size"));
 	int r = disk_job_prepare(op, e);
 	struct obj *o = r ? NULL : disk_record(op->c, spec, jstr_or(op->args, "name", ""), NULL, e);
 
@@ -569,22 +615,36 @@ static void convert_abort(struct op *op, const struct err *e)
 	obj_del(op->c, o, PUT_FACT);
 }
 
-const struct op_ops op_disk_convert = { "disk-convert", false, convert_prepare, convert_run, convert_commit, convert_abort, disk_job_cancel };
+const struct op_ops op_disk_convert = { "disk-convert", false,	       convert_prepare, convert_run,
+					convert_commit, convert_abort, disk_job_cancel };
 
 /* ---- routes ---- */
 
 static int disk_verb(struct core *c, struct req *r, const struct op_ops *ops, struct err *e)
 {
 	struct obj *o = disk_find(c, r->name, e);
-	struct op *op = o ? op_new(c, ops, o, o->name, json_deep_copy(r->body), r->principal, e) : NULL;
+	struct op *op =
+	    o ? op_new(c, ops, o, o->name, json_deep_copy(r->body), r->principal, e) : NULL;
 
 	return op ? op_answer(op, r) : -e->num;
 }
 
-int route_disk_resize(struct core *c, struct req *r, struct err *e) { return disk_verb(c, r, &op_disk_resize, e); }
-int route_disk_check(struct core *c, struct req *r, struct err *e) { return disk_verb(c, r, &op_disk_check, e); }
-int route_disk_map(struct core *c, struct req *r, struct err *e) { return disk_verb(c, r, &op_disk_map, e); }
-int route_disk_convert(struct core *c, struct req *r, struct err *e) { return disk_verb(c, r, &op_disk_convert, e); }
+int route_disk_resize(struct core *c, struct req *r, struct err *e)
+{
+	return disk_verb(c, r, &op_disk_resize, e);
+}
+int route_disk_check(struct core *c, struct req *r, struct err *e)
+{
+	return disk_verb(c, r, &op_disk_check, e);
+}
+int route_disk_map(struct core *c, struct req *r, struct err *e)
+{
+	return disk_verb(c, r, &op_disk_map, e);
+}
+int route_disk_convert(struct core *c, struct req *r, struct err *e)
+{
+	return disk_verb(c, r, &op_disk_convert, e);
+}
 
 int route_disk_delete(struct core *c, struct req *r, struct err *e)
 {
@@ -593,17 +653,21 @@ int route_disk_delete(struct core *c, struct req *r, struct err *e)
 	if (!o)
 		return -ENOENT;
 	if (*jstr_or(o->doc, "guest", "")) {
-		err_set(e, EBUSY, "disk-in-use", "disk \"%s\" belongs to guest \"%s\"", o->name, jstr(o->doc, "guest"));
+		err_set(e, EBUSY, "disk-in-use", "disk \"%s\" belongs to guest \"%s\"", o->name,
+			jstr(o->doc, "guest"));
 		err_hint(e, "vmctl disk detach %s", o->name);
 		return -EBUSY;
 	}
 	if (!strcmp(jstr_or(o->doc, "state", ""), "busy"))
 		return err_set(e, EBUSY, "disk-busy", "disk \"%s\" is being worked on", o->name);
-	list_for_each(p, &c->kinds[K_DISK].all) {
+	list_for_each (p, &c->kinds[K_DISK].all) {
 		struct obj *d = container_of(p, struct obj, node);
 
-		if (!strcmp(jstr_or(d->doc, "backing", ""), o->name) && !jbool(r->query, "force", false))
-			return err_set(e, EBUSY, "disk-is-backing", "disk \"%s\" is what disk \"%s\" is built on", o->name, d->name);
+		if (!strcmp(jstr_or(d->doc, "backing", ""), o->name) &&
+		    !jbool(r->query, "force", false))
+			return err_set(e, EBUSY, "disk-is-backing",
+				       "disk \"%s\" is what disk \"%s\" is built on", o->name,
+				       d->name);
 	}
 	disk_remove_file(c, o, file_gone, NULL);
 	obj_del(c, o, PUT_ASKED);
@@ -613,7 +677,8 @@ int route_disk_delete(struct core *c, struct req *r, struct err *e)
 
 int route_disk_attach(struct core *c, struct req *r, struct err *e)
 {
-	struct obj *o = disk_find(c, r->name, e), *g = o ? guest_find(c, jstr_or(r->body, "guest", ""), e) : NULL;
+	struct obj *o = disk_find(c, r->name, e),
+		   *g = o ? guest_find(c, jstr_or(r->body, "guest", ""), e) : NULL;
 	json_t *disks, *d;
 	char name[32];
 
@@ -622,7 +687,8 @@ int route_disk_attach(struct core *c, struct req *r, struct err *e)
 	if (gstate_check(g->name, ((struct guest *)g->mem)->state, GV_ATTACH, e) < 0)
 		return -e->num;
 	if (*jstr_or(o->doc, "guest", ""))
-		return err_set(e, EBUSY, "disk-in-use", "disk \"%s\" belongs to guest \"%s\"", o->name, jstr(o->doc, "guest"));
+		return err_set(e, EBUSY, "disk-in-use", "disk \"%s\" belongs to guest \"%s\"",
+			       o->name, jstr(o->doc, "guest"));
 	obj_before(c, g);
 	obj_before(c, o);
 	disks = json_object_get(g->doc, "disks");
@@ -641,13 +707,15 @@ int route_disk_attach(struct core *c, struct req *r, struct err *e)
 
 int route_disk_detach(struct core *c, struct req *r, struct err *e)
 {
-	struct obj *o = disk_find(c, r->name, e), *g = o ? obj_by_name(c, K_GUEST, jstr_or(o->doc, "guest", "")) : NULL;
+	struct obj *o = disk_find(c, r->name, e),
+		   *g = o ? obj_by_name(c, K_GUEST, jstr_or(o->doc, "guest", "")) : NULL;
 	json_t *disks;
 
 	if (!o)
 		return -ENOENT;
 	if (!*jstr_or(o->doc, "guest", ""))
-		return err_set(e, EBUSY, "disk-not-attached", "disk \"%s\" belongs to no guest", o->name);
+		return err_set(e, EBUSY, "disk-not-attached", "disk \"%s\" belongs to no guest",
+			       o->name);
 	if (g && gstate_check(g->name, ((struct guest *)g->mem)->state, GV_DETACH, e) < 0)
 		return -e->num;
 	obj_before(c, o);

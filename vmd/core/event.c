@@ -1,7 +1,8 @@
 /* event.c - what happened (events, durable and numbered) and who asked for what (the audit trail).
  *
- * Both are collected during a round and written in its transaction; events then go to api, so that nobody hears of what
- * was not kept. Where the store refuses, events wait with the facts they tell of. The last 10,000 are kept.
+ * Both are collected during a round and written in its transaction; events then go to api, so that
+ * nobody hears of what was not kept. Where the store refuses, events wait with the facts they tell
+ * of. The last 10,000 are kept.
  */
 #include <stdarg.h>
 #include <stdio.h>
@@ -11,7 +12,7 @@
 #include "common/units.h"
 #include "vmd/core/internal.h"
 
-#define EVENTS_KEEP 10000
+#define EVENTS_KEEP	   10000
 #define EVENTS_WAITING_MAX 20000
 
 struct log_line {
@@ -47,7 +48,8 @@ static void log_line_add(struct core *c, int64_t seq, char *json, const char *ke
 	round_touch(c);
 }
 
-void event_add(struct core *c, const char *kind, const char *object, const char *name, const char *fmt, ...)
+void event_add(struct core *c, const char *kind, const char *object, const char *name,
+	       const char *fmt, ...)
 {
 	char text[512];
 	json_t *j;
@@ -59,8 +61,8 @@ void event_add(struct core *c, const char *kind, const char *object, const char 
 	for (char *p = text; *p; p++)
 		if ((unsigned char)*p < 32)
 			*p = '?';
-	j = json_pack("{s:I, s:o, s:s, s:s, s:s}", "seq", (json_int_t)++c->event_seq, "time", jnow(), "kind", kind, "object", object,
-		      "name", name);
+	j = json_pack("{s:I, s:o, s:s, s:s, s:s}", "seq", (json_int_t)++c->event_seq, "time",
+		      jnow(), "kind", kind, "object", object, "name", name);
 	if (!j)
 		return;
 	json_object_set_new(j, "text", json_string(text));
@@ -70,9 +72,10 @@ void event_add(struct core *c, const char *kind, const char *object, const char 
 
 void audit_add(struct core *c, const struct req *r, const char *result)
 {
-	json_t *j = json_pack("{s:o, s:s, s:i, s:I, s:s, s:s, s:s, s:s, s:s}", "time", jnow(), "principal", r->principal, "role",
-			      (int)r->role, "uid", (json_int_t)r->uid, "route", route_name(r->route), "name", r->name, "sub", r->sub,
-			      "request", r->request_id, "result", result);
+	json_t *j = json_pack("{s:o, s:s, s:i, s:I, s:s, s:s, s:s, s:s, s:s}", "time", jnow(),
+			      "principal", r->principal, "role", (int)r->role, "uid",
+			      (json_int_t)r->uid, "route", route_name(r->route), "name", r->name,
+			      "sub", r->sub, "request", r->request_id, "result", result);
 
 	if (!j)
 		return;
@@ -88,7 +91,7 @@ void log_idem_add(struct core *c, const char *key, const char *answer)
 /* The round was refused: kept answers tell of what was undone. Events and the trail wait. */
 void log_round_undo(struct core *c)
 {
-	list_for_each_safe(p, &c->log_lines) {
+	list_for_each_safe (p, &c->log_lines) {
 		struct log_line *l = container_of(p, struct log_line, node);
 
 		if (l->key) {
@@ -107,13 +110,14 @@ int log_round_write(struct core *c, struct err *e)
 {
 	int r = 0;
 
-	list_for_each(p, &c->log_lines) {
+	list_for_each (p, &c->log_lines) {
 		struct log_line *l = container_of(p, struct log_line, node);
 
 		if (l->seq > 0)
 			r = c->store_ops->event_put(c->store, l->seq, l->json, EVENTS_KEEP, e);
 		else if (l->key)
-			r = c->store_ops->idem_put(c->store, l->key, l->json, (int64_t)(clock_real_ms() / 1000), e);
+			r = c->store_ops->idem_put(c->store, l->key, l->json,
+						   (int64_t)(clock_real_ms() / 1000), e);
 		else
 			r = c->store_ops->audit_put(c->store, l->json, e);
 		if (r)
@@ -124,7 +128,7 @@ int log_round_write(struct core *c, struct err *e)
 
 void log_round_done(struct core *c)
 {
-	list_for_each_safe(p, &c->log_lines) {
+	list_for_each_safe (p, &c->log_lines) {
 		struct log_line *l = container_of(p, struct log_line, node);
 
 		if (l->seq > 0)

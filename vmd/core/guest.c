@@ -1,6 +1,8 @@
-/* guest.c - guests as objects: their facts in this process, state changes, restart policy, the trash.
+/* guest.c - guests as objects: their facts in this process, state changes, restart policy, the
+ * trash.
  *
- * obj->doc is what GET shows; obj->rt holds what re-adoption needs: pid, uid slot, taps. struct guest hangs on obj->mem.
+ * obj->doc is what GET shows; obj->rt holds what re-adoption needs: pid, uid slot, taps. struct
+ * guest hangs on obj->mem.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -18,7 +20,7 @@
 
 #define TRASH_KEEP_MS (7ull * 24 * 3600 * 1000)
 #define BACKOFF_MAX_S 60
-#define STEADY_NS (60 * NS_PER_S) /* up for so long: the back-off starts anew */
+#define STEADY_NS     (60 * NS_PER_S) /* up for so long: the back-off starts anew */
 
 struct guest *guest_of(struct obj *o)
 {
@@ -109,7 +111,7 @@ struct obj *guest_find(struct core *c, const char *name, struct err *e)
 
 void guest_retry_waiters(struct guest *g)
 {
-	list_for_each_safe(p, &g->waiters) {
+	list_for_each_safe (p, &g->waiters) {
 		struct req *r = container_of(p, struct req, guest_node);
 
 		if (r->want_states & 1u << g->state)
@@ -122,14 +124,22 @@ void guest_set_state(struct guest *g, enum gstate s, const char *reason)
 	struct core *c = g->c;
 
 	if (!gstate_may_become(g->state, s))
-		log_error("guest %s: %s → %s is not in the table", g->o->name, gstate_name(g->state), gstate_name(s));
+		log_error("guest %s: %s → %s is not in the table", g->o->name,
+			  gstate_name(g->state), gstate_name(s));
 	obj_before(c, g->o);
 	if (s != g->state || reason)
-		event_add(c, s == G_STOPPED ? "guest.stopped" : s == G_RUNNING ? "guest.running" : s == G_STARTING ? "guest.starting" :
-			  s == G_PAUSED ? "guest.paused" : s == G_CRASHED ? "guest.crashed" : s == G_FAILED ? "guest.failed" :
-			  s == G_DELETED ? "guest.deleted" : s == G_STOPPING ? "guest.stopping" : "guest.pausing",
-			  "guest", *g->o->name ? g->o->name : jstr_or(g->o->doc, "name", "?"), "%s%s%s", gstate_name(s), reason ? ": " : "",
-			  reason ? reason : "");
+		event_add(c,
+			  s == G_STOPPED    ? "guest.stopped"
+			  : s == G_RUNNING  ? "guest.running"
+			  : s == G_STARTING ? "guest.starting"
+			  : s == G_PAUSED   ? "guest.paused"
+			  : s == G_CRASHED  ? "guest.crashed"
+			  : s == G_FAILED   ? "guest.failed"
+			  : s == G_DELETED  ? "guest.deleted"
+			  : s == G_STOPPING ? "guest.stopping"
+					    : "guest.pausing",
+			  "guest", *g->o->name ? g->o->name : jstr_or(g->o->doc, "name", "?"),
+			  "%s%s%s", gstate_name(s), reason ? ": " : "", reason ? reason : "");
 	g->state = s;
 	json_object_set_new(g->o->doc, "state", json_string(gstate_name(s)));
 	jset_str(g->o->doc, "state_reason", reason);
@@ -154,13 +164,13 @@ void guest_cleanup_host(struct guest *g)
 	size_t i;
 	json_t *v;
 
-	json_array_foreach(taps, i, v)
-		if ((tap = json_string_value(v))) {
-			struct msg_p_tap_del del = { 0 };
+	json_array_foreach(taps, i, v) if ((tap = json_string_value(v)))
+	{
+		struct msg_p_tap_del del = { 0 };
 
-			snprintf(del.ifname, sizeof(del.ifname), "%s", tap);
-			peer_call(c->priv, MSG_p_tap_del, &del, 0, 10000, guest_clean_done, NULL);
-		}
+		snprintf(del.ifname, sizeof(del.ifname), "%s", tap);
+		peer_call(c->priv, MSG_p_tap_del, &del, 0, 10000, guest_clean_done, NULL);
+	}
 	snprintf(clean.uuid, sizeof(clean.uuid), "%.36s", g->o->id);
 	peer_call(c->priv, MSG_p_guest_clean, &clean, 0, 10000, guest_clean_done, NULL);
 	uid_slot_put(c, g->uid_slot);
@@ -185,7 +195,8 @@ void guest_policy_restart(struct guest *g, bool failed)
 		g->restarts = 0;
 	delay = g->restarts < 6 ? 1u << g->restarts : BACKOFF_MAX_S;
 	g->restarts++;
-	event_add(g->c, "guest.restart-due", "guest", g->o->name, "restart policy \"%s\": starts again in %u s", policy, delay);
+	event_add(g->c, "guest.restart-due", "guest", g->o->name,
+		  "restart policy \"%s\": starts again in %u s", policy, delay);
 	loop_timer_after(&g->restart_timer, delay * NS_PER_S);
 }
 
@@ -253,10 +264,12 @@ void guest_exited(struct core *c, const char *uuid, pid_t pid, int status)
 	if (!g || (g->pid && pid && g->pid != pid))
 		return;
 	if (WIFSIGNALED(status))
-		snprintf(how, sizeof(how), "its process was killed by signal %d (%s)", WTERMSIG(status), strsignal(WTERMSIG(status)));
+		snprintf(how, sizeof(how), "its process was killed by signal %d (%s)",
+			 WTERMSIG(status), strsignal(WTERMSIG(status)));
 	else
 		snprintf(how, sizeof(how), "its process ended with status %d", WEXITSTATUS(status));
-	if (!g->pid && g->state == G_CRASHED && !strcmp(jstr_or(o->doc, "state_reason", ""), "its process ended")) {
+	if (!g->pid && g->state == G_CRASHED &&
+	    !strcmp(jstr_or(o->doc, "state_reason", ""), "its process ended")) {
 		obj_before(c, o);
 		jset_str(o->doc, "state_reason", how);
 		obj_put(c, o, PUT_FACT);
@@ -306,7 +319,8 @@ static void guest_event(struct guest *g, const struct msg_g_event *m)
 {
 	log_info("guest %s: %s%s%s", g->o->name, m->kind, *m->text ? ": " : "", m->text);
 	if (!strcmp(m->kind, "poweroff")) {
-		snprintf(g->why, sizeof(g->why), "%s", g->state == G_STOPPING ? "" : "powered off by itself");
+		snprintf(g->why, sizeof(g->why), "%s",
+			 g->state == G_STOPPING ? "" : "powered off by itself");
 		g->power_off = true;
 	} else if (!strcmp(m->kind, "reboot")) {
 		event_add(g->c, "guest.rebooted", "guest", g->o->name, "rebooted by itself");
@@ -318,7 +332,8 @@ static void guest_event(struct guest *g, const struct msg_g_event *m)
 			event_add(g->c, "guest.io-error", "guest", g->o->name, "%s", m->text);
 		return;
 	} else {
-		snprintf(g->why, sizeof(g->why), "%.40s%s%.200s", m->kind, *m->text ? ": " : "", m->text);
+		snprintf(g->why, sizeof(g->why), "%.40s%s%.200s", m->kind, *m->text ? ": " : "",
+			 m->text);
 	}
 	if (m->state == GUEST_STOPPED) {
 		if (strcmp(m->kind, "poweroff"))
@@ -359,7 +374,9 @@ int guest_linked(struct guest *g, int sock, struct err *e)
 	snprintf(label, sizeof(label), "guest %.60s", g->o->name);
 	peer_free(g->link);
 	g->link = peer_new(g->c, sock, PROTO_GUEST, label, guest_peer_event, guest_peer_closed, g);
-	return g->link ? 0 : err_set(e, ENOMEM, "no-memory", "guest \"%s\": no memory for its link", g->o->name);
+	return g->link ? 0
+		       : err_set(e, ENOMEM, "no-memory", "guest \"%s\": no memory for its link",
+				 g->o->name);
 }
 
 /* ---- trash ---- */
@@ -368,14 +385,15 @@ void guest_trash_sweep(struct core *c)
 {
 	int64_t now = (int64_t)clock_real_ms();
 
-	list_for_each_safe(p, &c->kinds[K_GUEST].all) {
+	list_for_each_safe (p, &c->kinds[K_GUEST].all) {
 		struct obj *o = container_of(p, struct obj, node);
 		struct guest *g = o->mem;
 		struct err e = { 0 };
 
 		if (!g || g->state != G_DELETED || g->op || jint(o->rt, "expires_ms", 0) > now)
 			continue;
-		op_new(c, &op_guest_delete, o, jstr_or(o->doc, "name", "?"), json_pack("{s:b}", "now", 1), "system", &e);
+		op_new(c, &op_guest_delete, o, jstr_or(o->doc, "name", "?"),
+		       json_pack("{s:b}", "now", 1), "system", &e);
 	}
 }
 
@@ -399,11 +417,12 @@ void guest_autostart(struct core *c)
 
 	if (!v)
 		return;
-	list_for_each(p, &c->kinds[K_GUEST].all) {
+	list_for_each (p, &c->kinds[K_GUEST].all) {
 		struct obj *o = container_of(p, struct obj, node);
 		struct guest *g = o->mem;
 
-		if (g && !gstate_has_process(g->state) && g->state != G_DELETED && !g->op && jbool(o->doc, "autostart", false))
+		if (g && !gstate_has_process(g->state) && g->state != G_DELETED && !g->op &&
+		    jbool(o->doc, "autostart", false))
 			v[n++] = o;
 	}
 	qsort(v, n, sizeof(*v), guest_by_order);

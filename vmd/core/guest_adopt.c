@@ -1,8 +1,10 @@
-/* guest_adopt.c - after a restart of the daemon: find the guests that went on, and those that did not.
+/* guest_adopt.c - after a restart of the daemon: find the guests that went on, and those that did
+ * not.
  *
- * priv finds the sockets and opens pidfds; each guest answers hello with its state. Guests recorded with a process that were
- * not found ended while the daemon was away: that is recorded and their taps, cgroups and uids are cleaned. A process found half
- * configured cannot be taken on; it is ended and its start runs again. A process nobody knows is left alone and reported.
+ * priv finds the sockets and opens pidfds; each guest answers hello with its state. Guests recorded
+ * with a process that were not found ended while the daemon was away: that is recorded and their
+ * taps, cgroups and uids are cleaned. A process found half configured cannot be taken on; it is
+ * ended and its start runs again. A process nobody knows is left alone and reported.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -34,16 +36,18 @@ static void adopt_over(struct adopt *a)
 	if (!a->listed || a->waiting || a->over)
 		return;
 	a->over = true;
-	list_for_each_safe(p, &c->kinds[K_GUEST].all) {
+	list_for_each_safe (p, &c->kinds[K_GUEST].all) {
 		struct obj *o = container_of(p, struct obj, node);
 		struct guest *g = o->mem;
 
 		if (g && gstate_has_process(g->state) && g->pidfd < 0) {
-			snprintf(g->why, sizeof(g->why), "its process ended while the daemon was away");
+			snprintf(g->why, sizeof(g->why),
+				 "its process ended while the daemon was away");
 			guest_gone(g, g->why, true);
 		}
 	}
-	log_info("%u guests adopted in %llu ms", a->found, (unsigned long long)((clock_mono_ns() - a->began_ns) / NS_PER_MS));
+	log_info("%u guests adopted in %llu ms", a->found,
+		 (unsigned long long)((clock_mono_ns() - a->began_ns) / NS_PER_MS));
 	c->n.adopted += a->found;
 	c->adopted = true;
 	free(a);
@@ -63,12 +67,18 @@ static void adopt_hello(void *arg, enum call_event ev, struct wire_buf *b, const
 	free(one);
 	a->waiting--;
 	if (e || msg_hello_decode(&m, b) < 0) {
-		log_error("guest %s: found, but it does not answer: %s", g->o->name, e ? e->detail : "malformed hello");
+		log_error("guest %s: found, but it does not answer: %s", g->o->name,
+			  e ? e->detail : "malformed hello");
 	} else {
 		switch ((enum guest_state)m.state) {
 		case GUEST_RUNNING:
 			if (g->state != G_RUNNING && g->state != G_STOPPING)
-				guest_set_state(g, g->state == G_STARTING || gstate_may_become(g->state, G_RUNNING) ? G_RUNNING : g->state, NULL);
+				guest_set_state(g,
+						g->state == G_STARTING ||
+							gstate_may_become(g->state, G_RUNNING)
+						    ? G_RUNNING
+						    : g->state,
+						NULL);
 			break;
 		case GUEST_PAUSED:
 			if (g->state == G_STARTING)
@@ -97,8 +107,10 @@ static void adopt_found(struct adopt *a, struct msg_p_guest_found *m)
 	struct err e = { 0 };
 
 	if (!g) {
-		log_error("a guest process %llu with unknown uuid %s runs; left alone", (unsigned long long)m->pid, m->uuid);
-		event_add(c, "guest.unknown", "guest", m->uuid, "process %llu belongs to no guest on record", (unsigned long long)m->pid);
+		log_error("a guest process %llu with unknown uuid %s runs; left alone",
+			  (unsigned long long)m->pid, m->uuid);
+		event_add(c, "guest.unknown", "guest", m->uuid,
+			  "process %llu belongs to no guest on record", (unsigned long long)m->pid);
 		return;
 	}
 	if (guest_watch_pid(g, m->pidfd, (pid_t)m->pid) < 0)

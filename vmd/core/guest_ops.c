@@ -1,7 +1,9 @@
-/* guest_ops.c - the verbs on a guest's process as operations: start, stop, restart, reset, pause, resume.
+/* guest_ops.c - the verbs on a guest's process as operations: start, stop, restart, reset, pause,
+ * resume.
  *
- * One operation moves a guest at a time (g->op); a forced stop takes over from a graceful one. Stop presses the power button and
- * waits for the process to end, by the guest's own power-off; after the timeout it is told to quit (disks flushed), then killed.
+ * One operation moves a guest at a time (g->op); a forced stop takes over from a graceful one. Stop
+ * presses the power button and waits for the process to end, by the guest's own power-off; after
+ * the timeout it is told to quit (disks flushed), then killed.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -24,7 +26,8 @@ static int op_take_guest(struct op *op, enum gverb v, struct err *e)
 	if (r < 0)
 		return r;
 	if (g->op) {
-		err_set(e, EBUSY, "guest-busy", "guest \"%s\" is busy with %s", g->o->name, g->op->ops->verb);
+		err_set(e, EBUSY, "guest-busy", "guest \"%s\" is busy with %s", g->o->name,
+			g->op->ops->verb);
 		err_hint(e, "vmctl ops info %s", g->op->o ? g->op->o->id : "");
 		return -EBUSY;
 	}
@@ -108,7 +111,8 @@ static void start_abort(struct op *op, const struct err *e)
 		guest_set_state(g, G_STOPPED, e->detail);
 }
 
-const struct op_ops op_guest_start = { "start", true, start_prepare, start_run, start_commit, start_abort, start_cancel };
+const struct op_ops op_guest_start = { "start",	     true,	  start_prepare, start_run,
+				       start_commit, start_abort, start_cancel };
 
 int guest_start_op(struct guest *g, const char *principal, struct op **op, struct err *e)
 {
@@ -132,12 +136,14 @@ static int stop_prepare(struct op *op, struct err *e)
 		struct err why = { 0 };
 
 		g->op = NULL;
-		err_set(&why, ECANCELED, "superseded", "%s of guest \"%s\" gave way to stop", old->ops->verb, g->o->name);
+		err_set(&why, ECANCELED, "superseded", "%s of guest \"%s\" gave way to stop",
+			old->ops->verb, g->o->name);
 		old->cancelled = true;
 		if (g->start) {
 			g->op = old;
 			guest_start_cancel(g);
-			return err_set(e, EALREADY, "start-cancelled", "the start of guest \"%s\" was cancelled", g->o->name);
+			return err_set(e, EALREADY, "start-cancelled",
+				       "the start of guest \"%s\" was cancelled", g->o->name);
 		}
 		op_finish(old, &why);
 	}
@@ -162,7 +168,8 @@ static void stop_pressed(void *arg, enum call_event ev, struct wire_buf *b, cons
 static void stop_run(struct op *op)
 {
 	struct guest *g = op_guest(op);
-	int64_t ms = jduration_ms(op->args, "timeout", jduration_ms(g->o->doc, "stop_timeout", 60000));
+	int64_t ms =
+	    jduration_ms(op->args, "timeout", jduration_ms(g->o->doc, "stop_timeout", 60000));
 	struct msg_g_power_button m;
 
 	memset(&m, 0, sizeof(m));
@@ -187,7 +194,8 @@ static void stop_commit(struct op *op)
 	op_release_guest(op);
 }
 
-const struct op_ops op_guest_stop = { "stop", true, stop_prepare, stop_run, stop_commit, op_released, NULL };
+const struct op_ops op_guest_stop = { "stop",	   true,	stop_prepare, stop_run,
+				      stop_commit, op_released, NULL };
 
 /* ---- restart: a stop that starts when the process is gone ---- */
 
@@ -212,7 +220,9 @@ static void restart_run(struct op *op)
 	stop_run(op);
 }
 
-const struct op_ops op_guest_restart = { "restart", true, restart_prepare, restart_run, start_commit, start_abort, NULL };
+const struct op_ops op_guest_restart = { "restart",   true,	    restart_prepare,
+					 restart_run, start_commit, start_abort,
+					 NULL };
 
 void guest_op_gone(struct guest *g)
 {
@@ -227,7 +237,8 @@ void guest_op_gone(struct guest *g)
 	} else if (op->ops == &op_guest_delete) {
 		op->ops->run(op);
 	} else {
-		err_set(&e, ECONNRESET, "guest-died", "guest \"%s\": its process ended during %s", g->o->name, op->ops->verb);
+		err_set(&e, ECONNRESET, "guest-died", "guest \"%s\": its process ended during %s",
+			g->o->name, op->ops->verb);
 		op_finish(op, &e);
 	}
 }
@@ -254,21 +265,32 @@ static void simple_done(void *arg, enum call_event ev, struct wire_buf *b, const
 static void simple_send(struct op *op, uint16_t type)
 {
 	struct guest *g = op_guest(op);
-	union { struct msg_g_pause p; struct msg_g_start s; struct msg_g_reset r; } m;
+	union {
+		struct msg_g_pause p;
+		struct msg_g_start s;
+		struct msg_g_reset r;
+	} m;
 	struct err e = { 0 };
 
 	memset(&m, 0, sizeof(m));
 	g->op = op;
 	if (!g->link) {
-		err_set(&e, ECONNRESET, "guest-unreachable", "guest \"%s\" cannot be reached", g->o->name);
+		err_set(&e, ECONNRESET, "guest-unreachable", "guest \"%s\" cannot be reached",
+			g->o->name);
 		op_finish(op, &e);
 		return;
 	}
 	peer_call(g->link, type, &m, 0, 30000, simple_done, g);
 }
 
-static int reset_prepare(struct op *op, struct err *e) { return op_take_guest(op, GV_RESET, e); }
-static void reset_run(struct op *op) { simple_send(op, MSG_g_reset); }
+static int reset_prepare(struct op *op, struct err *e)
+{
+	return op_take_guest(op, GV_RESET, e);
+}
+static void reset_run(struct op *op)
+{
+	simple_send(op, MSG_g_reset);
+}
 static int pause_prepare(struct op *op, struct err *e)
 {
 	int r = op_take_guest(op, GV_PAUSE, e);
@@ -277,17 +299,30 @@ static int pause_prepare(struct op *op, struct err *e)
 		guest_set_state(op_guest(op), G_PAUSING, NULL);
 	return r;
 }
-static void pause_run(struct op *op) { simple_send(op, MSG_g_pause); }
-static int resume_prepare(struct op *op, struct err *e) { return op_take_guest(op, GV_RESUME, e); }
-static void resume_run(struct op *op) { simple_send(op, MSG_g_start); }
+static void pause_run(struct op *op)
+{
+	simple_send(op, MSG_g_pause);
+}
+static int resume_prepare(struct op *op, struct err *e)
+{
+	return op_take_guest(op, GV_RESUME, e);
+}
+static void resume_run(struct op *op)
+{
+	simple_send(op, MSG_g_start);
+}
 
-const struct op_ops op_guest_reset = { "reset", false, reset_prepare, reset_run, start_commit, op_released, NULL };
-const struct op_ops op_guest_pause = { "pause", true, pause_prepare, pause_run, start_commit, op_released, NULL };
-const struct op_ops op_guest_resume = { "resume", true, resume_prepare, resume_run, start_commit, op_released, NULL };
+const struct op_ops op_guest_reset = { "reset",	     false,	  reset_prepare, reset_run,
+				       start_commit, op_released, NULL };
+const struct op_ops op_guest_pause = { "pause",	     true,	  pause_prepare, pause_run,
+				       start_commit, op_released, NULL };
+const struct op_ops op_guest_resume = { "resume",    true, resume_prepare, resume_run, start_commit,
+					op_released, NULL };
 
 /* ---- routes ---- */
 
-static int guest_verb(struct core *c, struct req *r, const struct op_ops *ops, enum gverb v, struct err *e)
+static int guest_verb(struct core *c, struct req *r, const struct op_ops *ops, enum gverb v,
+		      struct err *e)
 {
 	struct obj *o = guest_find(c, r->name, e);
 	struct guest *g;
@@ -311,9 +346,27 @@ static int guest_verb(struct core *c, struct req *r, const struct op_ops *ops, e
 	return op ? op_answer(op, r) : -e->num;
 }
 
-int route_guest_start(struct core *c, struct req *r, struct err *e) { return guest_verb(c, r, &op_guest_start, GV_START, e); }
-int route_guest_stop(struct core *c, struct req *r, struct err *e) { return guest_verb(c, r, &op_guest_stop, GV_STOP, e); }
-int route_guest_restart(struct core *c, struct req *r, struct err *e) { return guest_verb(c, r, &op_guest_restart, GV_RESTART, e); }
-int route_guest_reset(struct core *c, struct req *r, struct err *e) { return guest_verb(c, r, &op_guest_reset, GV_RESET, e); }
-int route_guest_pause(struct core *c, struct req *r, struct err *e) { return guest_verb(c, r, &op_guest_pause, GV_PAUSE, e); }
-int route_guest_resume(struct core *c, struct req *r, struct err *e) { return guest_verb(c, r, &op_guest_resume, GV_RESUME, e); }
+int route_guest_start(struct core *c, struct req *r, struct err *e)
+{
+	return guest_verb(c, r, &op_guest_start, GV_START, e);
+}
+int route_guest_stop(struct core *c, struct req *r, struct err *e)
+{
+	return guest_verb(c, r, &op_guest_stop, GV_STOP, e);
+}
+int route_guest_restart(struct core *c, struct req *r, struct err *e)
+{
+	return guest_verb(c, r, &op_guest_restart, GV_RESTART, e);
+}
+int route_guest_reset(struct core *c, struct req *r, struct err *e)
+{
+	return guest_verb(c, r, &op_guest_reset, GV_RESET, e);
+}
+int route_guest_pause(struct core *c, struct req *r, struct err *e)
+{
+	return guest_verb(c, r, &op_guest_pause, GV_PAUSE, e);
+}
+int route_guest_resume(struct core *c, struct req *r, struct err *e)
+{
+	return guest_verb(c, r, &op_guest_resume, GV_RESUME, e);
+}

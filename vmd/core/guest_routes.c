@@ -1,7 +1,8 @@
-/* guest_routes.c - guests as objects over the API: create, change, delete, undelete, rename, wait, info, logs, console.
+/* guest_routes.c - guests as objects over the API: create, change, delete, undelete, rename, wait,
+ * info, logs, console.
  *
- * Create resolves every name and address first; disks that must be made are made by one operation, and the guest is there only
- * when all of them are: else nothing of it stays.
+ * Create resolves every name and address first; disks that must be made are made by one operation,
+ * and the guest is there only when all of them are: else nothing of it stays.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -21,17 +22,26 @@
 
 /* ---- ports ---- */
 
-static const struct { const char *word, *listen, *connect; unsigned chardev; } port_kinds[] = {
-	{ "null", "null", NULL, CHARDEV_NULL }, { "log", "log", NULL, CHARDEV_FILE }, { "pty", "pty", NULL, CHARDEV_STREAM },
-	{ "file", "file", NULL, CHARDEV_FILE }, { "tty", "tty", NULL, CHARDEV_STREAM }, { "guest", "guest", NULL, CHARDEV_STREAM },
-	{ "unix", "unix-listen", "unix-connect", CHARDEV_LISTEN }, { "tcp", "tcp-listen", "tcp-connect", CHARDEV_LISTEN },
+static const struct {
+	const char *word, *listen, *connect;
+	unsigned chardev;
+} port_kinds[] = {
+	{ "null", "null", NULL, CHARDEV_NULL },
+	{ "log", "log", NULL, CHARDEV_FILE },
+	{ "pty", "pty", NULL, CHARDEV_STREAM },
+	{ "file", "file", NULL, CHARDEV_FILE },
+	{ "tty", "tty", NULL, CHARDEV_STREAM },
+	{ "guest", "guest", NULL, CHARDEV_STREAM },
+	{ "unix", "unix-listen", "unix-connect", CHARDEV_LISTEN },
+	{ "tcp", "tcp-listen", "tcp-connect", CHARDEV_LISTEN },
 };
 
 int port_spec_parse(const char *text, struct port_spec *p, struct err *e)
 {
 	static const char connect_word[] = ",connect";
 	size_t word = strcspn(text, ":"), len = strlen(text);
-	bool connect = len > sizeof(connect_word) && !strcmp(text + len - (sizeof(connect_word) - 1), connect_word);
+	bool connect = len > sizeof(connect_word) &&
+		       !strcmp(text + len - (sizeof(connect_word) - 1), connect_word);
 
 	*p = (struct port_spec){ 0 };
 	for (size_t i = 0; i < ARRAY_SIZE(port_kinds); i++) {
@@ -39,19 +49,26 @@ int port_spec_parse(const char *text, struct port_spec *p, struct err *e)
 			continue;
 		if (connect && !port_kinds[i].connect)
 			break;
-		snprintf(p->kind, sizeof(p->kind), "%s", connect ? port_kinds[i].connect : port_kinds[i].listen);
+		snprintf(p->kind, sizeof(p->kind), "%s",
+			 connect ? port_kinds[i].connect : port_kinds[i].listen);
 		p->chardev = connect ? CHARDEV_STREAM : port_kinds[i].chardev;
 		if (text[word] == ':')
-			snprintf(p->target, sizeof(p->target), "%.*s", (int)(len - word - 1 - (connect ? sizeof(connect_word) - 1 : 0)), text + word + 1);
+			snprintf(p->target, sizeof(p->target), "%.*s",
+				 (int)(len - word - 1 - (connect ? sizeof(connect_word) - 1 : 0)),
+				 text + word + 1);
 		return 0;
 	}
-	err_set(e, EINVAL, "bad-port", "port \"%s\": not one of log, null, pty, file:PATH, unix:PATH[,connect], tcp:HOST:PORT[,connect], tty:PATH, guest:NAME:PORT", text);
+	err_set(e, EINVAL, "bad-port",
+		"port \"%s\": not one of log, null, pty, file:PATH, unix:PATH[,connect], "
+		"tcp:HOST:PORT[,connect], tty:PATH, guest:NAME:PORT",
+		text);
 	return -EINVAL;
 }
 
 bool port_spec_host_path(const struct port_spec *p)
 {
-	return !strcmp(p->kind, "file") || !strcmp(p->kind, "tty") || !strncmp(p->kind, "unix", 4) || !strncmp(p->kind, "tcp", 3);
+	return !strcmp(p->kind, "file") || !strcmp(p->kind, "tty") ||
+	       !strncmp(p->kind, "unix", 4) || !strncmp(p->kind, "tcp", 3);
 }
 
 int guest_check_serials(struct core *c, struct req *r, const json_t *body, struct err *e)
@@ -62,12 +79,17 @@ int guest_check_serials(struct core *c, struct req *r, const json_t *body, struc
 	json_t *v;
 
 	for (int k = 0; k < 2; k++)
-		json_array_foreach(json_object_get(body, keys[k]), i, v) {
+		json_array_foreach(json_object_get(body, keys[k]), i, v)
+		{
 			snprintf(c->bad_field, sizeof(c->bad_field), "%s[%zu].spec", keys[k], i);
-			if (port_spec_parse(json_is_string(v) ? json_string_value(v) : jstr_or(v, "spec", ""), &p, e) < 0)
+			if (port_spec_parse(json_is_string(v) ? json_string_value(v)
+							      : jstr_or(v, "spec", ""),
+					    &p, e) < 0)
 				return -EINVAL;
 			/* a path or port of the host is more than a guest */
-			if (port_spec_host_path(&p) && req_role(r, ROLE_ADMIN, "a port that leads to a path or port of the host", e) < 0)
+			if (port_spec_host_path(&p) &&
+			    req_role(r, ROLE_ADMIN,
+				     "a port that leads to a path or port of the host", e) < 0)
 				return -EPERM;
 		}
 	c->bad_field[0] = '\0';
@@ -102,7 +124,8 @@ void guest_claim_addresses(struct core *c, const json_t *doc, const char *uuid)
 	size_t i;
 	json_t *n;
 
-	json_array_foreach(json_object_get(doc, "nics"), i, n) {
+	json_array_foreach(json_object_get(doc, "nics"), i, n)
+	{
 		if (jstr(n, "mac"))
 			json_object_set_new(c->macs, jstr(n, "mac"), json_string(uuid));
 		if (jstr(n, "ip")) {
@@ -118,7 +141,8 @@ void guest_release_addresses(struct core *c, const json_t *doc)
 	size_t i;
 	json_t *n;
 
-	json_array_foreach(json_object_get(doc, "nics"), i, n) {
+	json_array_foreach(json_object_get(doc, "nics"), i, n)
+	{
 		if (jstr(n, "mac"))
 			json_object_del(c->macs, jstr(n, "mac"));
 		if (jstr(n, "ip")) {
@@ -154,7 +178,8 @@ static int guest_nic(struct core *c, json_t *nic, size_t i, const char *uuid, st
 		struct obj *o = obj_by_id(c, K_GUEST, holder);
 
 		snprintf(c->bad_field, sizeof(c->bad_field), "nics[%zu].mac", i);
-		return err_set(e, EEXIST, "mac-in-use", "address %s is in use by guest \"%s\"", jstr(nic, "mac"), o ? o->name : "?");
+		return err_set(e, EEXIST, "mac-in-use", "address %s is in use by guest \"%s\"",
+			       jstr(nic, "mac"), o ? o->name : "?");
 	}
 	if (!jstr(nic, "ip") && jbool(net->doc, "dhcp", false) && jstr(net->doc, "cidr")) {
 		char ip[16];
@@ -168,7 +193,9 @@ static int guest_nic(struct core *c, json_t *nic, size_t i, const char *uuid, st
 		holder = jstr(c->ips, key);
 		if (holder && strcmp(holder, uuid)) {
 			snprintf(c->bad_field, sizeof(c->bad_field), "nics[%zu].ip", i);
-			return err_set(e, EEXIST, "ip-in-use", "address %s is taken on network \"%s\"", jstr(nic, "ip"), net->name);
+			return err_set(e, EEXIST, "ip-in-use",
+				       "address %s is taken on network \"%s\"", jstr(nic, "ip"),
+				       net->name);
 		}
 		json_object_set_new(c->ips, key, json_string(uuid));
 	}
@@ -181,7 +208,8 @@ int guest_resolve_nics(struct core *c, json_t *body, const char *uuid, struct er
 	size_t i;
 	json_t *n;
 
-	json_array_foreach(json_object_get(body, "nics"), i, n) {
+	json_array_foreach(json_object_get(body, "nics"), i, n)
+	{
 		int r = guest_nic(c, n, i, uuid, e);
 
 		if (r < 0)
@@ -255,7 +283,8 @@ static void create_run(struct op *op)
 	op->data = k;
 	op->free_data = create_free;
 	k->left = 1;
-	json_array_foreach(names, i, v) {
+	json_array_foreach(names, i, v)
+	{
 		struct obj *d = obj_by_name(c, K_DISK, json_string_value(v));
 
 		if (!d)
@@ -285,7 +314,8 @@ static void create_abort(struct op *op, const struct err *e)
 	size_t i;
 	json_t *v;
 
-	json_array_foreach(json_object_get(op->args, "make"), i, v) {
+	json_array_foreach(json_object_get(op->args, "make"), i, v)
+	{
 		struct obj *d = obj_by_name(c, K_DISK, json_string_value(v));
 
 		if (d) {
@@ -301,16 +331,20 @@ static void create_abort(struct op *op, const struct err *e)
 	op->target = NULL;
 }
 
-const struct op_ops op_guest_create = { "create", false, create_prepare, create_run, create_commit, create_abort, NULL };
+const struct op_ops op_guest_create = { "create",   false,	   create_prepare,
+					create_run, create_commit, create_abort,
+					NULL };
 
-/* Each disk of the body becomes {name, disk: POOL/NAME}; the records of those to be made are listed in @make. */
+/* Each disk of the body becomes {name, disk: POOL/NAME}; the records of those to be made are listed
+ * in @make. */
 static int guest_disks(struct core *c, json_t *doc, json_t *make, struct err *e)
 {
 	const char *guest = jstr(doc, "name");
 	size_t i;
 	json_t *d;
 
-	json_array_foreach(json_object_get(doc, "disks"), i, d) {
+	json_array_foreach(json_object_get(doc, "disks"), i, d)
+	{
 		char name[128];
 		struct obj *o;
 
@@ -323,7 +357,9 @@ static int guest_disks(struct core *c, json_t *doc, json_t *make, struct err *e)
 			if (!o)
 				return -ENOENT;
 			if (*jstr_or(o->doc, "guest", "")) {
-				err_set(e, EBUSY, "disk-in-use", "disk \"%s\" belongs to guest \"%s\"", o->name, jstr(o->doc, "guest"));
+				err_set(e, EBUSY, "disk-in-use",
+					"disk \"%s\" belongs to guest \"%s\"", o->name,
+					jstr(o->doc, "guest"));
 				err_hint(e, "vmctl disk detach %s", o->name);
 				return -EBUSY;
 			}
@@ -354,13 +390,14 @@ static void guest_disks_undo(struct core *c, json_t *doc, json_t *make)
 	size_t i;
 	json_t *v;
 
-	json_array_foreach(make, i, v) {
+	json_array_foreach(make, i, v)
+	{
 		struct obj *o = obj_by_name(c, K_DISK, json_string_value(v));
 
 		if (o)
 			obj_del(c, o, PUT_ASKED);
 	}
-	list_for_each(p, &c->kinds[K_DISK].all) {
+	list_for_each (p, &c->kinds[K_DISK].all) {
 		struct obj *o = container_of(p, struct obj, node);
 
 		if (!strcmp(jstr_or(o->doc, "guest", ""), jstr_or(doc, "name", "?")) && !o->mem) {
@@ -376,7 +413,8 @@ static void create_started(struct op *op, const struct err *e)
 	struct err e2 = { 0 };
 	struct op *next;
 
-	if (!e && jbool(op->args, "start", false) && op->target && guest_start_op(op->target->mem, "system", &next, &e2) < 0)
+	if (!e && jbool(op->args, "start", false) && op->target &&
+	    guest_start_op(op->target->mem, "system", &next, &e2) < 0)
 		log_warn("start after create: %s", e2.detail);
 }
 
@@ -391,7 +429,8 @@ int route_guest_create(struct core *c, struct req *r, struct err *e)
 
 	if (!name || !name_valid(name)) {
 		snprintf(c->bad_field, sizeof(c->bad_field), "name");
-		return err_set(e, EINVAL, "bad-name", "a guest needs a name of 1 to 63 letters, digits, . _ -");
+		return err_set(e, EINVAL, "bad-name",
+			       "a guest needs a name of 1 to 63 letters, digits, . _ -");
 	}
 	if (obj_by_name(c, K_GUEST, name)) {
 		err_set(e, EEXIST, "guest-exists", "a guest named \"%s\" exists already", name);
@@ -413,7 +452,8 @@ int route_guest_create(struct core *c, struct req *r, struct err *e)
 	json_object_set_new(doc, "state", json_string("stopped"));
 	json_object_set_new(doc, "created", jnow());
 	make = json_array();
-	if (guest_resolve_nics(c, doc, id, e) < 0 || guest_disks(c, doc, make, e) < 0 || r->dry_run) {
+	if (guest_resolve_nics(c, doc, id, e) < 0 || guest_disks(c, doc, make, e) < 0 ||
+	    r->dry_run) {
 		guest_release_addresses(c, doc);
 		guest_disks_undo(c, doc, make);
 		json_decref(make);
@@ -436,7 +476,8 @@ int route_guest_create(struct core *c, struct req *r, struct err *e)
 		req_obj(r, 201, o);
 		return 0;
 	}
-	op = op_new(c, &op_guest_create, o, name, json_pack("{s:o, s:b}", "make", make, "start", start), r->principal, e);
+	op = op_new(c, &op_guest_create, o, name,
+		    json_pack("{s:o, s:b}", "make", make, "start", start), r->principal, e);
 	if (!op)
 		return -e->num;
 	op->on_done = create_started;
@@ -456,15 +497,19 @@ int route_guest_patch(struct core *c, struct req *r, struct err *e)
 	if (!o)
 		return -ENOENT;
 	g = o->mem;
-	if (req_if_match(r, o, e) < 0 || guest_check_serials(c, r, r->body, e) < 0 || guest_check_boot(c, r->body, e) < 0)
+	if (req_if_match(r, o, e) < 0 || guest_check_serials(c, r, r->body, e) < 0 ||
+	    guest_check_boot(c, r->body, e) < 0)
 		return -e->num;
-	json_object_foreach(r->body, key, v) {
-		const struct schema_field *f = schema_field_find(schema_routes[ROUTE_GUEST_PATCH].body, key);
+	json_object_foreach(r->body, key, v)
+	{
+		const struct schema_field *f =
+		    schema_field_find(schema_routes[ROUTE_GUEST_PATCH].body, key);
 		int res;
 
 		snprintf(c->bad_field, sizeof(c->bad_field), "%s", key);
 		if (!f || !(f->flags & SF_PATCH) || !strcmp(key, "disks"))
-			return err_set(e, EINVAL, "not-changeable", "guest \"%s\": %s cannot be changed this way", o->name, key);
+			return err_set(e, EINVAL, "not-changeable",
+				       "guest \"%s\": %s cannot be changed this way", o->name, key);
 		res = gstate_check(o->name, g->state, f->flags & SF_LIVE ? GV_SET_LIVE : GV_SET, e);
 		if (res < 0) {
 			err_prefix(e, "%s", key);
@@ -485,7 +530,8 @@ int route_guest_patch(struct core *c, struct req *r, struct err *e)
 		return 0;
 	}
 	obj_before(c, o);
-	json_object_foreach(r->body, key, v) {
+	json_object_foreach(r->body, key, v)
+	{
 		json_t *old = json_object_get(o->doc, key);
 		const char *k2;
 		json_t *v2;
@@ -494,7 +540,7 @@ int route_guest_patch(struct core *c, struct req *r, struct err *e)
 			json_object_del(o->doc, key);
 		} else if (json_is_object(v) && json_is_object(old)) { /* merge patch */
 			json_object_foreach(v, k2, v2)
-				jset(old, k2, json_is_null(v2) ? NULL : json_incref(v2));
+			    jset(old, k2, json_is_null(v2) ? NULL : json_incref(v2));
 		} else {
 			json_object_set(o->doc, key, v);
 		}
@@ -513,15 +559,18 @@ int route_guest_rename(struct core *c, struct req *r, struct err *e)
 
 	if (!o)
 		return -ENOENT;
-	if (req_if_match(r, o, e) < 0 || gstate_check(o->name, ((struct guest *)o->mem)->state, GV_RENAME, e) < 0)
+	if (req_if_match(r, o, e) < 0 ||
+	    gstate_check(o->name, ((struct guest *)o->mem)->state, GV_RENAME, e) < 0)
 		return -e->num;
 	if (!name || !name_valid(name))
-		return err_set(e, EINVAL, "bad-name", "a guest needs a name of 1 to 63 letters, digits, . _ -");
+		return err_set(e, EINVAL, "bad-name",
+			       "a guest needs a name of 1 to 63 letters, digits, . _ -");
 	snprintf(old, sizeof(old), "%s", o->name);
 	if (obj_rename(c, o, name, PUT_ASKED) < 0)
-		return err_set(e, EEXIST, "guest-exists", "a guest named \"%s\" exists already", name);
+		return err_set(e, EEXIST, "guest-exists", "a guest named \"%s\" exists already",
+			       name);
 	json_object_set_new(o->doc, "name", json_string(name));
-	list_for_each(p, &c->kinds[K_DISK].all) {
+	list_for_each (p, &c->kinds[K_DISK].all) {
 		struct obj *d = container_of(p, struct obj, node);
 
 		if (!strcmp(jstr_or(d->doc, "guest", ""), old)) {
@@ -543,8 +592,11 @@ static int delete_prepare(struct op *op, struct err *e)
 	struct guest *g = op->target->mem;
 
 	if (g->op)
-		return err_set(e, EBUSY, "guest-busy", "guest \"%s\" is busy with %s", g->o->name, g->op->ops->verb);
-	if (!jbool(op->args, "force", false) && gstate_check(*g->o->name ? g->o->name : jstr_or(g->o->doc, "name", "?"), g->state, GV_DELETE, e) < 0)
+		return err_set(e, EBUSY, "guest-busy", "guest \"%s\" is busy with %s", g->o->name,
+			       g->op->ops->verb);
+	if (!jbool(op->args, "force", false) &&
+	    gstate_check(*g->o->name ? g->o->name : jstr_or(g->o->doc, "name", "?"), g->state,
+			 GV_DELETE, e) < 0)
 		return -EBUSY;
 	g->op = op;
 	loop_timer_stop(&g->restart_timer);
@@ -572,10 +624,11 @@ static void delete_run(struct op *op)
 		op_finish(op, NULL);
 		return;
 	}
-	list_for_each_safe(p, &c->kinds[K_DISK].all) {
+	list_for_each_safe (p, &c->kinds[K_DISK].all) {
 		struct obj *d = container_of(p, struct obj, node);
 
-		if (strcmp(jstr_or(d->rt, "owner_id", ""), o->id) && (strcmp(jstr_or(d->doc, "guest", ""), name) || !*o->name))
+		if (strcmp(jstr_or(d->rt, "owner_id", ""), o->id) &&
+		    (strcmp(jstr_or(d->doc, "guest", ""), name) || !*o->name))
 			continue;
 		if (jbool(d->rt, "made_for", false) && !jbool(op->args, "keep_disks", false)) {
 			disk_remove_file(c, d, create_removed, NULL);
@@ -588,7 +641,7 @@ static void delete_run(struct op *op)
 	}
 	event_add(c, "guest.removed", "guest", name, "removed for good");
 	guest_release_addresses(c, o->doc);
-	list_for_each_safe(p, &g->waiters) {
+	list_for_each_safe (p, &g->waiters) {
 		struct req *r = container_of(p, struct req, guest_node);
 
 		if (r->want_states & 1u << G_DELETED)
@@ -614,13 +667,14 @@ static void delete_abort(struct op *op, const struct err *e)
 		g->op = NULL;
 }
 
-const struct op_ops op_guest_delete = { "delete", true, delete_prepare, delete_run, NULL, delete_abort, NULL };
+const struct op_ops op_guest_delete = { "delete",     true, delete_prepare, delete_run, NULL,
+					delete_abort, NULL };
 
 static struct obj *guest_find_trash(struct core *c, const char *name)
 {
 	struct obj *hit = obj_by_id(c, K_GUEST, name);
 
-	list_for_each(p, &c->kinds[K_GUEST].all) {
+	list_for_each (p, &c->kinds[K_GUEST].all) {
 		struct obj *o = container_of(p, struct obj, node);
 
 		if (!*o->name && !strcmp(jstr_or(o->doc, "name", ""), name))
@@ -651,7 +705,8 @@ int route_guest_delete(struct core *c, struct req *r, struct err *e)
 	if (req_if_match(r, o, e) < 0)
 		return -e->num;
 	op = op_new(c, &op_guest_delete, o, jstr_or(o->doc, "name", "?"),
-		    json_pack("{s:b, s:b, s:b}", "now", now, "force", query_bool(r->query, "force"), "keep_disks", query_bool(r->query, "keep_disks")),
+		    json_pack("{s:b, s:b, s:b}", "now", now, "force", query_bool(r->query, "force"),
+			      "keep_disks", query_bool(r->query, "keep_disks")),
 		    r->principal, e);
 	return op ? op_answer(op, r) : -e->num;
 }
@@ -662,7 +717,8 @@ int route_guest_undelete(struct core *c, struct req *r, struct err *e)
 	const char *name;
 
 	if (!o || *o->name) {
-		err_set(e, ENOENT, "guest-not-found", "no guest named \"%s\" is in the trash", r->name);
+		err_set(e, ENOENT, "guest-not-found", "no guest named \"%s\" is in the trash",
+			r->name);
 		err_hint(e, "vmctl ls --state deleted");
 		return -ENOENT;
 	}
@@ -686,7 +742,8 @@ static void wait_over(void *arg)
 	struct req *r = arg;
 	struct err e = { 0 };
 
-	err_set(&e, ETIMEDOUT, "timed-out", "guest \"%s\" is still %s", r->name, gstate_name(r->waiting->state));
+	err_set(&e, ETIMEDOUT, "timed-out", "guest \"%s\" is still %s", r->name,
+		gstate_name(r->waiting->state));
 	err_hint(&e, "vmctl info %s", r->name);
 	req_fail(r, &e, NULL, NULL);
 }
@@ -700,7 +757,8 @@ int route_guest_wait(struct core *c, struct req *r, struct err *e)
 	if (!o)
 		return -ENOENT;
 	if (s < 0)
-		return err_set(e, EINVAL, "bad-state", "\"%s\" is not a state of a guest", jstr(r->query, "state"));
+		return err_set(e, EINVAL, "bad-state", "\"%s\" is not a state of a guest",
+			       jstr(r->query, "state"));
 	r->want_states = 1u << s;
 	r->waiting = o->mem;
 	if (r->waiting->state == (enum gstate)s) {
@@ -734,7 +792,8 @@ static struct guest *guest_live(struct core *c, struct req *r, enum gverb v, str
 	if (!g || gstate_check(o->name, g->state, v, e) < 0)
 		return NULL;
 	if (!g->link) {
-		err_set(e, ECONNRESET, "guest-unreachable", "guest \"%s\" runs but cannot be reached", o->name);
+		err_set(e, ECONNRESET, "guest-unreachable",
+			"guest \"%s\" runs but cannot be reached", o->name);
 		return NULL;
 	}
 	return g;
@@ -813,7 +872,8 @@ int route_guest_console(struct core *c, struct req *r, struct err *e)
 	r->fd = pair[0];
 	far = m.fd = pair[1];
 	m.read_only = jbool(r->body, "read_only", false);
-	snprintf(m.port, sizeof(m.port), "%.31s", jstr_or(r->body, "port", *r->sub ? r->sub : "serial0"));
+	snprintf(m.port, sizeof(m.port), "%.31s",
+		 jstr_or(r->body, "port", *r->sub ? r->sub : "serial0"));
 	peer_call(g->link, MSG_g_console, &m, 0, 10000, console_attached, r);
 	return 0;
 }

@@ -1,8 +1,9 @@
 /* guest_start.c - starting a guest: resolve, open, spawn, configure, build.
  *
- * Everything is asked for at once and gathered: volumes of every disk's chain, kernel, initrd, taps, far sides of ports. When
- * all is there the jail is spawned, gets its configuration and descriptors, builds and says ready. The first failure ends it:
- * descriptors closed, taps and process removed, the reason kept in the guest. What priv opened too late is closed on arrival.
+ * Everything is asked for at once and gathered: volumes of every disk's chain, kernel, initrd,
+ * taps, far sides of ports. When all is there the jail is spawned, gets its configuration and
+ * descriptors, builds and says ready. The first failure ends it: descriptors closed, taps and
+ * process removed, the reason kept in the guest. What priv opened too late is closed on arrival.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -19,9 +20,9 @@
 #include "devices/chardev.h"
 #include "vmd/core/internal.h"
 
-#define NEED_TIMEOUT_MS 20000
+#define NEED_TIMEOUT_MS	 20000
 #define BUILD_TIMEOUT_MS 60000
-#define SCROLLBACK 65536
+#define SCROLLBACK	 65536
 
 enum need_kind { N_VOLUME, N_TAP, N_PORT, N_HOST };
 
@@ -44,7 +45,7 @@ struct need {
 struct start {
 	struct guest *g;
 	struct list needs;
-	unsigned open;	 /* unanswered */
+	unsigned open; /* unanswered */
 	bool spawned, failed, running;
 	struct call *spawn, *build;
 	unsigned sent;
@@ -144,7 +145,8 @@ static int need_ask(struct need *n, uint16_t type, const void *msg)
 	return 0;
 }
 
-static int need_volume(struct start *s, struct obj *o, unsigned index, unsigned layer, bool read_only, bool direct, struct need **out)
+static int need_volume(struct start *s, struct obj *o, unsigned index, unsigned layer,
+		       bool read_only, bool direct, struct need **out)
 {
 	struct need *n = need_new(s, N_VOLUME);
 	struct msg_p_volume_open m = { .mode = read_only ? 0 : 1, .direct = direct };
@@ -178,14 +180,16 @@ static int start_images(struct start *s, struct err *e)
 		if (!o)
 			return -ENOENT;
 		if (strcmp(jstr_or(o->doc, "state", ""), "ready"))
-			return err_set(e, EBUSY, "image-not-ready", "image \"%s\" is %s", name, jstr_or(o->doc, "state", "?"));
+			return err_set(e, EBUSY, "image-not-ready", "image \"%s\" is %s", name,
+				       jstr_or(o->doc, "state", "?"));
 		if (need_volume(s, o, 0, 0, true, false, &n) < 0)
 			return err_set(e, ENOMEM, "no-memory", "no memory");
 		n->kernel = i == 0;
 		n->initrd = i == 1;
 	}
 	if (!jstr(s->g->o->doc, "kernel")) {
-		err_set(e, EINVAL, "no-kernel", "guest \"%s\" has no kernel to boot", s->g->o->name);
+		err_set(e, EINVAL, "no-kernel", "guest \"%s\" has no kernel to boot",
+			s->g->o->name);
 		err_hint(e, "vmctl set %s --kernel IMAGE", s->g->o->name);
 		return -EINVAL;
 	}
@@ -198,7 +202,8 @@ static int start_disks(struct start *s, struct err *e)
 	size_t i;
 	json_t *d;
 
-	json_array_foreach(json_object_get(s->g->o->doc, "disks"), i, d) {
+	json_array_foreach(json_object_get(s->g->o->doc, "disks"), i, d)
+	{
 		struct obj *disk = disk_find(c, jstr_or(d, "disk", ""), e);
 		struct chain_layer layers[16];
 		bool ro = jbool(d, "read_only", false);
@@ -210,7 +215,9 @@ static int start_disks(struct start *s, struct err *e)
 		if (n < 0)
 			return n;
 		for (int l = 0; l < n; l++)
-			if (need_volume(s, layers[l].o, (unsigned)i, (unsigned)l, l > 0 || ro, l == 0 && !strcmp(jstr_or(d, "cache", ""), "none"), NULL) < 0)
+			if (need_volume(s, layers[l].o, (unsigned)i, (unsigned)l, l > 0 || ro,
+					l == 0 && !strcmp(jstr_or(d, "cache", ""), "none"),
+					NULL) < 0)
 				return err_set(e, ENOMEM, "no-memory", "no memory");
 	}
 	return 0;
@@ -232,7 +239,8 @@ static int start_nics(struct start *s, struct err *e)
 	size_t i;
 	json_t *d;
 
-	json_array_foreach(json_object_get(s->g->o->doc, "nics"), i, d) {
+	json_array_foreach(json_object_get(s->g->o->doc, "nics"), i, d)
+	{
 		struct obj *net = obj_find(c, K_NETWORK, jstr_or(d, "network", ""), e);
 		struct msg_p_tap_add m = { .vhost = 1, .queues = (uint64_t)jint(d, "queues", 1) };
 		struct need *n;
@@ -258,7 +266,8 @@ static int start_nics(struct start *s, struct err *e)
 		if (!n)
 			return err_set(e, ENOMEM, "no-memory", "no memory");
 		n->index = (unsigned)i;
-		snprintf(n->label, sizeof(n->label), "nic %.31s on %.63s", jstr_or(d, "name", "?"), net->name);
+		snprintf(n->label, sizeof(n->label), "nic %.31s on %.63s", jstr_or(d, "name", "?"),
+			 net->name);
 		snprintf(m.net, sizeof(m.net), "%.63s", net->name);
 		snprintf(m.bridge, sizeof(m.bridge), "%.15s", jstr_or(net->doc, "bridge", ""));
 		/* from the UUID: what a crash leaves behind is found again by name */
@@ -272,7 +281,8 @@ static int start_nics(struct start *s, struct err *e)
 	return 0;
 }
 
-static int start_port(struct start *s, const char *spec, unsigned index, bool console, struct err *e)
+static int start_port(struct start *s, const char *spec, unsigned index, bool console,
+		      struct err *e)
 {
 	struct core *c = s->g->c;
 	struct need *n = need_new(s, N_PORT);
@@ -283,7 +293,8 @@ static int start_port(struct start *s, const char *spec, unsigned index, bool co
 		return err_set(e, ENOMEM, "no-memory", "no memory");
 	n->index = index;
 	n->console = console;
-	snprintf(n->label, sizeof(n->label), "%s%u (%.100s)", console ? "console" : "serial", index, spec);
+	snprintf(n->label, sizeof(n->label), "%s%u (%.100s)", console ? "console" : "serial", index,
+		 spec);
 	r = port_spec_parse(spec, &n->spec, e);
 	if (r < 0)
 		return r;
@@ -297,23 +308,28 @@ static int start_port(struct start *s, const char *spec, unsigned index, bool co
 			*colon = '\0';
 		other = obj_by_name(c, K_GUEST, n->spec.target);
 		/* nobody there yet: that guest connects both when it starts */
-		if (!other || !other->mem || !((struct guest *)other->mem)->link || other == s->g->o) {
+		if (!other || !other->mem || !((struct guest *)other->mem)->link ||
+		    other == s->g->o) {
 			n->spec.chardev = CHARDEV_NULL;
 			return 0;
 		}
 		if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0)
-			return err_set(e, errno, "no-socket", "no pair of sockets: %s", strerror(errno));
+			return err_set(e, errno, "no-socket", "no pair of sockets: %s",
+				       strerror(errno));
 		n->fds[n->nfds++] = pair[0];
 		n->pair_fd = pair[1];
 		n->pair = other;
-		snprintf(n->pair_port, sizeof(n->pair_port), "%.31s", colon ? colon + 1 : "serial0");
+		snprintf(n->pair_port, sizeof(n->pair_port), "%.31s",
+			 colon ? colon + 1 : "serial0");
 		return 0;
 	}
 	snprintf(m.kind, sizeof(m.kind), "%s", n->spec.kind);
 	snprintf(m.path, sizeof(m.path), "%.255s", n->spec.target);
 	snprintf(m.uuid, sizeof(m.uuid), "%.36s", s->g->o->id);
 	m.append = n->spec.append;
-	return need_ask(n, MSG_p_chardev_open, &m) < 0 ? err_set(e, ENOMEM, "no-memory", "no memory") : 0;
+	return need_ask(n, MSG_p_chardev_open, &m) < 0
+		   ? err_set(e, ENOMEM, "no-memory", "no memory")
+		   : 0;
 }
 
 static int start_ports(struct start *s, struct err *e)
@@ -324,8 +340,12 @@ static int start_ports(struct start *s, struct err *e)
 	int r;
 
 	for (int k = 0; k < 2; k++)
-		json_array_foreach(json_object_get(s->g->o->doc, keys[k]), i, p) {
-			r = start_port(s, json_is_string(p) ? json_string_value(p) : jstr_or(p, "spec", "null"), (unsigned)i, k == 1, e);
+		json_array_foreach(json_object_get(s->g->o->doc, keys[k]), i, p)
+		{
+			r = start_port(s,
+				       json_is_string(p) ? json_string_value(p)
+							 : jstr_or(p, "spec", "null"),
+				       (unsigned)i, k == 1, e);
 			if (r < 0)
 				return r;
 		}
@@ -365,7 +385,9 @@ void guest_start_cancel(struct guest *g)
 		g->start = NULL;
 		return;
 	}
-	err_set(&e, ECONNRESET, "guest-died", "guest \"%s\": its process ended while it was started%s%s", g->o->name, *g->why ? ": " : "", g->why);
+	err_set(&e, ECONNRESET, "guest-died",
+		"guest \"%s\": its process ended while it was started%s%s", g->o->name,
+		*g->why ? ": " : "", g->why);
 	err_hint(&e, "vmctl logs %s", g->o->name);
 	start_fail(g->start, g->start->failed ? &g->start->why : &e);
 }
@@ -392,12 +414,14 @@ static void start_send(struct start *s, uint16_t type, const void *msg)
 	peer_call(s->g->link, type, msg, 0, BUILD_TIMEOUT_MS + 1000, start_conf_done, s);
 }
 
-static struct need *start_need(struct start *s, enum need_kind kind, unsigned index, unsigned layer, bool console)
+static struct need *start_need(struct start *s, enum need_kind kind, unsigned index, unsigned layer,
+			       bool console)
 {
-	list_for_each(p, &s->needs) {
+	list_for_each (p, &s->needs) {
 		struct need *n = container_of(p, struct need, node);
 
-		if (n->kind == kind && n->index == index && n->layer == layer && n->console == console && !n->kernel && !n->initrd)
+		if (n->kind == kind && n->index == index && n->layer == layer &&
+		    n->console == console && !n->kernel && !n->initrd)
 			return n;
 	}
 	return NULL;
@@ -424,7 +448,7 @@ static void start_send_base(struct start *s)
 	m.rng = jbool(d, "rng", true);
 	m.vmgenid = (struct proto_bytes){ gen, sizeof(gen) };
 	start_send(s, MSG_g_config, &m);
-	list_for_each(p, &s->needs) {
+	list_for_each (p, &s->needs) {
 		struct need *n = container_of(p, struct need, node);
 
 		if (n->kernel)
@@ -434,7 +458,8 @@ static void start_send_base(struct start *s)
 	}
 	snprintf(boot.kernel_name, sizeof(boot.kernel_name), "%.127s", jstr_or(d, "kernel", ""));
 	snprintf(boot.initrd_name, sizeof(boot.initrd_name), "%.127s", jstr_or(d, "initrd", ""));
-	snprintf(boot.cmdline, sizeof(boot.cmdline), "%.4095s", jstr_or(d, "cmdline", "console=ttyS0"));
+	snprintf(boot.cmdline, sizeof(boot.cmdline), "%.4095s",
+		 jstr_or(d, "cmdline", "console=ttyS0"));
 	snprintf(boot.format, sizeof(boot.format), "%.15s", jstr_or(d, "boot_format", "auto"));
 	start_send(s, MSG_g_boot, &boot);
 }
@@ -449,27 +474,29 @@ static void start_send_disks(struct start *s)
 	size_t i;
 	json_t *d;
 
-	json_array_foreach(json_object_get(s->g->o->doc, "disks"), i, d)
-		for (unsigned layer = 0;; layer++) {
-			struct need *n = start_need(s, N_VOLUME, (unsigned)i, layer, false);
-			const char *on = jstr_or(d, "on_error", "enospc-pause");
-			struct msg_g_disk m = { .layer = layer };
+	json_array_foreach(json_object_get(s->g->o->doc, "disks"), i, d) for (unsigned layer = 0;;
+									      layer++)
+	{
+		struct need *n = start_need(s, N_VOLUME, (unsigned)i, layer, false);
+		const char *on = jstr_or(d, "on_error", "enospc-pause");
+		struct msg_g_disk m = { .layer = layer };
 
-			if (!n || !n->nfds)
-				break;
-			snprintf(m.name, sizeof(m.name), "%.31s", jstr_or(d, "name", "disk"));
-			memcpy(m.driver, n->driver, sizeof(m.driver));
-			memcpy(m.label, n->label, sizeof(m.label));
-			m.fd = n->fds[0];
-			m.read_only = n->read_only;
-			snprintf(m.serial, sizeof(m.serial), "%.20s", jstr_or(d, "serial", jstr_or(d, "name", "")));
-			m.queues = (uint64_t)jint(d, "queues", 1);
-			m.on_error = !strcmp(on, "report") ? 1 : 0;
-			m.cache = start_cache(jstr_or(d, "cache", "writeback"));
-			m.discard = jbool(d, "discard", true);
-			m.detect_zeroes = jbool(d, "detect_zeroes", false);
-			start_send(s, MSG_g_disk, &m);
-		}
+		if (!n || !n->nfds)
+			break;
+		snprintf(m.name, sizeof(m.name), "%.31s", jstr_or(d, "name", "disk"));
+		memcpy(m.driver, n->driver, sizeof(m.driver));
+		memcpy(m.label, n->label, sizeof(m.label));
+		m.fd = n->fds[0];
+		m.read_only = n->read_only;
+		snprintf(m.serial, sizeof(m.serial), "%.20s",
+			 jstr_or(d, "serial", jstr_or(d, "name", "")));
+		m.queues = (uint64_t)jint(d, "queues", 1);
+		m.on_error = !strcmp(on, "report") ? 1 : 0;
+		m.cache = start_cache(jstr_or(d, "cache", "writeback"));
+		m.discard = jbool(d, "discard", true);
+		m.detect_zeroes = jbool(d, "detect_zeroes", false);
+		start_send(s, MSG_g_disk, &m);
+	}
 }
 
 static void start_send_nics(struct start *s)
@@ -477,13 +504,16 @@ static void start_send_nics(struct start *s)
 	size_t i;
 	json_t *d;
 
-	json_array_foreach(json_object_get(s->g->o->doc, "nics"), i, d) {
+	json_array_foreach(json_object_get(s->g->o->doc, "nics"), i, d)
+	{
 		struct need *n = start_need(s, N_TAP, (unsigned)i, 0, false);
 		unsigned q = (unsigned)jint(d, "queues", 1);
 		struct msg_g_nic m = { .queues = q };
 		uint8_t mac[6] = { 0 };
-		int *const tap[8] = { &m.tap0, &m.tap1, &m.tap2, &m.tap3, &m.tap4, &m.tap5, &m.tap6, &m.tap7 };
-		int *const vhost[8] = { &m.vhost0, &m.vhost1, &m.vhost2, &m.vhost3, &m.vhost4, &m.vhost5, &m.vhost6, &m.vhost7 };
+		int *const tap[8] = { &m.tap0, &m.tap1, &m.tap2, &m.tap3,
+				      &m.tap4, &m.tap5, &m.tap6, &m.tap7 };
+		int *const vhost[8] = { &m.vhost0, &m.vhost1, &m.vhost2, &m.vhost3,
+					&m.vhost4, &m.vhost5, &m.vhost6, &m.vhost7 };
 
 		for (unsigned k = 0; k < 8; k++)
 			*tap[k] = *vhost[k] = -1;
@@ -502,14 +532,19 @@ static void start_send_nics(struct start *s)
 
 static void start_send_ports(struct start *s)
 {
-	list_for_each(p, &s->needs) {
+	list_for_each (p, &s->needs) {
 		struct need *n = container_of(p, struct need, node);
-		json_t *port = json_array_get(json_object_get(s->g->o->doc, n->console ? "consoles" : "serials"), n->index);
-		struct msg_g_port m = { .bus = n->console, .kind = n->spec.chardev, .fd = n->nfds ? n->fds[0] : -1, .scrollback_bytes = SCROLLBACK };
+		json_t *port = json_array_get(
+		    json_object_get(s->g->o->doc, n->console ? "consoles" : "serials"), n->index);
+		struct msg_g_port m = { .bus = n->console,
+					.kind = n->spec.chardev,
+					.fd = n->nfds ? n->fds[0] : -1,
+					.scrollback_bytes = SCROLLBACK };
 
 		if (n->kind != N_PORT)
 			continue;
-		snprintf(m.name, sizeof(m.name), "%s%u", n->console ? "console" : "serial", n->index);
+		snprintf(m.name, sizeof(m.name), "%s%u", n->console ? "console" : "serial",
+			 n->index);
 		if (n->console && jstr(port, "name"))
 			snprintf(m.name, sizeof(m.name), "%.31s", jstr(port, "name"));
 		if (json_is_object(port))
@@ -521,7 +556,7 @@ static void start_send_ports(struct start *s)
 /* The far guest's port gets the other socket only now that this side lives. */
 static void start_join_ports(struct start *s)
 {
-	list_for_each(p, &s->needs) {
+	list_for_each (p, &s->needs) {
 		struct need *n = container_of(p, struct need, node);
 		struct guest *other = n->pair && !n->pair->dead ? n->pair->mem : NULL;
 		struct msg_g_port_replace m = { .kind = CHARDEV_STREAM, .fd = n->pair_fd };
@@ -583,7 +618,8 @@ static void start_spawned(void *arg, enum call_event ev, struct wire_buf *b, con
 	s->spawn = NULL;
 	s->spawned = true; /* even of a failure priv may have left something */
 	if (!e && msg_result_decode(&m, b) < 0) {
-		err_set(&bad, EPROTO, "bad-message", "priv answered the spawn with a malformed result");
+		err_set(&bad, EPROTO, "bad-message",
+			"priv answered the spawn with a malformed result");
 		e = &bad;
 	} else if (!e) {
 		if (guest_watch_pid(g, m.fd, (pid_t)m.value) < 0)
@@ -611,14 +647,17 @@ static void start_spawned(void *arg, enum call_event ev, struct wire_buf *b, con
 	start_send_disks(s);
 	start_send_nics(s);
 	start_send_ports(s);
-	s->build = peer_call(g->link, MSG_g_build, &build, MSG_g_ready, BUILD_TIMEOUT_MS, start_built, s);
+	s->build =
+	    peer_call(g->link, MSG_g_build, &build, MSG_g_ready, BUILD_TIMEOUT_MS, start_built, s);
 }
 
 static void start_spawn(struct start *s)
 {
 	struct guest *g = s->g;
 	const json_t *d = g->o->doc;
-	struct msg_p_guest_spawn m = { .uid_slot = (uint64_t)g->uid_slot, .want_kvm = strcmp(jstr_or(d, "accel", "auto"), "soft") != 0 };
+	struct msg_p_guest_spawn m = { .uid_slot = (uint64_t)g->uid_slot,
+				       .want_kvm =
+					   strcmp(jstr_or(d, "accel", "auto"), "soft") != 0 };
 
 	/* the taps are on record before there is a process to own them */
 	obj_put(g->c, g->o, PUT_FACT);
@@ -626,9 +665,9 @@ static void start_spawn(struct start *s)
 	m.vcpus = (uint64_t)jint(d, "cpus", 1);
 	snprintf(m.uuid, sizeof(m.uuid), "%.36s", g->o->id);
 	snprintf(m.name, sizeof(m.name), "%.63s", g->o->name);
-	s->spawn = peer_call(g->c->priv, MSG_p_guest_spawn, &m, 0, NEED_TIMEOUT_MS, start_spawned, s);
+	s->spawn =
+	    peer_call(g->c->priv, MSG_p_guest_spawn, &m, 0, NEED_TIMEOUT_MS, start_spawned, s);
 }
-
 
 void guest_start_begin(struct guest *g, void (*done)(struct guest *g, const struct err *e))
 {
@@ -649,7 +688,8 @@ void guest_start_begin(struct guest *g, void (*done)(struct guest *g, const stru
 	g->uid_slot = uid_slot_take(g->c);
 	g->o->rt = json_pack("{s:i, s:[]}", "uid_slot", g->uid_slot, "taps");
 	if (g->uid_slot < 0)
-		err_set(&e, EMFILE, "no-uid-left", "all %u uids of guests are in use", g->c->uid_slots);
+		err_set(&e, EMFILE, "no-uid-left", "all %u uids of guests are in use",
+			g->c->uid_slots);
 	else if (start_images(s, &e) == 0 && start_disks(s, &e) == 0 && start_nics(s, &e) == 0)
 		start_ports(s, &e);
 	if (e.num) {

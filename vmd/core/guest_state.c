@@ -1,7 +1,7 @@
 /* guest_state.c - the states of a guest, as one table: which verbs each allows, what may follow it.
  *
- * A refused verb says the state and the verb that would help. No other file decides by comparing states in its own way;
- * they ask gstate_allows().
+ * A refused verb says the state and the verb that would help. No other file decides by comparing
+ * states in its own way; they ask gstate_allows().
  */
 #include <errno.h>
 #include <string.h>
@@ -9,10 +9,10 @@
 #include "common/overflow.h"
 #include "vmd/core/internal.h"
 
-#define TO(s) (1u << (s))
-#define GV_ANY (GV_RENAME | GV_SET_LIVE)
+#define TO(s)	(1u << (s))
+#define GV_ANY	(GV_RENAME | GV_SET_LIVE)
 #define GV_DOWN (GV_ANY | GV_START | GV_DELETE | GV_SET | GV_ATTACH | GV_DETACH)
-#define GV_UP (GV_ANY | GV_STOP | GV_FORCE_STOP | GV_RESTART | GV_RESET | GV_CONSOLE | GV_NMI)
+#define GV_UP	(GV_ANY | GV_STOP | GV_FORCE_STOP | GV_RESTART | GV_RESET | GV_CONSOLE | GV_NMI)
 
 static const struct gstate_row {
 	const char *name;
@@ -20,24 +20,54 @@ static const struct gstate_row {
 	uint32_t verbs, next;
 	const char *help; /* the command that leads out */
 } gstate_rows[G_STATES] = {
-	[G_STOPPED] = { "stopped", false, GV_DOWN, TO(G_STARTING) | TO(G_DELETED) | TO(G_FAILED), "vmctl start %s" },
-	[G_STARTING] = { "starting", true, GV_ANY | GV_STOP | GV_FORCE_STOP, TO(G_RUNNING) | TO(G_FAILED) | TO(G_STOPPED) | TO(G_CRASHED) | TO(G_STOPPING),
+	[G_STOPPED] = { "stopped", false, GV_DOWN, TO(G_STARTING) | TO(G_DELETED) | TO(G_FAILED),
+			"vmctl start %s" },
+	[G_STARTING] = { "starting", true, GV_ANY | GV_STOP | GV_FORCE_STOP,
+			 TO(G_RUNNING) | TO(G_FAILED) | TO(G_STOPPED) | TO(G_CRASHED) |
+			     TO(G_STOPPING),
 			 "vmctl wait %s --state running" },
-	[G_RUNNING] = { "running", true, GV_UP | GV_PAUSE, TO(G_PAUSING) | TO(G_PAUSED) | TO(G_STOPPING) | TO(G_STOPPED) | TO(G_CRASHED) | TO(G_RUNNING),
+	[G_RUNNING] = { "running", true, GV_UP | GV_PAUSE,
+			TO(G_PAUSING) | TO(G_PAUSED) | TO(G_STOPPING) | TO(G_STOPPED) |
+			    TO(G_CRASHED) | TO(G_RUNNING),
 			"vmctl stop %s" },
-	[G_PAUSING] = { "pausing", true, GV_ANY | GV_FORCE_STOP, TO(G_PAUSED) | TO(G_RUNNING) | TO(G_CRASHED) | TO(G_STOPPED) | TO(G_STOPPING), "vmctl wait %s --state paused" },
-	[G_PAUSED] = { "paused", true, GV_UP | GV_RESUME, TO(G_RUNNING) | TO(G_STOPPING) | TO(G_STOPPED) | TO(G_CRASHED), "vmctl resume %s" },
-	[G_STOPPING] = { "stopping", true, GV_ANY | GV_FORCE_STOP, TO(G_STOPPED) | TO(G_CRASHED) | TO(G_RUNNING) | TO(G_PAUSED), "vmctl stop %s --force" },
-	[G_CRASHED] = { "crashed", false, GV_DOWN, TO(G_STARTING) | TO(G_DELETED) | TO(G_STOPPED), "vmctl start %s" },
-	[G_FAILED] = { "failed", false, GV_DOWN, TO(G_STARTING) | TO(G_DELETED) | TO(G_STOPPED), "vmctl start %s" },
-	[G_DELETED] = { "deleted", false, GV_UNDELETE | GV_DELETE, TO(G_STOPPED), "vmctl undelete %s" },
+	[G_PAUSING] = { "pausing", true, GV_ANY | GV_FORCE_STOP,
+			TO(G_PAUSED) | TO(G_RUNNING) | TO(G_CRASHED) | TO(G_STOPPED) |
+			    TO(G_STOPPING),
+			"vmctl wait %s --state paused" },
+	[G_PAUSED] = { "paused", true, GV_UP | GV_RESUME,
+		       TO(G_RUNNING) | TO(G_STOPPING) | TO(G_STOPPED) | TO(G_CRASHED),
+		       "vmctl resume %s" },
+	[G_STOPPING] = { "stopping", true, GV_ANY | GV_FORCE_STOP,
+			 TO(G_STOPPED) | TO(G_CRASHED) | TO(G_RUNNING) | TO(G_PAUSED),
+			 "vmctl stop %s --force" },
+	[G_CRASHED] = { "crashed", false, GV_DOWN, TO(G_STARTING) | TO(G_DELETED) | TO(G_STOPPED),
+			"vmctl start %s" },
+	[G_FAILED] = { "failed", false, GV_DOWN, TO(G_STARTING) | TO(G_DELETED) | TO(G_STOPPED),
+		       "vmctl start %s" },
+	[G_DELETED] = { "deleted", false, GV_UNDELETE | GV_DELETE, TO(G_STOPPED),
+			"vmctl undelete %s" },
 };
 
-static const struct { enum gverb v; const char *name; } gverb_names[] = {
-	{ GV_START, "start" }, { GV_STOP, "stop" }, { GV_RESTART, "restart" }, { GV_RESET, "reset" }, { GV_PAUSE, "pause" },
-	{ GV_RESUME, "resume" }, { GV_RENAME, "rename" }, { GV_DELETE, "delete" }, { GV_SET, "set of this member" },
-	{ GV_SET_LIVE, "set" }, { GV_CONSOLE, "console" }, { GV_NMI, "nmi" }, { GV_UNDELETE, "undelete" }, { GV_ATTACH, "attach" },
-	{ GV_DETACH, "detach" }, { GV_FORCE_STOP, "stop --force" },
+static const struct {
+	enum gverb v;
+	const char *name;
+} gverb_names[] = {
+	{ GV_START, "start" },
+	{ GV_STOP, "stop" },
+	{ GV_RESTART, "restart" },
+	{ GV_RESET, "reset" },
+	{ GV_PAUSE, "pause" },
+	{ GV_RESUME, "resume" },
+	{ GV_RENAME, "rename" },
+	{ GV_DELETE, "delete" },
+	{ GV_SET, "set of this member" },
+	{ GV_SET_LIVE, "set" },
+	{ GV_CONSOLE, "console" },
+	{ GV_NMI, "nmi" },
+	{ GV_UNDELETE, "undelete" },
+	{ GV_ATTACH, "attach" },
+	{ GV_DETACH, "detach" },
+	{ GV_FORCE_STOP, "stop --force" },
 };
 
 const char *gstate_name(enum gstate s)
@@ -80,7 +110,8 @@ int gstate_check(const char *guest, enum gstate s, enum gverb v, struct err *e)
 {
 	if (gstate_allows(s, v))
 		return 0;
-	err_set(e, EBUSY, "guest-state-conflict", "guest \"%s\" is %s, which does not allow %s", guest, gstate_rows[s].name, gverb_name(v));
+	err_set(e, EBUSY, "guest-state-conflict", "guest \"%s\" is %s, which does not allow %s",
+		guest, gstate_rows[s].name, gverb_name(v));
 	if (v == GV_START && s == G_RUNNING)
 		err_hint(e, "it runs already; vmctl restart %s", guest);
 	else if (v == GV_START && s == G_PAUSED)
@@ -98,6 +129,7 @@ int gstate_check(const char *guest, enum gstate s, enum gverb v, struct err *e)
 	else if (s == G_DELETED)
 		err_hint(e, "vmctl undelete %s", guest);
 	else
-		err_hint(e, "vmctl wait %s --state %s", guest, s == G_PAUSING ? "paused" : "running");
+		err_hint(e, "vmctl wait %s --state %s", guest,
+			 s == G_PAUSING ? "paused" : "running");
 	return -EBUSY;
 }

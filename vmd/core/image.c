@@ -1,7 +1,8 @@
 /* image.c - images: read-only files that guests boot from or disks build on.
  *
- * A record is made first (state "uploading"), then api is handed a descriptor, writes and hashes what comes, and says length and
- * SHA-256; a qcow2 is then examined in vmd-image, which refuses backing and data files and names the virtual size.
+ * A record is made first (state "uploading"), then api is handed a descriptor, writes and hashes
+ * what comes, and says length and SHA-256; a qcow2 is then examined in vmd-image, which refuses
+ * backing and data files and names the virtual size.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -17,13 +18,15 @@
 
 int route_image_create(struct core *c, struct req *r, struct err *e)
 {
-	const char *name = jstr_or(r->body, "name", ""), *pool = jstr_or(r->body, "pool", "default");
+	const char *name = jstr_or(r->body, "name", ""),
+		   *pool = jstr_or(r->body, "pool", "default");
 	char id[UUID_TEXT_LEN];
 	struct obj *o;
 	json_t *doc;
 
 	if (!name_valid(name))
-		return err_set(e, EINVAL, "bad-name", "an image needs a name of 1 to 63 letters, digits, . _ -");
+		return err_set(e, EINVAL, "bad-name",
+			       "an image needs a name of 1 to 63 letters, digits, . _ -");
 	if (obj_by_name(c, K_IMAGE, name)) {
 		err_set(e, EEXIST, "image-exists", "an image named \"%s\" exists already", name);
 		err_hint(e, "vmctl image rm %s, or choose another name", name);
@@ -51,7 +54,6 @@ int route_image_create(struct core *c, struct req *r, struct err *e)
 	return 0;
 }
 
-
 static void image_fd_done(void *arg, enum call_event ev, struct wire_buf *b, const struct err *e)
 {
 	struct req *r = arg;
@@ -69,7 +71,8 @@ static void image_fd_done(void *arg, enum call_event ev, struct wire_buf *b, con
 	msg_result_close(&m);
 }
 
-static void image_begin_fresh(void *arg, enum call_event ev, struct wire_buf *b, const struct err *e)
+static void image_begin_fresh(void *arg, enum call_event ev, struct wire_buf *b,
+			      const struct err *e)
 {
 	struct req *r = arg;
 	struct obj *o;
@@ -104,7 +107,9 @@ static void check_done(void *arg, const struct err *e, json_t *out)
 
 	if (!e && out && op->target) {
 		obj_before(op->c, op->target);
-		json_object_set_new(op->target->doc, "virtual_size", json_integer((json_int_t)jint(out, "virtual_size", jint(out, "virtual-size", 0))));
+		json_object_set_new(op->target->doc, "virtual_size",
+				    json_integer((json_int_t)jint(out, "virtual_size",
+								  jint(out, "virtual-size", 0))));
 	}
 	op_finish(op, e);
 }
@@ -125,12 +130,14 @@ static void check_opened(void *arg, enum call_event ev, struct wire_buf *b, cons
 	if (strcmp(jstr_or(op->target->doc, "format", "raw"), "qcow2")) {
 		/* raw: nothing to parse; what was uploaded is made durable */
 		if (fsync(m.fd) < 0 && errno != EINVAL && errno != EROFS)
-			err_set(&bad, errno, "write-failed", "image \"%s\": %s", op->target->name, strerror(errno));
+			err_set(&bad, errno, "write-failed", "image \"%s\": %s", op->target->name,
+				strerror(errno));
 		msg_result_close(&m);
 		op_finish(op, bad.num ? &bad : NULL);
 		return;
 	}
-	image_job_run(op->c, &(struct job_layer){ 0, 0, "qcow2", op->target->name, m.fd, true }, 1, "info", "no_backing=1\n", NULL, check_done, op);
+	image_job_run(op->c, &(struct job_layer){ 0, 0, "qcow2", op->target->name, m.fd, true }, 1,
+		      "info", "no_backing=1\n", NULL, check_done, op);
 	msg_result_close(&m);
 }
 
@@ -145,7 +152,8 @@ static void upload_run(struct op *op)
 static void upload_commit(struct op *op)
 {
 	image_set(op->c, op->target, "ready");
-	event_add(op->c, "image.ready", "image", op->target->name, "%lld bytes", (long long)jint(op->target->doc, "size", 0));
+	event_add(op->c, "image.ready", "image", op->target->name, "%lld bytes",
+		  (long long)jint(op->target->doc, "size", 0));
 }
 
 static void upload_abort(struct op *op, const struct err *e)
@@ -154,7 +162,8 @@ static void upload_abort(struct op *op, const struct err *e)
 		image_set(op->c, op->target, "error");
 }
 
-const struct op_ops op_image_upload = { "image-check", true, NULL, upload_run, upload_commit, upload_abort, NULL };
+const struct op_ops op_image_upload = { "image-check", true,	     NULL, upload_run,
+					upload_commit, upload_abort, NULL };
 
 static void image_file_gone(void *arg, const struct err *e)
 {
@@ -171,7 +180,8 @@ int route_image_upload(struct core *c, struct req *r, struct err *e)
 
 	if (!o)
 		return -ENOENT;
-	if (!strcmp(jstr_or(o->doc, "state", ""), "ready") || !strcmp(jstr_or(o->doc, "state", ""), "checking")) {
+	if (!strcmp(jstr_or(o->doc, "state", ""), "ready") ||
+	    !strcmp(jstr_or(o->doc, "state", ""), "checking")) {
 		err_set(e, EEXIST, "image-exists", "image \"%s\" has its content already", o->name);
 		err_hint(e, "vmctl image rm %s", o->name);
 		return -EEXIST;
@@ -190,7 +200,9 @@ int route_image_upload(struct core *c, struct req *r, struct err *e)
 	want = jstr(o->doc, "sha256");
 	if (want && strcasecmp(want, got)) {
 		disk_remove_file(c, o, image_file_gone, NULL);
-		return err_set(e, EINVAL, "wrong-hash", "image \"%s\": the upload hashes to %s, not to %s", o->name, got, want);
+		return err_set(e, EINVAL, "wrong-hash",
+			       "image \"%s\": the upload hashes to %s, not to %s", o->name, got,
+			       want);
 	}
 	obj_before(c, o);
 	json_object_set_new(o->doc, "sha256", json_string(got));
@@ -209,7 +221,8 @@ int route_image_export(struct core *c, struct req *r, struct err *e)
 	if (!o)
 		return -ENOENT;
 	if (strcmp(jstr_or(o->doc, "state", ""), "ready"))
-		return err_set(e, EBUSY, "image-not-ready", "image \"%s\" is %s", o->name, jstr_or(o->doc, "state", "?"));
+		return err_set(e, EBUSY, "image-not-ready", "image \"%s\" is %s", o->name,
+			       jstr_or(o->doc, "state", "?"));
 	volume_file(o, m.pool, m.name);
 	peer_call(c->priv, MSG_p_volume_open, &m, 0, 30000, image_fd_done, r);
 	return 0;
@@ -221,20 +234,23 @@ int route_image_delete(struct core *c, struct req *r, struct err *e)
 
 	if (!o || req_if_match(r, o, e) < 0)
 		return -e->num;
-	list_for_each(p, &c->kinds[K_DISK].all) {
+	list_for_each (p, &c->kinds[K_DISK].all) {
 		struct obj *d = container_of(p, struct obj, node);
 
 		if (!strcmp(jstr_or(d->doc, "image", ""), o->name)) {
-			err_set(e, EBUSY, "image-in-use", "image \"%s\" is what disk \"%s\" is built on", o->name, d->name);
+			err_set(e, EBUSY, "image-in-use",
+				"image \"%s\" is what disk \"%s\" is built on", o->name, d->name);
 			err_hint(e, "vmctl disk rm %s first", d->name);
 			return -EBUSY;
 		}
 	}
-	list_for_each(p, &c->kinds[K_GUEST].all) {
+	list_for_each (p, &c->kinds[K_GUEST].all) {
 		struct obj *g = container_of(p, struct obj, node);
 
-		if (!strcmp(jstr_or(g->doc, "kernel", ""), o->name) || !strcmp(jstr_or(g->doc, "initrd", ""), o->name)) {
-			err_set(e, EBUSY, "image-in-use", "image \"%s\" boots guest \"%s\"", o->name, jstr_or(g->doc, "name", "?"));
+		if (!strcmp(jstr_or(g->doc, "kernel", ""), o->name) ||
+		    !strcmp(jstr_or(g->doc, "initrd", ""), o->name)) {
+			err_set(e, EBUSY, "image-in-use", "image \"%s\" boots guest \"%s\"",
+				o->name, jstr_or(g->doc, "name", "?"));
 			return -EBUSY;
 		}
 	}

@@ -1,7 +1,8 @@
 /* image_job.c - work on image files in a jailed vmd-image: one process a job, a few at a time.
  *
- * Layers go as descriptors, the verb as key=value lines; progress and JSON output come back, then the result. The process
- * ends by EOF on its link. Trust: output of a job is a hostile image's word: parsed as JSON, bounded, never believed for a path.
+ * Layers go as descriptors, the verb as key=value lines; progress and JSON output come back, then
+ * the result. The process ends by EOF on its link. Trust: output of a job is a hostile image's
+ * word: parsed as JSON, bounded, never believed for a path.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -13,8 +14,8 @@
 #include "common/text.h"
 #include "vmd/core/internal.h"
 
-#define JOBS_MAX 16
-#define JOB_LAYERS 20
+#define JOBS_MAX       16
+#define JOB_LAYERS     20
 #define JOB_OUTPUT_MAX (4u << 20)
 #define JOB_TIMEOUT_MS (3600u * 1000)
 
@@ -116,11 +117,14 @@ static void job_spawned(void *arg, enum call_event ev, struct wire_buf *b, const
 		return;
 	j->spawn = NULL;
 	if (!e && msg_result_decode(&m, b) < 0)
-		err_set(&bad, EPROTO, "bad-message", "priv answered the image job with a malformed result");
+		err_set(&bad, EPROTO, "bad-message",
+			"priv answered the image job with a malformed result");
 	else if (!e) {
 		j->pidfd = m.fd;
 		m.fd = -1;
-		j->link = m.fd2 >= 0 ? peer_new(j->c, m.fd2, PROTO_IMAGE, "image job", job_event, job_closed, j) : NULL;
+		j->link = m.fd2 >= 0 ? peer_new(j->c, m.fd2, PROTO_IMAGE, "image job", job_event,
+						job_closed, j)
+				     : NULL;
 		if (!j->link)
 			err_set(&bad, EIO, "spawn-failed", "no link to the image job");
 	}
@@ -131,7 +135,9 @@ static void job_spawned(void *arg, enum call_event ev, struct wire_buf *b, const
 	snprintf(hello.role, sizeof(hello.role), "core");
 	peer_send(j->link, MSG_hello, &hello);
 	for (unsigned i = 0; i < j->n; i++) {
-		struct msg_i_layer l = { .side = j->layers[i].side, .layer = j->layers[i].layer, .fd = j->layers[i].fd,
+		struct msg_i_layer l = { .side = j->layers[i].side,
+					 .layer = j->layers[i].layer,
+					 .fd = j->layers[i].fd,
 					 .read_only = j->layers[i].read_only };
 
 		snprintf(l.driver, sizeof(l.driver), "%s", j->layers[i].driver);
@@ -158,8 +164,9 @@ static void job_next(struct core *c)
 	}
 }
 
-struct image_job *image_job_run(struct core *c, const struct job_layer *l, unsigned n, const char *verb, const char *args,
-				job_progress_fn *progress, job_fn *done, void *arg)
+struct image_job *image_job_run(struct core *c, const struct job_layer *l, unsigned n,
+				const char *verb, const char *args, job_progress_fn *progress,
+				job_fn *done, void *arg)
 {
 	struct image_job *j = n <= JOB_LAYERS ? calloc(1, sizeof(*j)) : NULL;
 	struct err e = { 0 };

@@ -1,10 +1,11 @@
-/* internal.h - what the files of core share: the daemon's state, its objects, requests and operations.
+/* internal.h - what the files of core share: the daemon's state, its objects, requests and
+ * operations.
  *
- * Objects (guests, disks, images, ...) live in memory as JSON documents of the very shape that a GET shows
- * (obj->doc) plus private facts (obj->rt); each change is written through to the store at the end of the loop
- * round in one transaction (obj.c), and only then are its replies and the api's copies sent. A write that a
- * request asked for and that the store refuses is undone; a fact that merely happened (a guest died) is kept
- * and written later.
+ * Objects (guests, disks, images, ...) live in memory as JSON documents of the very shape that a
+ * GET shows (obj->doc) plus private facts (obj->rt); each change is written through to the store at
+ * the end of the loop round in one transaction (obj.c), and only then are its replies and the api's
+ * copies sent. A write that a request asked for and that the store refuses is undone; a fact that
+ * merely happened (a guest died) is kept and written later.
  * Threading: everything on core's one loop. Trust: api, guests and image jobs are hostile peers.
  */
 #ifndef VMD_CORE_INTERNAL_H
@@ -37,11 +38,13 @@ const char *jstr(const json_t *o, const char *key);
 const char *jstr_or(const json_t *o, const char *key, const char *dflt);
 int64_t jint(const json_t *o, const char *key, int64_t dflt);
 bool jbool(const json_t *o, const char *key, bool dflt);
-int64_t jsize(const json_t *o, const char *key, int64_t dflt);	    /* integer, or text with a unit; -1 = bad */
-int64_t jduration_ms(const json_t *o, const char *key, int64_t dflt); /* integer milliseconds, or text with a unit */
-void jset(json_t *o, const char *key, json_t *value);		    /* steals; NULL deletes */
-void jset_str(json_t *o, const char *key, const char *s);	    /* NULL or "" deletes */
-char *jtext(const json_t *o);					    /* compact, malloc'ed */
+int64_t jsize(const json_t *o, const char *key,
+	      int64_t dflt); /* integer, or text with a unit; -1 = bad */
+int64_t jduration_ms(const json_t *o, const char *key,
+		     int64_t dflt); /* integer milliseconds, or text with a unit */
+void jset(json_t *o, const char *key, json_t *value);	  /* steals; NULL deletes */
+void jset_str(json_t *o, const char *key, const char *s); /* NULL or "" deletes */
+char *jtext(const json_t *o);				  /* compact, malloc'ed */
 json_t *jparse(const void *p, size_t len);
 void time_text(uint64_t real_ms, char out[32]); /* RFC 3339, UTC */
 json_t *jnow(void);
@@ -89,15 +92,16 @@ typedef void peer_event_fn(void *arg, struct peer *p, struct wire_buf *b);
 typedef void peer_closed_fn(void *arg, struct peer *p, int why);
 struct call;
 
-struct peer *peer_new(struct core *c, int sock, enum proto_role role, const char *label, peer_event_fn *on_event,
-		      peer_closed_fn *on_closed, void *arg); /* owns @sock on success */
-void peer_free(struct peer *p); /* pending calls are forgotten, unanswered */
+struct peer *peer_new(struct core *c, int sock, enum proto_role role, const char *label,
+		      peer_event_fn *on_event, peer_closed_fn *on_closed,
+		      void *arg); /* owns @sock on success */
+void peer_free(struct peer *p);	  /* pending calls are forgotten, unanswered */
 void peer_set_state(struct peer *p, enum proto_state s);
 int peer_send(struct peer *p, uint16_t type, const void *msg);
-/* peer_call() - @final: message type that ends the call besides result (0 none). A failed send reports
- * through @fn too, from the loop. Return: handle for call_forget(), NULL on ENOMEM only. */
-struct call *peer_call(struct peer *p, uint16_t type, const void *msg, uint16_t final, unsigned timeout_ms,
-		       call_fn *fn, void *arg);
+/* peer_call() - @final: message type that ends the call besides result (0 none). A failed send
+ * reports through @fn too, from the loop. Return: handle for call_forget(), NULL on ENOMEM only. */
+struct call *peer_call(struct peer *p, uint16_t type, const void *msg, uint16_t final,
+		       unsigned timeout_ms, call_fn *fn, void *arg);
 void call_forget(struct call *k); /* its fn is not called any more */
 size_t peer_queued(const struct peer *p);
 
@@ -114,7 +118,8 @@ struct req {
 	bool dry_run, wrote, answered, mutates, replayed;
 	bool abandonable; /* nobody but its lists knows it: may be freed when its client goes */
 	bool gone;
-	unsigned reply_target; /* answer with the object and this status once the operation is done, however long */
+	/* answer with the object and this status once the operation is done, however long */
+	unsigned reply_target;
 	json_t *body, *query;
 	int fd;
 	struct loop_timer wait; /* wait_ms of an operation or a state */
@@ -127,10 +132,12 @@ struct req {
 typedef int route_fn(struct core *c, struct req *r, struct err *e);
 
 /* req_reply() - @body stolen, may be NULL. The request is gone afterwards. */
-void req_reply(struct req *r, unsigned status, json_t *body, int64_t revision, const char *location);
+void req_reply(struct req *r, unsigned status, json_t *body, int64_t revision,
+	       const char *location);
 void req_reply_fd(struct req *r, unsigned status, json_t *body, int fd);
 void req_fail(struct req *r, const struct err *e, const char *field, const char *op_id);
-void req_obj(struct req *r, unsigned status, struct obj *o); /* the object, its revision, its location */
+void req_obj(struct req *r, unsigned status,
+	     struct obj *o); /* the object, its revision, its location */
 int req_if_match(struct req *r, const struct obj *o, struct err *e);
 int req_role(struct req *r, enum role least, const char *what, struct err *e);
 void req_gone(struct core *c, uint32_t id); /* its client went away */
@@ -142,8 +149,9 @@ unsigned err_status(const struct err *e);
 struct op_ops {
 	const char *verb;
 	bool rerun; /* after a restart of the daemon: run again; else abort */
-	int (*prepare)(struct op *op, struct err *e); /* in the request's transaction: checks, state change */
-	void (*run)(struct op *op);   /* after it is written; ends in op_finish(), now or later */
+	int (*prepare)(struct op *op,
+		       struct err *e); /* in the request's transaction: checks, state change */
+	void (*run)(struct op *op);    /* after it is written; ends in op_finish(), now or later */
 	void (*commit)(struct op *op);
 	void (*abort)(struct op *op, const struct err *e);
 	void (*cancel)(struct op *op); /* NULL: cannot be cancelled once running */
@@ -152,7 +160,7 @@ struct op {
 	struct core *c;
 	const struct op_ops *ops;
 	struct obj *o;	     /* its record */
-	struct obj *target; /* or NULL; looked up again by id after a restart */
+	struct obj *target;  /* or NULL; looked up again by id after a restart */
 	json_t *args;	     /* in o->rt */
 	struct list waiters; /* struct req */
 	struct list start_node;
@@ -163,12 +171,12 @@ struct op {
 	void *on_done_arg;
 };
 /* op_new() - prepared and written; runs after this round's commit. @args stolen. NULL with @e. */
-struct op *op_new(struct core *c, const struct op_ops *ops, struct obj *target, const char *target_name, json_t *args,
-		  const char *principal, struct err *e);
+struct op *op_new(struct core *c, const struct op_ops *ops, struct obj *target,
+		  const char *target_name, json_t *args, const char *principal, struct err *e);
 void op_progress(struct op *op, int percent, const char *text);
 void op_item(struct op *op, const char *name, const struct err *e);
 void op_finish(struct op *op, const struct err *e); /* NULL = done */
-int op_answer(struct op *op, struct req *r); /* 202, or wait; returns 0 */
+int op_answer(struct op *op, struct req *r);	    /* 202, or wait; returns 0 */
 int op_cancel(struct op *op, struct err *e);
 void op_resume_all(struct core *c);
 void op_start_pending(struct core *c);
@@ -177,13 +185,34 @@ void op_waiter_gone(struct req *r);
 
 /* ---- guest_state.c ---- */
 enum gstate {
-	G_STOPPED, G_STARTING, G_RUNNING, G_PAUSING, G_PAUSED, G_STOPPING, G_CRASHED, G_FAILED, G_DELETED,
+	G_STOPPED,
+	G_STARTING,
+	G_RUNNING,
+	G_PAUSING,
+	G_PAUSED,
+	G_STOPPING,
+	G_CRASHED,
+	G_FAILED,
+	G_DELETED,
 	G_STATES
 };
 enum gverb {
-	GV_START = 1 << 0, GV_STOP = 1 << 1, GV_RESTART = 1 << 2, GV_RESET = 1 << 3, GV_PAUSE = 1 << 4, GV_RESUME = 1 << 5,
-	GV_RENAME = 1 << 6, GV_DELETE = 1 << 7, GV_SET = 1 << 8, GV_SET_LIVE = 1 << 9, GV_CONSOLE = 1 << 10,
-	GV_NMI = 1 << 11, GV_UNDELETE = 1 << 12, GV_ATTACH = 1 << 13, GV_DETACH = 1 << 14, GV_FORCE_STOP = 1 << 15,
+	GV_START = 1 << 0,
+	GV_STOP = 1 << 1,
+	GV_RESTART = 1 << 2,
+	GV_RESET = 1 << 3,
+	GV_PAUSE = 1 << 4,
+	GV_RESUME = 1 << 5,
+	GV_RENAME = 1 << 6,
+	GV_DELETE = 1 << 7,
+	GV_SET = 1 << 8,
+	GV_SET_LIVE = 1 << 9,
+	GV_CONSOLE = 1 << 10,
+	GV_NMI = 1 << 11,
+	GV_UNDELETE = 1 << 12,
+	GV_ATTACH = 1 << 13,
+	GV_DETACH = 1 << 14,
+	GV_FORCE_STOP = 1 << 15,
 };
 const char *gstate_name(enum gstate s);
 int gstate_parse(const char *name); /* or -1 */
@@ -205,7 +234,7 @@ struct guest {
 	struct loop_fd pidfd_w;
 	pid_t pid;
 	int uid_slot; /* -1 none */
-	int kvm_fd; /* -1: the jail has its own */
+	int kvm_fd;   /* -1: the jail has its own */
 	bool quit_sent, killed, power_off, failed;
 	char why[256];
 	struct op *op;	     /* the one that moves its state now */
@@ -214,7 +243,9 @@ struct guest {
 	unsigned restarts;
 	uint64_t up_since_ns;
 	struct list waiters; /* struct req */
-	struct { uint64_t at_ns, cpu_ns, cpu_pct_x100, rss, pss, priv, shared, threads, fds; } use;
+	struct {
+		uint64_t at_ns, cpu_ns, cpu_pct_x100, rss, pss, priv, shared, threads, fds;
+	} use;
 	json_t *counters;
 };
 struct guest *guest_of(struct obj *o);
@@ -224,7 +255,7 @@ void guest_set_state(struct guest *g, enum gstate s, const char *reason);
 json_t *guest_rt(struct guest *g);
 struct obj *guest_find(struct core *c, const char *name, struct err *e);
 void guest_gone(struct guest *g, const char *how, bool crashed); /* process is no more */
-void guest_cleanup_host(struct guest *g); /* taps, cgroup, uid slot */
+void guest_cleanup_host(struct guest *g);			 /* taps, cgroup, uid slot */
 int guest_linked(struct guest *g, int sock, struct err *e);
 int guest_watch_pid(struct guest *g, int pidfd, pid_t pid);
 void guest_op_gone(struct guest *g); /* its process ended while g->op waited for that */
@@ -240,7 +271,8 @@ void guest_start_begin(struct guest *g, void (*done)(struct guest *g, const stru
 void guest_start_cancel(struct guest *g);
 void guest_adopt_all(struct core *c);
 void guest_trash_sweep(struct core *c);
-int guest_resolve_disks(struct core *c, struct obj *o, json_t *body, const char *name, struct err *e);
+int guest_resolve_disks(struct core *c, struct obj *o, json_t *body, const char *name,
+			struct err *e);
 int guest_resolve_nics(struct core *c, json_t *body, const char *uuid, struct err *e);
 void guest_release_addresses(struct core *c, const json_t *doc);
 void guest_claim_addresses(struct core *c, const json_t *doc, const char *uuid);
@@ -260,21 +292,34 @@ bool port_spec_host_path(const struct port_spec *p);
 struct image_job;
 typedef void job_fn(void *arg, const struct err *e, json_t *out);
 typedef void job_progress_fn(void *arg, uint64_t done, uint64_t total);
-struct job_layer { unsigned side, layer; const char *driver, *label; int fd; bool read_only; };
+struct job_layer {
+	unsigned side, layer;
+	const char *driver, *label;
+	int fd;
+	bool read_only;
+};
 /* image_job_run() - spawn a jailed vmd-image, give it the layers (fds borrowed), run @verb. */
-struct image_job *image_job_run(struct core *c, const struct job_layer *l, unsigned n, const char *verb, const char *args,
-				job_progress_fn *progress, job_fn *done, void *arg);
+struct image_job *image_job_run(struct core *c, const struct job_layer *l, unsigned n,
+				const char *verb, const char *args, job_progress_fn *progress,
+				job_fn *done, void *arg);
 void image_job_cancel(struct image_job *j);
 const char *disk_driver(const char *format);
 /* volume_file() - pool and file name of a disk or image object. */
 void volume_file(const struct obj *o, char pool[64], char file[128]);
-struct chain_layer { struct obj *o; bool image; };
-int disk_chain(struct core *c, struct obj *disk, struct chain_layer *l, unsigned max, struct err *e); /* layers, or -errno */
+struct chain_layer {
+	struct obj *o;
+	bool image;
+};
+int disk_chain(struct core *c, struct obj *disk, struct chain_layer *l, unsigned max,
+	       struct err *e); /* layers, or -errno */
 struct obj *disk_find(struct core *c, const char *name, struct err *e);
 /* disk_make() - file of @disk (record there already) is created; calls back once. */
-void disk_make(struct core *c, struct obj *disk, void (*done)(void *arg, const struct err *e), void *arg);
-void disk_remove_file(struct core *c, struct obj *disk, void (*done)(void *arg, const struct err *e), void *arg);
-struct obj *disk_record(struct core *c, const json_t *spec, const char *name, const char *owner, struct err *e);
+void disk_make(struct core *c, struct obj *disk, void (*done)(void *arg, const struct err *e),
+	       void *arg);
+void disk_remove_file(struct core *c, struct obj *disk,
+		      void (*done)(void *arg, const struct err *e), void *arg);
+struct obj *disk_record(struct core *c, const json_t *spec, const char *name, const char *owner,
+			struct err *e);
 void pool_ensure_default(struct core *c);
 void net_up_all(struct core *c);
 int net_ip_pick(struct core *c, struct obj *net, char ip[16], struct err *e);
@@ -283,8 +328,8 @@ void ip4_text(uint32_t ip, char out[16]);
 bool ip4_parse(const char *text, uint32_t *ip);
 
 /* ---- events, tokens, usage ---- */
-void event_add(struct core *c, const char *kind, const char *object, const char *name, const char *fmt, ...)
-	__attribute__((format(printf, 5, 6)));
+void event_add(struct core *c, const char *kind, const char *object, const char *name,
+	       const char *fmt, ...) __attribute__((format(printf, 5, 6)));
 void audit_add(struct core *c, const struct req *r, const char *result);
 /* events and audit lines of this round, written with its transaction */
 int log_round_write(struct core *c, struct err *e);
@@ -294,17 +339,21 @@ void log_round_undo(struct core *c);
 void usage_start(struct core *c);
 
 /* ---- routes ---- */
-route_fn route_guest_create, route_guest_patch, route_guest_delete, route_guest_undelete, route_guest_start, route_guest_stop,
-	route_guest_restart, route_guest_reset, route_guest_pause, route_guest_resume, route_guest_rename, route_guest_wait,
-	route_guest_info, route_guest_nmi, route_guest_logs, route_guest_console_ticket, route_guest_console;
-route_fn route_disk_create, route_disk_delete, route_disk_resize, route_disk_attach, route_disk_detach, route_disk_check,
-	route_disk_map, route_disk_convert, route_image_create, route_image_upload, route_image_delete, route_image_export;
-route_fn route_pool_create, route_pool_get, route_pool_delete, route_net_create, route_net_delete, route_net_leases,
-	route_op_cancel, route_token_list, route_token_create, route_token_delete, route_host_get, route_top, route_doctor,
-	route_metrics, route_version, route_obj_get, route_obj_list;
+route_fn route_guest_create, route_guest_patch, route_guest_delete, route_guest_undelete,
+    route_guest_start, route_guest_stop, route_guest_restart, route_guest_reset, route_guest_pause,
+    route_guest_resume, route_guest_rename, route_guest_wait, route_guest_info, route_guest_nmi,
+    route_guest_logs, route_guest_console_ticket, route_guest_console;
+route_fn route_disk_create, route_disk_delete, route_disk_resize, route_disk_attach,
+    route_disk_detach, route_disk_check, route_disk_map, route_disk_convert, route_image_create,
+    route_image_upload, route_image_delete, route_image_export;
+route_fn route_pool_create, route_pool_get, route_pool_delete, route_net_create, route_net_delete,
+    route_net_leases, route_op_cancel, route_token_list, route_token_create, route_token_delete,
+    route_host_get, route_top, route_doctor, route_metrics, route_version, route_obj_get,
+    route_obj_list;
 
-extern const struct op_ops op_guest_create, op_guest_start, op_guest_stop, op_guest_restart, op_guest_reset, op_guest_pause,
-	op_guest_resume, op_guest_delete, op_disk_create, op_disk_resize, op_disk_check, op_disk_map, op_disk_convert, op_image_upload;
+extern const struct op_ops op_guest_create, op_guest_start, op_guest_stop, op_guest_restart,
+    op_guest_reset, op_guest_pause, op_guest_resume, op_guest_delete, op_disk_create,
+    op_disk_resize, op_disk_check, op_disk_map, op_disk_convert, op_image_upload;
 extern const struct op_ops *const op_table[];
 
 /* ---- the daemon ---- */
@@ -338,7 +387,7 @@ struct core {
 	struct loop_timer retry, sweep, usage;
 	struct kind_index kinds[K_COUNT];
 	struct list undo, out, reqs, op_starts, tickets;
-	struct req *cur; /* being handled: its writes are asked for */
+	struct req *cur;    /* being handled: its writes are asked for */
 	json_t *macs, *ips; /* sets: who has it */
 	uint8_t *uid_used;
 	unsigned uid_slots;
@@ -346,12 +395,14 @@ struct core {
 	int64_t event_seq;
 	json_t *facts; /* last host probe */
 	uint64_t started_real_ms, started_ns;
-	struct { uint64_t requests, errors, starts, stops, crashes, adopted, commits, refused; } n;
+	struct {
+		uint64_t requests, errors, starts, stops, crashes, adopted, commits, refused;
+	} n;
 	struct list jobs, jobs_waiting;
 	unsigned jobs_running;
 	struct list partials;
 	uint32_t replay_id;
-	bool undone; /* the round that was refused had to be taken back */
+	bool undone;	     /* the round that was refused had to be taken back */
 	char bad_field[128]; /* of the request that fails */
 	struct list log_lines;
 	unsigned nlog_lines;
@@ -359,7 +410,8 @@ struct core {
 	int status;
 };
 
-struct core *core_new(struct loop *l, int priv_sock, int api_sock, const char *db_path, const char *settings, struct err *e);
+struct core *core_new(struct loop *l, int priv_sock, int api_sock, const char *db_path,
+		      const char *settings, struct err *e);
 void core_begin(struct core *c); /* open pools, adopt, resume operations, autostart */
 void core_free(struct core *c);
 int core_api_attach(struct core *c, int sock);

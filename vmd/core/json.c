@@ -1,7 +1,8 @@
 /* json.c - short-hand over jansson, so that handlers read as sentences.
  *
- * Documents come from api (validated by the table, but api is a peer of its own: types are looked at again here) and
- * from the store. Absent or wrongly typed members read as the default. Times are RFC 3339 in UTC.
+ * Documents come from api (validated by the table, but api is a peer of its own: types are looked
+ * at again here) and from the store. Absent or wrongly typed members read as the default. Times are
+ * RFC 3339 in UTC.
  */
 #include <stdlib.h>
 #include <string.h>

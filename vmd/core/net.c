@@ -36,7 +36,8 @@ bool cidr4_parse(const char *text, uint32_t *addr, unsigned *prefix)
 		return false;
 	snprintf(ip, sizeof(ip), "%.*s", (int)(slash - text), text);
 	*prefix = (unsigned)strtoul(slash + 1, &end, 10);
-	return ip4_parse(ip, addr) && *end == '\0' && end > slash + 1 && *prefix >= 8 && *prefix <= 30;
+	return ip4_parse(ip, addr) && *end == '\0' && end > slash + 1 && *prefix >= 8 &&
+	       *prefix <= 30;
 }
 
 int net_ip_pick(struct core *c, struct obj *net, char ip[16], struct err *e)
@@ -44,8 +45,10 @@ int net_ip_pick(struct core *c, struct obj *net, char ip[16], struct err *e)
 	uint32_t first, last, at;
 	char key[128];
 
-	if (!ip4_parse(jstr(net->doc, "dhcp_first"), &first) || !ip4_parse(jstr(net->doc, "dhcp_last"), &last) || last < first)
-		return err_set(e, EINVAL, "no-range", "network \"%s\" has no DHCP range", net->name);
+	if (!ip4_parse(jstr(net->doc, "dhcp_first"), &first) ||
+	    !ip4_parse(jstr(net->doc, "dhcp_last"), &last) || last < first)
+		return err_set(e, EINVAL, "no-range", "network \"%s\" has no DHCP range",
+			       net->name);
 	/* from where the last search ended: a create costs one look */
 	at = (uint32_t)(jint(net->rt, "next_ip", first));
 	for (uint64_t n = 0; n <= last - first; n++, at++) {
@@ -60,7 +63,8 @@ int net_ip_pick(struct core *c, struct obj *net, char ip[16], struct err *e)
 			return 0;
 		}
 	}
-	err_set(e, EADDRINUSE, "no-address-left", "network \"%s\": every address of its DHCP range is given out", net->name);
+	err_set(e, EADDRINUSE, "no-address-left",
+		"network \"%s\": every address of its DHCP range is given out", net->name);
 	return -EADDRINUSE;
 }
 
@@ -74,7 +78,9 @@ void pool_ensure_default(struct core *c)
 	if (obj_by_name(c, K_POOL, "default"))
 		return;
 	uuid_make(id);
-	o = obj_new(c, K_POOL, id, "default", json_pack("{s:s, s:s, s:o}", "name", "default", "state", "ready", "created", jnow()));
+	o = obj_new(
+	    c, K_POOL, id, "default",
+	    json_pack("{s:s, s:s, s:o}", "name", "default", "state", "ready", "created", jnow()));
 	if (o)
 		obj_put(c, o, PUT_FACT);
 }
@@ -134,7 +140,8 @@ int route_pool_create(struct core *c, struct req *r, struct err *e)
 	if (!name_valid(name))
 		return err_set(e, EINVAL, "bad-name", "\"%s\" is not a name for a pool", name);
 	if (obj_by_name(c, K_POOL, name))
-		return err_set(e, EEXIST, "pool-exists", "a pool named \"%s\" exists already", name);
+		return err_set(e, EEXIST, "pool-exists", "a pool named \"%s\" exists already",
+			       name);
 	uuid_make(id);
 	doc = json_deep_copy(r->body);
 	json_object_set_new(doc, "state", json_string("missing"));
@@ -159,11 +166,13 @@ int route_pool_delete(struct core *c, struct req *r, struct err *e)
 	if (!o)
 		return -ENOENT;
 	for (int k = K_DISK; k <= K_IMAGE; k++)
-		list_for_each(p, &c->kinds[k].all) {
+		list_for_each (p, &c->kinds[k].all) {
 			struct obj *d = container_of(p, struct obj, node);
 
 			if (!strcmp(jstr_or(d->doc, "pool", "default"), o->name))
-				return err_set(e, EBUSY, "pool-in-use", "pool \"%s\" holds %s \"%s\"", o->name, kind_name(d->kind), d->name);
+				return err_set(e, EBUSY, "pool-in-use",
+					       "pool \"%s\" holds %s \"%s\"", o->name,
+					       kind_name(d->kind), d->name);
 		}
 	if (!strcmp(o->name, "default"))
 		return err_set(e, EBUSY, "pool-is-default", "the default pool stays");
@@ -205,7 +214,8 @@ static void net_opened(void *arg, enum call_event ev, struct wire_buf *b, const 
 	if (!e && msg_result_decode(&m, b) == 0)
 		msg_result_close(&m);
 	if (!o) {
-		err_set(&gone, ENOENT, "network-not-found", "the network was removed while it was made");
+		err_set(&gone, ENOENT, "network-not-found",
+			"the network was removed while it was made");
 		if (a->r)
 			req_fail(a->r, e ? e : &gone, NULL, NULL);
 		free(a);
@@ -237,7 +247,9 @@ static void net_up(struct core *c, struct obj *o, struct req *r)
 		return;
 	snprintf(m.net, sizeof(m.net), "%.63s", o->name);
 	snprintf(m.bridge, sizeof(m.bridge), "%.15s", jstr_or(o->doc, "bridge", ""));
-	m.make_bridge = json_object_get(o->rt, "made_bridge") ? (uint64_t)jbool(o->rt, "made_bridge", false) : 2;
+	m.make_bridge = json_object_get(o->rt, "made_bridge")
+			    ? (uint64_t)jbool(o->rt, "made_bridge", false)
+			    : 2;
 	snprintf(m.cidr4, sizeof(m.cidr4), "%.18s", jstr_or(o->doc, "cidr", ""));
 	m.nat = jbool(o->doc, "nat", false);
 	m.dhcp = jbool(o->doc, "dhcp", false);
@@ -251,9 +263,9 @@ static void net_up(struct core *c, struct obj *o, struct req *r)
 
 void net_up_all(struct core *c)
 {
-	list_for_each(p, &c->kinds[K_POOL].all)
+	list_for_each (p, &c->kinds[K_POOL].all)
 		pool_open(c, container_of(p, struct obj, node), NULL, false);
-	list_for_each(p, &c->kinds[K_NETWORK].all)
+	list_for_each (p, &c->kinds[K_NETWORK].all)
 		net_up(c, container_of(p, struct obj, node), NULL);
 }
 
@@ -269,7 +281,8 @@ int route_net_create(struct core *c, struct req *r, struct err *e)
 	if (!name_valid(name))
 		return err_set(e, EINVAL, "bad-name", "\"%s\" is not a name for a network", name);
 	if (obj_by_name(c, K_NETWORK, name))
-		return err_set(e, EEXIST, "network-exists", "a network named \"%s\" exists already", name);
+		return err_set(e, EEXIST, "network-exists", "a network named \"%s\" exists already",
+			       name);
 	doc = json_deep_copy(r->body);
 	if (jstr(doc, "cidr")) {
 		uint32_t mask;
@@ -277,7 +290,10 @@ int route_net_create(struct core *c, struct req *r, struct err *e)
 		if (!cidr4_parse(jstr(doc, "cidr"), &addr, &prefix)) {
 			json_decref(doc);
 			snprintf(c->bad_field, sizeof(c->bad_field), "cidr");
-			return err_set(e, EINVAL, "bad-cidr", "network \"%s\": \"%s\" is not an address with a prefix from 8 to 30", name, jstr(r->body, "cidr"));
+			return err_set(
+			    e, EINVAL, "bad-cidr",
+			    "network \"%s\": \"%s\" is not an address with a prefix from 8 to 30",
+			    name, jstr(r->body, "cidr"));
 		}
 		mask = ~0u << (32 - prefix);
 		if (!json_object_get(doc, "nat"))
@@ -306,7 +322,8 @@ int route_net_create(struct core *c, struct req *r, struct err *e)
 	/* whether a named bridge is ours is known once priv has looked for it */
 	o->rt = jstr(doc, "bridge") ? json_object() : json_pack("{s:b}", "made_bridge", 1);
 	if (!jstr(doc, "bridge")) {
-		snprintf(text, sizeof(text), strlen(name) <= 10 ? "vmbr-%.10s" : "vb-%.11s", strlen(name) <= 10 ? name : id + 24);
+		snprintf(text, sizeof(text), strlen(name) <= 10 ? "vmbr-%.10s" : "vb-%.11s",
+			 strlen(name) <= 10 ? name : id + 24);
 		json_object_set_new(doc, "bridge", json_string(text));
 	}
 	obj_put(c, o, PUT_ASKED);
@@ -334,17 +351,20 @@ int route_net_delete(struct core *c, struct req *r, struct err *e)
 
 	if (!o)
 		return -ENOENT;
-	list_for_each(p, &c->kinds[K_GUEST].all) {
+	list_for_each (p, &c->kinds[K_GUEST].all) {
 		struct obj *g = container_of(p, struct obj, node);
 
-		json_array_foreach(json_object_get(g->doc, "nics"), i, n)
-			if (!strcmp(jstr_or(n, "network", ""), o->name))
-				return err_set(e, EBUSY, "network-in-use", "network \"%s\" is used by guest \"%s\"", o->name, jstr_or(g->doc, "name", "?"));
+		json_array_foreach(json_object_get(g->doc, "nics"), i, n) if (
+		    !strcmp(jstr_or(n, "network", ""),
+			    o->name)) return err_set(e, EBUSY, "network-in-use",
+						     "network \"%s\" is used by guest \"%s\"",
+						     o->name, jstr_or(g->doc, "name", "?"));
 	}
 	snprintf(m.net, sizeof(m.net), "%.63s", o->name);
 	snprintf(m.bridge, sizeof(m.bridge), "%.15s", jstr_or(o->doc, "bridge", ""));
 	m.made_bridge = jbool(o->rt, "made_bridge", false);
-	/* off the record first: whatever happens to priv, no guest gets onto it any more; answered when it is down */
+	/* off the record first: whatever happens to priv, no guest gets onto it any more; answered
+	 * when it is down */
 	obj_del(c, o, PUT_ASKED);
 	peer_call(c->priv, MSG_p_net_down, &m, 0, 30000, net_downed, r);
 	return 0;
@@ -375,10 +395,12 @@ static void leases_done(void *arg, enum call_event ev, struct wire_buf *b, const
 		char mac[32], ip[32], name[80], when[32];
 		long long expiry;
 
-		if (sscanf(line, "%lld %31s %31s %79s", &expiry, mac, ip, name) != 4 || !utf8_valid(name, strlen(name)))
+		if (sscanf(line, "%lld %31s %31s %79s", &expiry, mac, ip, name) != 4 ||
+		    !utf8_valid(name, strlen(name)))
 			continue;
 		time_text((uint64_t)expiry * 1000, when);
-		json_array_append_new(items, json_pack("{s:s, s:s, s:s, s:s}", "mac", mac, "ip", ip, "name", name, "expires", when));
+		json_array_append_new(items, json_pack("{s:s, s:s, s:s, s:s}", "mac", mac, "ip", ip,
+						       "name", name, "expires", when));
 	}
 	req_reply(r, 200, json_pack("{s:o}", "items", items), 0, NULL);
 }

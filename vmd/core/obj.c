@@ -1,9 +1,10 @@
 /* obj.c - objects in memory, written through at the end of each loop round.
  *
- * A round collects every object that changed and what it was before. round_commit() writes them in one transaction
- * (so 1,000 creates cost a few syncs, not 1,000), then lets out the queued messages to api. Where the store refuses,
- * changes that requests asked for are undone and their replies become 503; facts (PUT_FACT) stay, dirty, and are
- * written when the store takes writes again. Hash tables by id and by name; a list keeps creation order.
+ * A round collects every object that changed and what it was before. round_commit() writes them in
+ * one transaction (so 1,000 creates cost a few syncs, not 1,000), then lets out the queued messages
+ * to api. Where the store refuses, changes that requests asked for are undone and their replies
+ * become 503; facts (PUT_FACT) stay, dirty, and are written when the store takes writes again. Hash
+ * tables by id and by name; a list keeps creation order.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -17,7 +18,7 @@
 #include "vmd/core/internal.h"
 
 #define OBJ_SUGGEST_MAX 4000
-#define RETRY_NS (5 * NS_PER_S)
+#define RETRY_NS	(5 * NS_PER_S)
 
 struct undo {
 	struct list node;
@@ -29,8 +30,9 @@ struct undo {
 };
 
 static const char *const kind_names[K_COUNT] = {
-	[K_GUEST] = "guest", [K_DISK] = "disk", [K_IMAGE] = "image", [K_POOL] = "pool", [K_NETWORK] = "network",
-	[K_OPERATION] = "operation", [K_TOKEN] = "token",
+	[K_GUEST] = "guest", [K_DISK] = "disk",	      [K_IMAGE] = "image",
+	[K_POOL] = "pool",   [K_NETWORK] = "network", [K_OPERATION] = "operation",
+	[K_TOKEN] = "token",
 };
 
 const char *kind_name(enum kind k)
@@ -90,7 +92,7 @@ static int index_grow(struct kind_index *x)
 	x->by_id = id;
 	x->by_name = name;
 	x->buckets = n;
-	list_for_each(p, &x->all) {
+	list_for_each (p, &x->all) {
 		struct obj *o = container_of(p, struct obj, node);
 
 		o->hash_id = o->hash_name = NULL;
@@ -155,7 +157,7 @@ static void obj_suggest(struct core *c, enum kind k, const char *name, struct er
 	size_t n = 0;
 
 	if (words) {
-		list_for_each(p, &c->kinds[k].all) {
+		list_for_each (p, &c->kinds[k].all) {
 			struct obj *o = container_of(p, struct obj, node);
 
 			if (*o->name && n < OBJ_SUGGEST_MAX)
@@ -166,7 +168,11 @@ static void obj_suggest(struct core *c, enum kind k, const char *name, struct er
 	if (near)
 		err_hint(e, "did you mean \"%s\"?", near);
 	else
-		err_hint(e, k == K_GUEST ? "vmctl ls" : k == K_NETWORK ? "vmctl net ls" : k == K_OPERATION ? "vmctl ops" : "vmctl %s ls",
+		err_hint(e,
+			 k == K_GUEST	    ? "vmctl ls"
+			 : k == K_NETWORK   ? "vmctl net ls"
+			 : k == K_OPERATION ? "vmctl ops"
+					    : "vmctl %s ls",
 			 kind_names[k]);
 	free(words);
 }
@@ -341,8 +347,11 @@ static int obj_write(struct core *c, struct obj *o, struct err *e)
 		return c->store_ops->del(c->store, kind_names[o->kind], o->id, e);
 	doc = jtext(o->doc);
 	rt = o->rt ? jtext(o->rt) : NULL;
-	r = doc ? c->store_ops->put(c->store, &(struct store_row){ kind_names[o->kind], o->id, o->name, o->revision, doc, rt }, e) :
-		  err_set(e, ENOMEM, "no-memory", "database: no memory for a document");
+	r = doc ? c->store_ops->put(c->store,
+				    &(struct store_row){ kind_names[o->kind], o->id, o->name,
+							 o->revision, doc, rt },
+				    e)
+		: err_set(e, ENOMEM, "no-memory", "database: no memory for a document");
 	free(doc);
 	free(rt);
 	return r;
@@ -360,7 +369,8 @@ static void undo_free(struct undo *u)
 static void round_undo(struct core *c)
 {
 	/* newest first, so that a name freed and taken again goes back in order */
-	for (struct list *p = c->undo.prev, *prev = p->prev; p != &c->undo; p = prev, prev = p->prev) {
+	for (struct list *p = c->undo.prev, *prev = p->prev; p != &c->undo;
+	     p = prev, prev = p->prev) {
 		struct undo *u = container_of(p, struct undo, node);
 		struct kind_index *x = &c->kinds[u->o->kind];
 		struct obj *o = u->o;
@@ -394,7 +404,7 @@ static void round_undo(struct core *c)
 
 static void round_written(struct core *c)
 {
-	list_for_each_safe(p, &c->undo) {
+	list_for_each_safe (p, &c->undo) {
 		struct undo *u = container_of(p, struct undo, node);
 		struct obj *o = u->o;
 
@@ -409,7 +419,7 @@ static int round_write(struct core *c, struct err *e)
 {
 	int r = c->store_ops->begin(c->store, e);
 
-	list_for_each(p, &c->undo) {
+	list_for_each (p, &c->undo) {
 		if (r)
 			break;
 		r = obj_write(c, container_of(p, struct undo, node)->o, e);
@@ -426,7 +436,8 @@ static int round_write(struct core *c, struct err *e)
 static void round_read_only(struct core *c, const struct err *e)
 {
 	if (!c->read_only)
-		log_error("%s; read-only from now on: guests go on, changes are refused", e->detail);
+		log_error("%s; read-only from now on: guests go on, changes are refused",
+			  e->detail);
 	c->read_only = true;
 	snprintf(c->read_only_why, sizeof(c->read_only_why), "%.250s", e->detail);
 	loop_timer_after(&c->retry, RETRY_NS);
@@ -454,7 +465,8 @@ void round_commit(struct core *c)
 		log_info("the database takes writes again");
 		c->read_only = false;
 	}
-	/* operations hold objects that this round may have removed: run them before those are freed */
+	/* operations hold objects that this round may have removed: run them before those are freed
+	 */
 	round_written(c);
 	out_flush(c, false);
 	op_start_pending(c);
@@ -502,14 +514,15 @@ int obj_load_all(struct core *c, struct err *e)
 		if (r < 0)
 			return r;
 		if (a.bad)
-			log_error("database: %u rows of kind %s are not JSON objects; left out", a.bad, kind_names[k]);
+			log_error("database: %u rows of kind %s are not JSON objects; left out",
+				  a.bad, kind_names[k]);
 	}
 	return 0;
 }
 
 void obj_free_all(struct core *c)
 {
-	list_for_each_safe(p, &c->undo) {
+	list_for_each_safe (p, &c->undo) {
 		struct undo *u = container_of(p, struct undo, node);
 
 		if (u->o->dead)
@@ -521,7 +534,7 @@ void obj_free_all(struct core *c)
 
 		if (!x->all.next)
 			continue;
-		list_for_each_safe(p, &x->all)
+		list_for_each_safe (p, &x->all)
 			obj_free(container_of(p, struct obj, node));
 		free(x->by_id);
 		free(x->by_name);

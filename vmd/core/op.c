@@ -1,8 +1,9 @@
 /* op.c - operations: slow verbs as records that survive the daemon.
  *
- * A row of op_ops prepares within the request's transaction (checks, the state change that others must see), runs after
- * that is on disk, and ends in commit or abort, exactly once. After a restart of the daemon an unfinished operation is run
- * again where its row says that this is safe (rerun), else aborted: nothing half-made remains either way.
+ * A row of op_ops prepares within the request's transaction (checks, the state change that others
+ * must see), runs after that is on disk, and ends in commit or abort, exactly once. After a restart
+ * of the daemon an unfinished operation is run again where its row says that this is safe (rerun),
+ * else aborted: nothing half-made remains either way.
  * The last 1,000 finished ones are kept.
  */
 #include <errno.h>
@@ -18,8 +19,9 @@
 #define OPS_KEEP 1000
 
 const struct op_ops *const op_table[] = {
-	&op_guest_create, &op_guest_start, &op_guest_stop, &op_guest_restart, &op_guest_reset, &op_guest_pause, &op_guest_resume,
-	&op_guest_delete, &op_disk_create, &op_disk_resize, &op_disk_check, &op_disk_map, &op_disk_convert, &op_image_upload, NULL,
+	&op_guest_create, &op_guest_start,  &op_guest_stop,   &op_guest_restart, &op_guest_reset,
+	&op_guest_pause,  &op_guest_resume, &op_guest_delete, &op_disk_create,	 &op_disk_resize,
+	&op_disk_check,	  &op_disk_map,	    &op_disk_convert, &op_image_upload,	 NULL,
 };
 
 static void op_free(struct op *op)
@@ -46,8 +48,8 @@ static struct op *op_alloc(struct core *c, const struct op_ops *ops, struct obj 
 	return op;
 }
 
-struct op *op_new(struct core *c, const struct op_ops *ops, struct obj *target, const char *target_name, json_t *args,
-		  const char *principal, struct err *e)
+struct op *op_new(struct core *c, const struct op_ops *ops, struct obj *target,
+		  const char *target_name, json_t *args, const char *principal, struct err *e)
 {
 	struct op *op = op_alloc(c, ops, target);
 	char id[UUID_TEXT_LEN], where[256];
@@ -60,14 +62,16 @@ struct op *op_new(struct core *c, const struct op_ops *ops, struct obj *target, 
 	}
 	op->args = args ? args : json_object();
 	uuid_make(id);
-	snprintf(where, sizeof(where), "%s/%s", target ? kind_name(target->kind) : "host", target_name);
+	snprintf(where, sizeof(where), "%s/%s", target ? kind_name(target->kind) : "host",
+		 target_name);
 	if (ops->prepare && ops->prepare(op, e) < 0) {
 		json_decref(op->args);
 		op_free(op);
 		return NULL;
 	}
-	doc = json_pack("{s:s, s:s, s:s, s:s, s:i, s:[], s:o, s:s}", "id", id, "verb", ops->verb, "target", where, "state", "queued",
-			"progress", 0, "items", "created", jnow(), "principal", principal);
+	doc = json_pack("{s:s, s:s, s:s, s:s, s:i, s:[], s:o, s:s}", "id", id, "verb", ops->verb,
+			"target", where, "state", "queued", "progress", 0, "items", "created",
+			jnow(), "principal", principal);
 	op->o = obj_new(c, K_OPERATION, id, NULL, doc);
 	if (!op->o) {
 		json_decref(doc);
@@ -76,7 +80,8 @@ struct op *op_new(struct core *c, const struct op_ops *ops, struct obj *target, 
 		err_set(e, ENOMEM, "no-memory", "no memory for an operation");
 		return NULL;
 	}
-	op->o->rt = json_pack("{s:o, s:s}", "args", op->args, "target_id", target ? target->id : "");
+	op->o->rt =
+	    json_pack("{s:o, s:s}", "args", op->args, "target_id", target ? target->id : "");
 	op->o->mem = op;
 	obj_put(c, op->o, PUT_ASKED);
 	list_add_tail(&c->op_starts, &op->start_node);
@@ -117,7 +122,8 @@ void op_drop_pending(struct core *c)
 		struct op *op = list_first(&c->op_starts, struct op, start_node);
 		struct err e = { 0 };
 
-		/* its record is gone with the round; those who wait are told by out_flush() or here */
+		/* its record is gone with the round; those who wait are told by out_flush() or here
+		 */
 		list_del(&op->start_node);
 		op->o = NULL;
 		err_set(&e, EROFS, "state-read-only", "%.380s", c->read_only_why);
@@ -148,8 +154,8 @@ void op_progress(struct op *op, int percent, const char *text)
 
 static json_t *op_error_json(const struct err *e)
 {
-	return json_pack("{s:i, s:s, s:s, s:s}", "status", (int)err_status(e), "code", *e->code ? e->code : "failed", "detail", e->detail,
-			 "hint", e->hint);
+	return json_pack("{s:i, s:s, s:s, s:s}", "status", (int)err_status(e), "code",
+			 *e->code ? e->code : "failed", "detail", e->detail, "hint", e->hint);
 }
 
 void op_item(struct op *op, const char *name, const struct err *e)
@@ -167,7 +173,7 @@ static void op_prune(struct core *c)
 
 	if (obj_count(c, K_OPERATION) <= OPS_KEEP)
 		return;
-	list_for_each_safe(p, &c->kinds[K_OPERATION].all) {
+	list_for_each_safe (p, &c->kinds[K_OPERATION].all) {
 		struct obj *o = container_of(p, struct obj, node);
 
 		if (!o->mem && obj_count(c, K_OPERATION) > OPS_KEEP && done++ < 16)
@@ -200,10 +206,12 @@ void op_finish(struct op *op, const struct err *e)
 	if (e && e->num) {
 		if (op->ops->abort)
 			op->ops->abort(op, e);
-		json_object_set_new(op->o->doc, "state", json_string(op->cancelled ? "cancelled" : "failed"));
+		json_object_set_new(op->o->doc, "state",
+				    json_string(op->cancelled ? "cancelled" : "failed"));
 		json_object_set_new(op->o->doc, "error", op_error_json(e));
 		log_info("%s %s failed: %s", op->ops->verb, jstr(op->o->doc, "target"), e->detail);
-		event_add(c, "operation.failed", "operation", op->o->id, "%s %s: %s", op->ops->verb, jstr(op->o->doc, "target"), e->detail);
+		event_add(c, "operation.failed", "operation", op->o->id, "%s %s: %s", op->ops->verb,
+			  jstr(op->o->doc, "target"), e->detail);
 	} else {
 		e = NULL;
 		if (op->ops->commit)
@@ -251,7 +259,9 @@ int op_cancel(struct op *op, struct err *e)
 	if (op->cancelled)
 		return 0;
 	if (op->running && !op->ops->cancel) {
-		err_set(e, EBUSY, "not-cancellable", "operation %s (%s) is under way and cannot be cancelled", op->o->id, op->ops->verb);
+		err_set(e, EBUSY, "not-cancellable",
+			"operation %s (%s) is under way and cannot be cancelled", op->o->id,
+			op->ops->verb);
 		err_hint(e, "vmctl ops info %s", op->o->id);
 		return -EBUSY;
 	}
@@ -275,7 +285,8 @@ int route_op_cancel(struct core *c, struct req *r, struct err *e)
 	if (!o)
 		return -ENOENT;
 	if (!o->mem) {
-		err_set(e, EBUSY, "operation-over", "operation %s is over (%s)", o->id, jstr_or(o->doc, "state", "?"));
+		err_set(e, EBUSY, "operation-over", "operation %s is over (%s)", o->id,
+			jstr_or(o->doc, "state", "?"));
 		return -EBUSY;
 	}
 	res = op_cancel(o->mem, e);
@@ -306,7 +317,7 @@ static struct obj *op_target_find(struct core *c, const char *id)
 
 void op_resume_all(struct core *c)
 {
-	list_for_each_safe(p, &c->kinds[K_OPERATION].all) {
+	list_for_each_safe (p, &c->kinds[K_OPERATION].all) {
 		struct obj *o = container_of(p, struct obj, node);
 		const char *state = jstr_or(o->doc, "state", "");
 		const struct op_ops *ops = op_ops_find(jstr(o->doc, "verb"));
@@ -325,11 +336,13 @@ void op_resume_all(struct core *c)
 		o->mem = op;
 		op->args = json_object_get(o->rt, "args");
 		if (ops->rerun && op->target) {
-			log_info("%s %s goes on after the daemon's restart", ops->verb, jstr(o->doc, "target"));
+			log_info("%s %s goes on after the daemon's restart", ops->verb,
+				 jstr(o->doc, "target"));
 			op_run(op);
 			continue;
 		}
-		err_set(&e, ECANCELED, "interrupted", "%s %s was cut off by the daemon's restart and undone", ops->verb,
+		err_set(&e, ECANCELED, "interrupted",
+			"%s %s was cut off by the daemon's restart and undone", ops->verb,
 			jstr_or(o->doc, "target", ""));
 		err_hint(&e, "repeat the command");
 		op_finish(op, &e);

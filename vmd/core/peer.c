@@ -1,8 +1,10 @@
 /* peer.c - a connection to another process: requests with answers, and a deadline for each.
  *
- * Every message is first held against the permit table. A call ends exactly once: by its result (or the message type that
- * stands for it), by its deadline, or by the connection's end. Descriptors that nobody took are closed with the message.
- * A reply whose call is over is dropped. Trust: none in what a guest or image job sends; ids are only looked up.
+ * Every message is first held against the permit table. A call ends exactly once: by its result (or
+ * the message type that stands for it), by its deadline, or by the connection's end. Descriptors
+ * that nobody took are closed with the message.
+ * A reply whose call is over is dropped. Trust: none in what a guest or image job sends; ids are
+ * only looked up.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -69,13 +71,14 @@ static void call_timeout(void *arg)
 	struct call *k = arg;
 	struct err e = { 0 };
 
-	err_set(&e, ETIMEDOUT, "timed-out", "%s did not answer %s in time", k->p->label, peer_word(k->type));
+	err_set(&e, ETIMEDOUT, "timed-out", "%s did not answer %s in time", k->p->label,
+		peer_word(k->type));
 	call_end(k, NULL, &e);
 }
 
 static struct call *call_find(struct peer *p, uint32_t id)
 {
-	list_for_each(n, &p->calls[id % PEER_CALLS]) {
+	list_for_each (n, &p->calls[id % PEER_CALLS]) {
 		struct call *k = container_of(n, struct call, node);
 
 		if (k->id == id)
@@ -102,9 +105,11 @@ static void peer_result(struct call *k, struct wire_buf *b)
 		return;
 	}
 	if (msg_result_decode(&m, b) < 0) {
-		err_set(&e, EPROTO, "bad-message", "%s answered %s with a malformed result", k->p->label, peer_word(k->type));
+		err_set(&e, EPROTO, "bad-message", "%s answered %s with a malformed result",
+			k->p->label, peer_word(k->type));
 	} else {
-		err_set(&e, num < 4096 ? (int)num : EIO, *m.code ? m.code : "failed", "%s", *m.detail ? m.detail : "no reason given");
+		err_set(&e, num < 4096 ? (int)num : EIO, *m.code ? m.code : "failed", "%s",
+			*m.detail ? m.detail : "no reason given");
 		err_hint(&e, "%s", m.hint);
 		msg_result_close(&m);
 	}
@@ -151,7 +156,8 @@ static void peer_fail_calls(struct peer *p, int why)
 			struct call *k = list_first(&p->calls[i], struct call, node);
 			struct err e = { 0 };
 
-			err_set(&e, ECONNRESET, "peer-gone", "%s went away before it answered %s", p->label, peer_word(k->type));
+			err_set(&e, ECONNRESET, "peer-gone", "%s went away before it answered %s",
+				p->label, peer_word(k->type));
 			call_end(k, NULL, &e);
 		}
 }
@@ -168,14 +174,19 @@ static void peer_closed(void *arg, struct wire_conn *conn, int why)
 	peer_reap(p);
 }
 
-struct peer *peer_new(struct core *c, int sock, enum proto_role role, const char *label, peer_event_fn *on_event,
-		      peer_closed_fn *on_closed, void *arg)
+struct peer *peer_new(struct core *c, int sock, enum proto_role role, const char *label,
+		      peer_event_fn *on_event, peer_closed_fn *on_closed, void *arg)
 {
 	struct peer *p = calloc(1, sizeof(*p));
 
 	if (!p)
 		return NULL;
-	*p = (struct peer){ .c = c, .role = role, .state = PROTO_UP, .on_event = on_event, .on_closed = on_closed, .arg = arg };
+	*p = (struct peer){ .c = c,
+			    .role = role,
+			    .state = PROTO_UP,
+			    .on_event = on_event,
+			    .on_closed = on_closed,
+			    .arg = arg };
 	snprintf(p->label, sizeof(p->label), "%s", label);
 	for (unsigned i = 0; i < PEER_CALLS; i++)
 		list_init(&p->calls[i]);
@@ -192,7 +203,7 @@ void peer_free(struct peer *p)
 	if (!p || p->dead)
 		return;
 	for (unsigned i = 0; i < PEER_CALLS; i++)
-		list_for_each_safe(n, &p->calls[i]) {
+		list_for_each_safe (n, &p->calls[i]) {
 			struct call *k = container_of(n, struct call, node);
 
 			list_del(n);
@@ -226,11 +237,13 @@ static void call_unsent(void *arg)
 	struct call *k = arg;
 	struct err e = { 0 };
 
-	err_set(&e, EPIPE, "peer-gone", "%s cannot be reached for %s", k->p->label, peer_word(k->type));
+	err_set(&e, EPIPE, "peer-gone", "%s cannot be reached for %s", k->p->label,
+		peer_word(k->type));
 	call_end(k, NULL, &e);
 }
 
-struct call *peer_call(struct peer *p, uint16_t type, const void *msg, uint16_t final, unsigned timeout_ms, call_fn *fn, void *arg)
+struct call *peer_call(struct peer *p, uint16_t type, const void *msg, uint16_t final,
+		       unsigned timeout_ms, call_fn *fn, void *arg)
 {
 	struct call *k = calloc(1, sizeof(*k));
 	int r;

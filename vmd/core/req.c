@@ -1,7 +1,8 @@
 /* req.c - a request from api, from its arrival to its one answer.
  *
- * Answers of requests with an Idempotency-Key are kept with the round that they belong to. A request whose client went
- * away is forgotten, what it started goes on. Errors map to HTTP status here, in one table.
+ * Answers of requests with an Idempotency-Key are kept with the round that they belong to. A
+ * request whose client went away is forgotten, what it started goes on. Errors map to HTTP status
+ * here, in one table.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -13,10 +14,15 @@
 #include "common/units.h"
 #include "vmd/core/internal.h"
 
-static const struct { int num; unsigned status; } req_status[] = {
-	{ ENOENT, 404 }, { EEXIST, 409 }, { EBUSY, 409 }, { EINVAL, 400 }, { ERANGE, 400 }, { EPERM, 403 }, { EACCES, 403 },
-	{ ESTALE, 412 }, { EROFS, 503 }, { ENOSPC, 507 }, { ETIMEDOUT, 504 }, { EOPNOTSUPP, 501 }, { E2BIG, 413 },
-	{ ECANCELED, 409 }, { EUCLEAN, 422 }, { ECONNRESET, 502 }, { EPIPE, 502 }, { EADDRINUSE, 409 }, { EMFILE, 503 }, { ENOTUNIQ, 422 },
+static const struct {
+	int num;
+	unsigned status;
+} req_status[] = {
+	{ ENOENT, 404 }, { EEXIST, 409 },     { EBUSY, 409 },	  { EINVAL, 400 },
+	{ ERANGE, 400 }, { EPERM, 403 },      { EACCES, 403 },	  { ESTALE, 412 },
+	{ EROFS, 503 },	 { ENOSPC, 507 },     { ETIMEDOUT, 504 }, { EOPNOTSUPP, 501 },
+	{ E2BIG, 413 },	 { ECANCELED, 409 },  { EUCLEAN, 422 },	  { ECONNRESET, 502 },
+	{ EPIPE, 502 },	 { EADDRINUSE, 409 }, { EMFILE, 503 },	  { ENOTUNIQ, 422 },
 };
 
 unsigned err_status(const struct err *e)
@@ -41,14 +47,16 @@ static void req_free(struct req *r)
 	free(r);
 }
 
-static void req_keep_answer(struct req *r, unsigned status, const char *body, const char *location, int64_t revision)
+static void req_keep_answer(struct req *r, unsigned status, const char *body, const char *location,
+			    int64_t revision)
 {
 	json_t *j;
 	char *text, key[300];
 
 	if (!*r->idem || status >= 500 || r->replayed)
 		return;
-	j = json_pack("{s:i, s:s?, s:s?, s:I}", "status", (int)status, "body", body, "location", location, "revision", (json_int_t)revision);
+	j = json_pack("{s:i, s:s?, s:s?, s:I}", "status", (int)status, "body", body, "location",
+		      location, "revision", (json_int_t)revision);
 	text = j ? jtext(j) : NULL;
 	json_decref(j);
 	snprintf(key, sizeof(key), "%s\n%s\n%s", r->principal, route_name(r->route), r->idem);
@@ -98,7 +106,9 @@ void req_reply_fd(struct req *r, unsigned status, json_t *body, int fd)
 
 void req_replay(struct req *r, json_t *kept)
 {
-	struct msg_a_reply m = { .status = (uint64_t)jint(kept, "status", 200), .revision = jint(kept, "revision", 0), .fd = -1 };
+	struct msg_a_reply m = { .status = (uint64_t)jint(kept, "status", 200),
+				 .revision = jint(kept, "revision", 0),
+				 .fd = -1 };
 
 	r->replayed = true;
 	r->mutates = false;
@@ -122,7 +132,8 @@ void req_fail(struct req *r, const struct err *e, const char *field, const char 
 
 void req_obj(struct req *r, unsigned status, struct obj *o)
 {
-	static const char *const plural[K_COUNT] = { "guests", "disks", "images", "pools", "networks", "operations", "tokens" };
+	static const char *const plural[K_COUNT] = { "guests",	 "disks",      "images", "pools",
+						     "networks", "operations", "tokens" };
 	char where[256];
 
 	snprintf(where, sizeof(where), "/v1/%s/%s", plural[o->kind], *o->name ? o->name : o->id);
@@ -133,8 +144,9 @@ int req_if_match(struct req *r, const struct obj *o, struct err *e)
 {
 	if (r->if_match <= 0 || r->if_match == o->revision)
 		return 0;
-	err_set(e, ESTALE, "revision-changed", "%s \"%s\" is at revision %lld, not %lld: somebody changed it", kind_name(o->kind), o->name,
-		(long long)o->revision, (long long)r->if_match);
+	err_set(e, ESTALE, "revision-changed",
+		"%s \"%s\" is at revision %lld, not %lld: somebody changed it", kind_name(o->kind),
+		o->name, (long long)o->revision, (long long)r->if_match);
 	err_hint(e, "fetch it again and repeat the change");
 	return -ESTALE;
 }
@@ -145,15 +157,15 @@ int req_role(struct req *r, enum role least, const char *what, struct err *e)
 
 	if (r->role >= least && r->role <= ROLE_ADMIN)
 		return 0;
-	err_set(e, EPERM, "not-permitted", "%s needs the role %s; %s has %s", what, names[least], r->principal,
-		names[r->role <= ROLE_ADMIN ? r->role : 0]);
+	err_set(e, EPERM, "not-permitted", "%s needs the role %s; %s has %s", what, names[least],
+		r->principal, names[r->role <= ROLE_ADMIN ? r->role : 0]);
 	err_hint(e, "ask an admin, or use a token with that role");
 	return -EPERM;
 }
 
 void req_gone(struct core *c, uint32_t id)
 {
-	list_for_each_safe(p, &c->reqs) {
+	list_for_each_safe (p, &c->reqs) {
 		struct req *r = container_of(p, struct req, node);
 
 		if (r->id == id && r->abandonable)
@@ -166,7 +178,7 @@ void req_gone(struct core *c, uint32_t id)
 void reqs_drop_all(struct core *c)
 {
 	/* those that a callback still holds are answered into nothing later */
-	list_for_each_safe(p, &c->reqs) {
+	list_for_each_safe (p, &c->reqs) {
 		struct req *r = container_of(p, struct req, node);
 
 		if (r->abandonable)

@@ -1,7 +1,8 @@
 /* request.c - route dispatch: one handler a route, indexed by enum route_id.
  *
- * In order: the route's least role (api checked it; core decides), a repeated Idempotency-Key, read-only mode, then the
- * handler. A handler answers now (0), keeps the request to answer later (0), or fails with struct err.
+ * In order: the route's least role (api checked it; core decides), a repeated Idempotency-Key,
+ * read-only mode, then the handler. A handler answers now (0), keeps the request to answer later
+ * (0), or fails with struct err.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -12,26 +13,60 @@
 #include "vmd/core/internal.h"
 
 static route_fn *const request_routes[ROUTE_COUNT] = {
-	[ROUTE_GUEST_LIST] = route_obj_list, [ROUTE_GUEST_CREATE] = route_guest_create, [ROUTE_GUEST_GET] = route_obj_get,
-	[ROUTE_GUEST_PATCH] = route_guest_patch, [ROUTE_GUEST_DELETE] = route_guest_delete, [ROUTE_GUEST_UNDELETE] = route_guest_undelete,
-	[ROUTE_GUEST_START] = route_guest_start, [ROUTE_GUEST_STOP] = route_guest_stop, [ROUTE_GUEST_RESTART] = route_guest_restart,
-	[ROUTE_GUEST_RESET] = route_guest_reset, [ROUTE_GUEST_PAUSE] = route_guest_pause, [ROUTE_GUEST_RESUME] = route_guest_resume,
-	[ROUTE_GUEST_RENAME] = route_guest_rename, [ROUTE_GUEST_WAIT] = route_guest_wait, [ROUTE_GUEST_INFO] = route_guest_info,
-	[ROUTE_GUEST_NMI] = route_guest_nmi, [ROUTE_GUEST_LOGS] = route_guest_logs,
-	[ROUTE_GUEST_CONSOLE_TICKET] = route_guest_console_ticket, [ROUTE_GUEST_CONSOLE] = route_guest_console,
-	[ROUTE_DISK_LIST] = route_obj_list, [ROUTE_DISK_CREATE] = route_disk_create, [ROUTE_DISK_GET] = route_obj_get,
-	[ROUTE_DISK_DELETE] = route_disk_delete, [ROUTE_DISK_RESIZE] = route_disk_resize, [ROUTE_DISK_ATTACH] = route_disk_attach,
-	[ROUTE_DISK_DETACH] = route_disk_detach, [ROUTE_DISK_CHECK] = route_disk_check, [ROUTE_DISK_MAP] = route_disk_map,
+	[ROUTE_GUEST_LIST] = route_obj_list,
+	[ROUTE_GUEST_CREATE] = route_guest_create,
+	[ROUTE_GUEST_GET] = route_obj_get,
+	[ROUTE_GUEST_PATCH] = route_guest_patch,
+	[ROUTE_GUEST_DELETE] = route_guest_delete,
+	[ROUTE_GUEST_UNDELETE] = route_guest_undelete,
+	[ROUTE_GUEST_START] = route_guest_start,
+	[ROUTE_GUEST_STOP] = route_guest_stop,
+	[ROUTE_GUEST_RESTART] = route_guest_restart,
+	[ROUTE_GUEST_RESET] = route_guest_reset,
+	[ROUTE_GUEST_PAUSE] = route_guest_pause,
+	[ROUTE_GUEST_RESUME] = route_guest_resume,
+	[ROUTE_GUEST_RENAME] = route_guest_rename,
+	[ROUTE_GUEST_WAIT] = route_guest_wait,
+	[ROUTE_GUEST_INFO] = route_guest_info,
+	[ROUTE_GUEST_NMI] = route_guest_nmi,
+	[ROUTE_GUEST_LOGS] = route_guest_logs,
+	[ROUTE_GUEST_CONSOLE_TICKET] = route_guest_console_ticket,
+	[ROUTE_GUEST_CONSOLE] = route_guest_console,
+	[ROUTE_DISK_LIST] = route_obj_list,
+	[ROUTE_DISK_CREATE] = route_disk_create,
+	[ROUTE_DISK_GET] = route_obj_get,
+	[ROUTE_DISK_DELETE] = route_disk_delete,
+	[ROUTE_DISK_RESIZE] = route_disk_resize,
+	[ROUTE_DISK_ATTACH] = route_disk_attach,
+	[ROUTE_DISK_DETACH] = route_disk_detach,
+	[ROUTE_DISK_CHECK] = route_disk_check,
+	[ROUTE_DISK_MAP] = route_disk_map,
 	[ROUTE_DISK_CONVERT] = route_disk_convert,
-	[ROUTE_IMAGE_LIST] = route_obj_list, [ROUTE_IMAGE_CREATE] = route_image_create, [ROUTE_IMAGE_GET] = route_obj_get,
-	[ROUTE_IMAGE_UPLOAD] = route_image_upload, [ROUTE_IMAGE_DELETE] = route_image_delete, [ROUTE_IMAGE_EXPORT] = route_image_export,
-	[ROUTE_POOL_LIST] = route_obj_list, [ROUTE_POOL_CREATE] = route_pool_create, [ROUTE_POOL_GET] = route_pool_get,
+	[ROUTE_IMAGE_LIST] = route_obj_list,
+	[ROUTE_IMAGE_CREATE] = route_image_create,
+	[ROUTE_IMAGE_GET] = route_obj_get,
+	[ROUTE_IMAGE_UPLOAD] = route_image_upload,
+	[ROUTE_IMAGE_DELETE] = route_image_delete,
+	[ROUTE_IMAGE_EXPORT] = route_image_export,
+	[ROUTE_POOL_LIST] = route_obj_list,
+	[ROUTE_POOL_CREATE] = route_pool_create,
+	[ROUTE_POOL_GET] = route_pool_get,
 	[ROUTE_POOL_DELETE] = route_pool_delete,
-	[ROUTE_NET_LIST] = route_obj_list, [ROUTE_NET_CREATE] = route_net_create, [ROUTE_NET_GET] = route_obj_get,
-	[ROUTE_NET_DELETE] = route_net_delete, [ROUTE_NET_LEASES] = route_net_leases,
-	[ROUTE_OP_LIST] = route_obj_list, [ROUTE_OP_GET] = route_obj_get, [ROUTE_OP_CANCEL] = route_op_cancel,
-	[ROUTE_TOKEN_LIST] = route_token_list, [ROUTE_TOKEN_CREATE] = route_token_create, [ROUTE_TOKEN_DELETE] = route_token_delete,
-	[ROUTE_HOST_GET] = route_host_get, [ROUTE_TOP] = route_top, [ROUTE_DOCTOR] = route_doctor, [ROUTE_METRICS] = route_metrics,
+	[ROUTE_NET_LIST] = route_obj_list,
+	[ROUTE_NET_CREATE] = route_net_create,
+	[ROUTE_NET_GET] = route_obj_get,
+	[ROUTE_NET_DELETE] = route_net_delete,
+	[ROUTE_NET_LEASES] = route_net_leases,
+	[ROUTE_OP_LIST] = route_obj_list,
+	[ROUTE_OP_GET] = route_obj_get,
+	[ROUTE_OP_CANCEL] = route_op_cancel,
+	[ROUTE_TOKEN_LIST] = route_token_list,
+	[ROUTE_TOKEN_CREATE] = route_token_create,
+	[ROUTE_TOKEN_DELETE] = route_token_delete,
+	[ROUTE_HOST_GET] = route_host_get,
+	[ROUTE_TOP] = route_top,
+	[ROUTE_DOCTOR] = route_doctor,
+	[ROUTE_METRICS] = route_metrics,
 	[ROUTE_VERSION] = route_version,
 	/* event stream, openapi and healthz end in api */
 };
@@ -62,7 +97,7 @@ int route_obj_list(struct core *c, struct req *r, struct err *e)
 	enum kind k = request_kind(r->route);
 	json_t *items = json_array();
 
-	list_for_each(p, &c->kinds[k].all)
+	list_for_each (p, &c->kinds[k].all)
 		json_array_append(items, container_of(p, struct obj, node)->doc);
 	req_reply(r, 200, json_pack("{s:o}", "items", items), 0, NULL);
 	return 0;
@@ -108,7 +143,9 @@ void request_handle(struct core *c, struct req *r)
 	if (r->mutates && request_repeated(c, r))
 		return;
 	if (r->mutates && c->read_only) {
-		err_set(&e, EROFS, "state-read-only", "changes are refused while the state cannot be written: %.300s", c->read_only_why);
+		err_set(&e, EROFS, "state-read-only",
+			"changes are refused while the state cannot be written: %.300s",
+			c->read_only_why);
 		err_hint(&e, "vmctl doctor");
 		req_fail(r, &e, NULL, NULL);
 		return;

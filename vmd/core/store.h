@@ -1,9 +1,12 @@
 /* store.h - where objects are kept: one row of operations, sqlite now, a cluster's engine later.
  *
- * Rows are opaque here: kind, id, name (unique in its kind unless NULL), revision, the document and private facts as JSON text.
- * Writes go between begin() and commit(); a failed commit leaves nothing of them. Watchers run after a commit, once a
- * changed row. Events, the audit trail and idempotency keys are logs beside the objects.
- * Threading: one thread, one connection (it writes and checkpoints: sqlite's WAL-reset bug needs two).
+ * Rows are opaque here: kind, id, name (unique in its kind unless NULL), revision, the document and
+ * private facts as JSON text.
+ * Writes go between begin() and commit(); a failed commit leaves nothing of them. Watchers run
+ * after a commit, once a changed row. Events, the audit trail and idempotency keys are logs beside
+ * the objects.
+ * Threading: one thread, one connection (it writes and checkpoints: sqlite's WAL-reset bug needs
+ * two).
  * Errors: -EUCLEAN damaged, -ENOSPC full, -EROFS not writable, -EIO.
  */
 #ifndef VMD_CORE_STORE_H
@@ -27,8 +30,10 @@ typedef int store_event_fn(void *arg, int64_t seq, const char *json);
 
 struct store_ops {
 	const char *name;
-	/* @path: of the database file. A damaged one is moved aside (NAME.damaged-TIME) and a new one made:
-	 * *@moved tells. Fails with -EROFS where nothing can be written and no readable file is there. */
+	/* @path: of the database file. A damaged one is moved aside (NAME.damaged-TIME) and a new
+	 * one made:
+	 * *@moved tells. Fails with -EROFS where nothing can be written and no readable file is
+	 * there. */
 	struct store *(*open)(const char *path, bool *moved, struct err *e);
 	void (*close)(struct store *s);
 	bool (*writable)(struct store *s);
@@ -40,20 +45,25 @@ struct store_ops {
 	int (*get)(struct store *s, const char *kind, const char *id, store_row_fn *fn, void *arg);
 	int (*list)(struct store *s, const char *kind, store_row_fn *fn, void *arg, struct err *e);
 	void (*watch)(struct store *s, store_watch_fn *fn, void *arg);
-	int (*event_put)(struct store *s, int64_t seq, const char *json, unsigned keep, struct err *e);
+	int (*event_put)(struct store *s, int64_t seq, const char *json, unsigned keep,
+			 struct err *e);
 	int64_t (*event_last)(struct store *s);
-	int (*events_since)(struct store *s, int64_t seq, unsigned max, store_event_fn *fn, void *arg);
+	int (*events_since)(struct store *s, int64_t seq, unsigned max, store_event_fn *fn,
+			    void *arg);
 	int (*audit_put)(struct store *s, const char *json, struct err *e);
 	/* Idempotency keys: put at the answer, looked up before the act, gone after a day. */
-	int (*idem_put)(struct store *s, const char *key, const char *answer, int64_t now_s, struct err *e);
-	int (*idem_get)(struct store *s, const char *key, int64_t now_s, char **answer); /* 1 found, 0 not */
+	int (*idem_put)(struct store *s, const char *key, const char *answer, int64_t now_s,
+			struct err *e);
+	int (*idem_get)(struct store *s, const char *key, int64_t now_s,
+			char **answer); /* 1 found, 0 not */
 };
 
 extern const struct store_ops store_sqlite;
 
 #define STORE_VERSION 3
 struct sqlite3;
-/* migrate() - bring @db from whatever version it has to STORE_VERSION, in one transaction. -EPROTO: newer than this program. */
+/* migrate() - bring @db from whatever version it has to STORE_VERSION, in one transaction. -EPROTO:
+ * newer than this program. */
 int migrate(struct sqlite3 *db, struct err *e);
 
 #endif

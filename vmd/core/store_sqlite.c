@@ -1,9 +1,10 @@
 /* store_sqlite.c - the sqlite row of store_ops.
  *
- * WAL, synchronous=FULL: what was committed survives a power cut. One connection writes and checkpoints. A file that sqlite
- * finds damaged (at open, by the quick check of its structure) is moved aside whole, with its WAL, and a new one begun, so
- * that the daemon comes up and its guests are adopted; the moved copy is for a person. A place that cannot be written
- * opens read-only. Statements are prepared once.
+ * WAL, synchronous=FULL: what was committed survives a power cut. One connection writes and
+ * checkpoints. A file that sqlite finds damaged (at open, by the quick check of its structure) is
+ * moved aside whole, with its WAL, and a new one begun, so that the daemon comes up and its guests
+ * are adopted; the moved copy is for a person. A place that cannot be written opens read-only.
+ * Statements are prepared once.
  */
 #include <errno.h>
 #include <sqlite3.h>
@@ -19,14 +20,31 @@
 
 #define IDEM_KEEP_S (24 * 3600)
 
-enum { Q_PUT, Q_DEL, Q_GET, Q_LIST, Q_EVENT, Q_EVENT_PRUNE, Q_EVENT_LAST, Q_EVENTS, Q_AUDIT, Q_IDEM_PUT, Q_IDEM_GET, Q_IDEM_PRUNE, Q_COUNT };
+enum {
+	Q_PUT,
+	Q_DEL,
+	Q_GET,
+	Q_LIST,
+	Q_EVENT,
+	Q_EVENT_PRUNE,
+	Q_EVENT_LAST,
+	Q_EVENTS,
+	Q_AUDIT,
+	Q_IDEM_PUT,
+	Q_IDEM_GET,
+	Q_IDEM_PRUNE,
+	Q_COUNT
+};
 
 static const char *const store_sql[Q_COUNT] = {
-	[Q_PUT] = "INSERT INTO objects(kind, id, name, revision, doc, rt) VALUES(?1, ?2, ?3, ?4, ?5, ?6)"
-		  " ON CONFLICT(kind, id) DO UPDATE SET name = ?3, revision = ?4, doc = ?5, rt = ?6",
+	[Q_PUT] =
+	    "INSERT INTO objects(kind, id, name, revision, doc, rt) VALUES(?1, ?2, ?3, ?4, ?5, ?6)"
+	    " ON CONFLICT(kind, id) DO UPDATE SET name = ?3, revision = ?4, doc = ?5, rt = ?6",
 	[Q_DEL] = "DELETE FROM objects WHERE kind = ?1 AND id = ?2",
-	[Q_GET] = "SELECT kind, id, name, revision, doc, rt FROM objects WHERE kind = ?1 AND id = ?2",
-	[Q_LIST] = "SELECT kind, id, name, revision, doc, rt FROM objects WHERE kind = ?1 ORDER BY id",
+	[Q_GET] =
+	    "SELECT kind, id, name, revision, doc, rt FROM objects WHERE kind = ?1 AND id = ?2",
+	[Q_LIST] =
+	    "SELECT kind, id, name, revision, doc, rt FROM objects WHERE kind = ?1 ORDER BY id",
 	[Q_EVENT] = "INSERT OR REPLACE INTO events(seq, json) VALUES(?1, ?2)",
 	[Q_EVENT_PRUNE] = "DELETE FROM events WHERE seq <= ?1",
 	[Q_EVENT_LAST] = "SELECT coalesce(max(seq), 0) FROM events",
@@ -55,18 +73,25 @@ struct store {
 static int store_errno(int rc)
 {
 	switch (rc & 0xff) {
-	case SQLITE_FULL: return ENOSPC;
+	case SQLITE_FULL:
+		return ENOSPC;
 	case SQLITE_READONLY:
 	case SQLITE_CANTOPEN:
 	case SQLITE_PERM:
-	case SQLITE_AUTH: return EROFS;
+	case SQLITE_AUTH:
+		return EROFS;
 	case SQLITE_CORRUPT:
-	case SQLITE_NOTADB: return EUCLEAN;
+	case SQLITE_NOTADB:
+		return EUCLEAN;
 	case SQLITE_BUSY:
-	case SQLITE_LOCKED: return EBUSY;
-	case SQLITE_NOMEM: return ENOMEM;
-	case SQLITE_CONSTRAINT: return EEXIST;
-	default: return EIO;
+	case SQLITE_LOCKED:
+		return EBUSY;
+	case SQLITE_NOMEM:
+		return ENOMEM;
+	case SQLITE_CONSTRAINT:
+		return EEXIST;
+	default:
+		return EIO;
 	}
 }
 
@@ -75,8 +100,10 @@ static int store_fail(struct store *s, int rc, const char *what, struct err *e)
 	int num = store_errno(rc);
 
 	err_set(e, num, "store-failed", "database: cannot %s: %s", what, sqlite3_errmsg(s->db));
-	err_hint(e, num == ENOSPC ? "free space on the file system of the state directory" :
-		 num == EROFS ? "make the state directory writable for the user that vmd's core runs as" : "vmctl doctor");
+	err_hint(e, num == ENOSPC ? "free space on the file system of the state directory"
+		    : num == EROFS
+			? "make the state directory writable for the user that vmd's core runs as"
+			: "vmctl doctor");
 	return -num;
 }
 
@@ -158,7 +185,8 @@ static int store_setup(struct store *s, struct err *e)
 	int r;
 
 	if (s->writable) {
-		if (store_exec(s, "PRAGMA journal_mode = WAL") != SQLITE_OK || store_exec(s, "PRAGMA synchronous = FULL") != SQLITE_OK)
+		if (store_exec(s, "PRAGMA journal_mode = WAL") != SQLITE_OK ||
+		    store_exec(s, "PRAGMA synchronous = FULL") != SQLITE_OK)
 			s->writable = false;
 	}
 	/* sqlite opens lazily: a write that is undone shows whether writing works at all */
@@ -179,7 +207,8 @@ static int store_setup(struct store *s, struct err *e)
 			return r;
 	}
 	for (int i = 0; i < Q_COUNT; i++) {
-		r = sqlite3_prepare_v3(s->db, store_sql[i], -1, SQLITE_PREPARE_PERSISTENT, &s->q[i], NULL);
+		r = sqlite3_prepare_v3(s->db, store_sql[i], -1, SQLITE_PREPARE_PERSISTENT, &s->q[i],
+				       NULL);
 		if (r != SQLITE_OK)
 			return store_fail(s, r, "prepare a statement", e);
 	}
@@ -198,7 +227,8 @@ static struct store *sqlite_store_open(const char *path, bool *moved, struct err
 		if (!s)
 			s = store_try_open(path, SQLITE_OPEN_READONLY, &rc);
 		if (!s) {
-			err_set(e, store_errno(rc), "store-failed", "database %s: cannot be opened: %s", path, sqlite3_errstr(rc));
+			err_set(e, store_errno(rc), "store-failed",
+				"database %s: cannot be opened: %s", path, sqlite3_errstr(rc));
 			return NULL;
 		}
 		if (!store_damaged(s)) {
@@ -213,13 +243,17 @@ static struct store *sqlite_store_open(const char *path, bool *moved, struct err
 		}
 		r = store_move_aside(path, aside, sizeof(aside));
 		if (r < 0) {
-			err_set(e, EUCLEAN, "database-damaged", "database %s is damaged and cannot be moved aside: %s", path, strerror(-r));
+			err_set(e, EUCLEAN, "database-damaged",
+				"database %s is damaged and cannot be moved aside: %s", path,
+				strerror(-r));
 			return NULL;
 		}
 		*moved = true;
-		log_error("database %s is damaged; kept as %s, starting with an empty one", path, aside);
+		log_error("database %s is damaged; kept as %s, starting with an empty one", path,
+			  aside);
 	}
-	err_set(e, EUCLEAN, "database-damaged", "database %s is damaged again right after it was made anew", path);
+	err_set(e, EUCLEAN, "database-damaged",
+		"database %s is damaged again right after it was made anew", path);
 	return NULL;
 }
 
@@ -354,7 +388,8 @@ static int store_walk(sqlite3_stmt *st, store_row_fn *fn, void *arg)
 	return stop ? 0 : r;
 }
 
-static int sqlite_store_get(struct store *s, const char *kind, const char *id, store_row_fn *fn, void *arg)
+static int sqlite_store_get(struct store *s, const char *kind, const char *id, store_row_fn *fn,
+			    void *arg)
 {
 	int r;
 
@@ -364,7 +399,8 @@ static int sqlite_store_get(struct store *s, const char *kind, const char *id, s
 	return r == SQLITE_DONE || r == 0 ? 0 : -store_errno(r);
 }
 
-static int sqlite_store_list(struct store *s, const char *kind, store_row_fn *fn, void *arg, struct err *e)
+static int sqlite_store_list(struct store *s, const char *kind, store_row_fn *fn, void *arg,
+			     struct err *e)
 {
 	int r;
 
@@ -379,7 +415,8 @@ static void sqlite_store_watch(struct store *s, store_watch_fn *fn, void *arg)
 	s->watch_arg = arg;
 }
 
-static int sqlite_event_put(struct store *s, int64_t seq, const char *json, unsigned keep, struct err *e)
+static int sqlite_event_put(struct store *s, int64_t seq, const char *json, unsigned keep,
+			    struct err *e)
 {
 	sqlite3_stmt *st = s->q[Q_EVENT];
 	int r;
@@ -403,7 +440,8 @@ static int64_t sqlite_event_last(struct store *s)
 	return seq;
 }
 
-static int sqlite_events_since(struct store *s, int64_t seq, unsigned max, store_event_fn *fn, void *arg)
+static int sqlite_events_since(struct store *s, int64_t seq, unsigned max, store_event_fn *fn,
+			       void *arg)
 {
 	sqlite3_stmt *st = s->q[Q_EVENTS];
 	int n = 0;
@@ -425,7 +463,8 @@ static int sqlite_audit_put(struct store *s, const char *json, struct err *e)
 	return store_run(s, s->q[Q_AUDIT], "write the audit trail", e);
 }
 
-static int sqlite_idem_put(struct store *s, const char *key, const char *answer, int64_t now_s, struct err *e)
+static int sqlite_idem_put(struct store *s, const char *key, const char *answer, int64_t now_s,
+			   struct err *e)
 {
 	sqlite3_stmt *st = s->q[Q_IDEM_PUT];
 	int r;

@@ -11,14 +11,16 @@
 
 static int token_role(const char *s)
 {
-	return !strcmp(s, "admin") ? ROLE_ADMIN : !strcmp(s, "operator") ? ROLE_OPERATOR : ROLE_VIEWER;
+	return !strcmp(s, "admin")	? ROLE_ADMIN
+	       : !strcmp(s, "operator") ? ROLE_OPERATOR
+					: ROLE_VIEWER;
 }
 
 struct obj *token_find(struct core *c, const char *sha256, struct err *e)
 {
 	int64_t now = (int64_t)clock_real_ms();
 
-	list_for_each(p, &c->kinds[K_TOKEN].all) {
+	list_for_each (p, &c->kinds[K_TOKEN].all) {
 		struct obj *o = container_of(p, struct obj, node);
 
 		/* both are hashes of a secret: the time of the comparison tells nothing of it */
@@ -51,7 +53,8 @@ int route_token_create(struct core *c, struct req *r, struct err *e)
 	if (!name_valid(name))
 		return err_set(e, EINVAL, "bad-name", "\"%s\" is not a name for a token", name);
 	if (obj_by_name(c, K_TOKEN, name))
-		return err_set(e, EEXIST, "token-exists", "a token named \"%s\" exists already", name);
+		return err_set(e, EEXIST, "token-exists", "a token named \"%s\" exists already",
+			       name);
 	if (getrandom(raw, sizeof(raw), 0) != (ssize_t)sizeof(raw))
 		return err_set(e, EIO, "no-random", "no random bytes");
 	for (size_t i = 0; i < sizeof(raw); i++)
@@ -61,10 +64,13 @@ int route_token_create(struct core *c, struct req *r, struct err *e)
 	sha256_hex(&h, hex);
 	uuid_make(id);
 	time_text(clock_real_ms() + (uint64_t)ms, when);
-	o = obj_new(c, K_TOKEN, id, name, json_pack("{s:s, s:s, s:s, s:o}", "name", name, "role", role, "expires", when, "created", jnow()));
+	o = obj_new(c, K_TOKEN, id, name,
+		    json_pack("{s:s, s:s, s:s, s:o}", "name", name, "role", role, "expires", when,
+			      "created", jnow()));
 	if (!o)
 		return err_set(e, ENOMEM, "no-memory", "no memory");
-	o->rt = json_pack("{s:s, s:i, s:I}", "sha256", hex, "role", token_role(role), "expires_ms", (json_int_t)((int64_t)clock_real_ms() + ms));
+	o->rt = json_pack("{s:s, s:i, s:I}", "sha256", hex, "role", token_role(role), "expires_ms",
+			  (json_int_t)((int64_t)clock_real_ms() + ms));
 	obj_put(c, o, PUT_ASKED);
 	shown = json_deep_copy(o->doc);
 	json_object_set_new(shown, "token", json_string(secret));

@@ -1,7 +1,8 @@
 /* usage.c - what guests and the host use, can and are: info, top, metrics, host, doctor, version.
  *
- * Figures of a process come from priv, counters of devices from the guest itself; both are asked for when somebody asks, with a
- * deadline, so that a wedged guest costs one late line and nobody else anything.
+ * Figures of a process come from priv, counters of devices from the guest itself; both are asked
+ * for when somebody asks, with a deadline, so that a wedged guest costs one late line and nobody
+ * else anything.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -14,7 +15,7 @@
 #include "common/units.h"
 #include "vmd/core/internal.h"
 
-#define ASK_MS 2000
+#define ASK_MS		2000
 #define PACKAGE_VERSION "0.1"
 
 struct gather {
@@ -57,12 +58,15 @@ static void gather_usage(void *arg, enum call_event ev, struct wire_buf *b, cons
 		json_t *u;
 
 		if (g->use.at_ns && now > g->use.at_ns && m.cpu_ns >= g->use.cpu_ns)
-			pct = 100.0 * (double)(m.cpu_ns - g->use.cpu_ns) / (double)(now - g->use.at_ns);
+			pct = 100.0 * (double)(m.cpu_ns - g->use.cpu_ns) /
+			      (double)(now - g->use.at_ns);
 		g->use.at_ns = now;
 		g->use.cpu_ns = m.cpu_ns;
-		u = json_pack("{s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "cpu_percent", pct, "cpu_ns", (json_int_t)m.cpu_ns, "rss",
-			      (json_int_t)m.rss_bytes, "pss", (json_int_t)m.pss_bytes, "private", (json_int_t)m.private_bytes, "shared",
-			      (json_int_t)m.shared_bytes, "threads", (json_int_t)m.threads, "fds", (json_int_t)m.fds);
+		u = json_pack("{s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "cpu_percent", pct,
+			      "cpu_ns", (json_int_t)m.cpu_ns, "rss", (json_int_t)m.rss_bytes, "pss",
+			      (json_int_t)m.pss_bytes, "private", (json_int_t)m.private_bytes,
+			      "shared", (json_int_t)m.shared_bytes, "threads",
+			      (json_int_t)m.threads, "fds", (json_int_t)m.fds);
 		if (one->g->top) {
 			json_object_set_new(u, "name", json_string(o->name));
 			json_object_set_new(u, "state", json_string(gstate_name(g->state)));
@@ -122,7 +126,8 @@ static void gather_ask(struct gather *a, struct guest *g, bool counters)
 		struct msg_p_guest_usage m = { 0 };
 
 		snprintf(m.uuid, sizeof(m.uuid), "%.36s", g->o->id);
-		peer_call(g->c->priv, MSG_p_guest_usage, &m, MSG_p_usage, ASK_MS, gather_usage, one);
+		peer_call(g->c->priv, MSG_p_guest_usage, &m, MSG_p_usage, ASK_MS, gather_usage,
+			  one);
 	}
 }
 
@@ -150,7 +155,7 @@ int route_top(struct core *c, struct req *r, struct err *e)
 	if (!a)
 		return err_set(e, ENOMEM, "no-memory", "no memory");
 	*a = (struct gather){ .r = r, .left = 1, .out = json_array(), .top = true };
-	list_for_each(p, &c->kinds[K_GUEST].all) {
+	list_for_each (p, &c->kinds[K_GUEST].all) {
 		struct guest *g = container_of(p, struct obj, node)->mem;
 
 		if (g && g->pid)
@@ -164,7 +169,7 @@ static unsigned usage_running(struct core *c)
 {
 	unsigned n = 0;
 
-	list_for_each(p, &c->kinds[K_GUEST].all) {
+	list_for_each (p, &c->kinds[K_GUEST].all) {
 		struct guest *g = container_of(p, struct obj, node)->mem;
 
 		n += g && g->state == G_RUNNING;
@@ -181,25 +186,36 @@ int route_host_get(struct core *c, struct req *r, struct err *e)
 	sysinfo(&si);
 	uname(&un);
 	time_text(c->started_real_ms, when);
-	req_reply(r, 200, json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:s, s:s}", "name", un.nodename, "version", PACKAGE_VERSION, "cpus",
-				    (json_int_t)sysconf(_SC_NPROCESSORS_ONLN), "memory", (json_int_t)si.totalram * si.mem_unit, "memory_free",
-				    (json_int_t)si.freeram * si.mem_unit, "guests", (json_int_t)obj_count(c, K_GUEST), "running",
-				    (json_int_t)usage_running(c), "kernel", un.release, "started", when), 0, NULL);
+	req_reply(r, 200,
+		  json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:s, s:s}", "name", un.nodename,
+			    "version", PACKAGE_VERSION, "cpus",
+			    (json_int_t)sysconf(_SC_NPROCESSORS_ONLN), "memory",
+			    (json_int_t)si.totalram * si.mem_unit, "memory_free",
+			    (json_int_t)si.freeram * si.mem_unit, "guests",
+			    (json_int_t)obj_count(c, K_GUEST), "running",
+			    (json_int_t)usage_running(c), "kernel", un.release, "started", when),
+		  0, NULL);
 	return 0;
 }
 
 int route_version(struct core *c, struct req *r, struct err *e)
 {
-	req_reply(r, 200, json_pack("{s:s, s:s}", "version", PACKAGE_VERSION, "api", "v1"), 0, NULL);
+	req_reply(r, 200, json_pack("{s:s, s:s}", "version", PACKAGE_VERSION, "api", "v1"), 0,
+		  NULL);
 	return 0;
 }
 
 int route_metrics(struct core *c, struct req *r, struct err *e)
 {
-	req_reply(r, 200, json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b}", "requests", (json_int_t)c->n.requests, "errors",
-				    (json_int_t)c->n.errors, "starts", (json_int_t)c->n.starts, "stops", (json_int_t)c->n.stops, "crashes",
-				    (json_int_t)c->n.crashes, "adopted", (json_int_t)c->n.adopted, "commits", (json_int_t)c->n.commits, "refused",
-				    (json_int_t)c->n.refused, "running", (json_int_t)usage_running(c), "read_only", c->read_only), 0, NULL);
+	req_reply(r, 200,
+		  json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b}", "requests",
+			    (json_int_t)c->n.requests, "errors", (json_int_t)c->n.errors, "starts",
+			    (json_int_t)c->n.starts, "stops", (json_int_t)c->n.stops, "crashes",
+			    (json_int_t)c->n.crashes, "adopted", (json_int_t)c->n.adopted,
+			    "commits", (json_int_t)c->n.commits, "refused",
+			    (json_int_t)c->n.refused, "running", (json_int_t)usage_running(c),
+			    "read_only", c->read_only),
+		  0, NULL);
 	return 0;
 }
 
@@ -218,14 +234,20 @@ static void doctor_fact(void *arg, enum call_event ev, struct wire_buf *b, const
 
 	if (ev == CALL_ITEM) {
 		if (b->type == MSG_p_fact && msg_p_fact_decode(&m, b) == 0)
-			json_array_append_new(d->items, json_pack("{s:s, s:b, s:s, s:s}", "name", m.name, "ok", m.ok != 0, "text", m.text, "hint", m.hint));
+			json_array_append_new(d->items, json_pack("{s:s, s:b, s:s, s:s}", "name",
+								  m.name, "ok", m.ok != 0, "text",
+								  m.text, "hint", m.hint));
 		return;
 	}
-	json_array_append_new(d->items, json_pack("{s:s, s:b, s:s, s:s}", "name", "state", "ok", !c->read_only, "text",
-						  c->read_only ? c->read_only_why : "the database takes writes", "hint",
-						  c->read_only ? "free space or mend permissions of the state directory" : ""));
+	json_array_append_new(
+	    d->items,
+	    json_pack("{s:s, s:b, s:s, s:s}", "name", "state", "ok", !c->read_only, "text",
+		      c->read_only ? c->read_only_why : "the database takes writes", "hint",
+		      c->read_only ? "free space or mend permissions of the state directory" : ""));
 	if (e)
-		json_array_append_new(d->items, json_pack("{s:s, s:b, s:s, s:s}", "name", "probe", "ok", 0, "text", e->detail, "hint", e->hint));
+		json_array_append_new(d->items,
+				      json_pack("{s:s, s:b, s:s, s:s}", "name", "probe", "ok", 0,
+						"text", e->detail, "hint", e->hint));
 	req_reply(d->r, 200, json_pack("{s:o}", "items", d->items), 0, NULL);
 	free(d);
 }

@@ -1,8 +1,11 @@
-/* config.c - settings and descriptors as they arrive from the daemon, message by message, until g_build.
+/* config.c - settings and descriptors as they arrive from the daemon, message by message, until
+ * g_build.
  *
- * Names are labels for people; every object arrives as a descriptor. Bounds are those of machine_config.h. The disk
- * graph is opened here, inside the jail: image headers are parsed by this process and no other.
- * Ownership: a message's descriptors become ours on success; guest_config_free() closes what no machine took.
+ * Names are labels for people; every object arrives as a descriptor. Bounds are those of
+ * machine_config.h. The disk graph is opened here, inside the jail: image headers are parsed by
+ * this process and no other.
+ * Ownership: a message's descriptors become ours on success; guest_config_free() closes what no
+ * machine took.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -106,12 +109,15 @@ int guest_config_base(struct guest *g, struct msg_g_config *m, struct err *e)
 	struct guest_config *c = g->cfg;
 
 	if (c->have_base)
-		return err_set(e, EEXIST, "configured-twice", "guest %s: its base configuration came twice", g->name);
+		return err_set(e, EEXIST, "configured-twice",
+			       "guest %s: its base configuration came twice", g->name);
 	if (m->vcpus < 1 || m->vcpus > VM_VCPUS_MAX)
-		return err_set(e, EINVAL, "vcpus-out-of-range", "guest %s: %llu vCPUs; 1 to %u are possible", g->name,
+		return err_set(e, EINVAL, "vcpus-out-of-range",
+			       "guest %s: %llu vCPUs; 1 to %u are possible", g->name,
 			       (unsigned long long)m->vcpus, VM_VCPUS_MAX);
 	if (m->vmgenid.len && m->vmgenid.len != sizeof(c->vmgenid))
-		return err_set(e, EINVAL, "bad-vmgenid", "guest %s: a generation id has 16 bytes", g->name);
+		return err_set(e, EINVAL, "bad-vmgenid", "guest %s: a generation id has 16 bytes",
+			       g->name);
 	if (m->vmgenid.len)
 		memcpy(c->vmgenid, m->vmgenid.p, m->vmgenid.len);
 	c->base = *m;
@@ -128,7 +134,8 @@ int guest_config_boot(struct guest *g, struct msg_g_boot *m, struct err *e)
 	struct guest_config *c = g->cfg;
 
 	if (c->have_boot)
-		return err_set(e, EEXIST, "configured-twice", "guest %s: its boot configuration came twice", g->name);
+		return err_set(e, EEXIST, "configured-twice",
+			       "guest %s: its boot configuration came twice", g->name);
 	c->boot = *m;
 	m->kernel_fd = m->initrd_fd = -1;
 	c->have_boot = true;
@@ -150,16 +157,21 @@ int guest_config_disk(struct guest *g, struct msg_g_disk *m, struct err *e)
 	struct config_layer *layers;
 
 	if (m->fd < 0)
-		return err_set(e, EINVAL, "no-descriptor", "disk %s: layer %llu came without its file", m->name,
+		return err_set(e, EINVAL, "no-descriptor",
+			       "disk %s: layer %llu came without its file", m->name,
 			       (unsigned long long)m->layer);
 	if (m->cache > BLK_CACHE_UNSAFE || m->on_error > IO_ERROR_REPORT)
-		return err_set(e, EINVAL, "bad-disk-setting", "disk %s: unknown cache or error policy", m->name);
+		return err_set(e, EINVAL, "bad-disk-setting",
+			       "disk %s: unknown cache or error policy", m->name);
 	if (m->layer != (d ? d->nlayers : 0) || m->layer >= BLK_CHAIN_MAX)
-		return err_set(e, EINVAL, "bad-layer", "disk %s: layer %llu is out of order, or the chain is deeper than %u",
-			       m->name, (unsigned long long)m->layer, BLK_CHAIN_MAX);
+		return err_set(
+		    e, EINVAL, "bad-layer",
+		    "disk %s: layer %llu is out of order, or the chain is deeper than %u", m->name,
+		    (unsigned long long)m->layer, BLK_CHAIN_MAX);
 	if (!d) {
 		if (c->ndisks == MC_DISKS_MAX)
-			return err_set(e, E2BIG, "too-many-disks", "guest %s: more than %u disks", g->name, MC_DISKS_MAX);
+			return err_set(e, E2BIG, "too-many-disks", "guest %s: more than %u disks",
+				       g->name, MC_DISKS_MAX);
 		d = &c->disks[c->ndisks++];
 		memcpy(d->name, m->name, sizeof(d->name));
 		memcpy(d->serial, m->serial, sizeof(d->serial));
@@ -183,19 +195,26 @@ int guest_config_disk(struct guest *g, struct msg_g_disk *m, struct err *e)
 
 int guest_config_nic(struct guest *g, struct msg_g_nic *m, struct err *e)
 {
-	int *taps[] = { &m->tap0, &m->tap1, &m->tap2, &m->tap3, &m->tap4, &m->tap5, &m->tap6, &m->tap7 };
-	int *vhosts[] = { &m->vhost0, &m->vhost1, &m->vhost2, &m->vhost3, &m->vhost4, &m->vhost5, &m->vhost6, &m->vhost7 };
+	int *taps[] = { &m->tap0, &m->tap1, &m->tap2, &m->tap3,
+			&m->tap4, &m->tap5, &m->tap6, &m->tap7 };
+	int *vhosts[] = { &m->vhost0, &m->vhost1, &m->vhost2, &m->vhost3,
+			  &m->vhost4, &m->vhost5, &m->vhost6, &m->vhost7 };
 	struct guest_config *c = g->cfg;
 	struct mc_nic *nic;
 
 	if (c->nnics == MC_NICS_MAX)
-		return err_set(e, E2BIG, "too-many-nics", "guest %s: more than %u network ports", g->name, MC_NICS_MAX);
+		return err_set(e, E2BIG, "too-many-nics", "guest %s: more than %u network ports",
+			       g->name, MC_NICS_MAX);
 	if (m->mac.len != 6 || m->queues < 1 || m->queues > ARRAY_SIZE(taps) || m->mtu > UINT16_MAX)
-		return err_set(e, EINVAL, "bad-nic", "network port %s: needs a MAC address, 1 to 8 queues and an MTU below 65,536",
-			       m->name);
+		return err_set(
+		    e, EINVAL, "bad-nic",
+		    "network port %s: needs a MAC address, 1 to 8 queues and an MTU below 65,536",
+		    m->name);
 	for (unsigned q = 0; q < m->queues; q++)
 		if (*taps[q] < 0)
-			return err_set(e, EINVAL, "no-descriptor", "network port %s: queue %u came without its tap", m->name, q);
+			return err_set(e, EINVAL, "no-descriptor",
+				       "network port %s: queue %u came without its tap", m->name,
+				       q);
 	nic = &c->nics[c->nnics++];
 	memcpy(nic->name, m->name, sizeof(nic->name));
 	memcpy(nic->mac, m->mac.p, 6);
@@ -216,10 +235,11 @@ int guest_config_port(struct guest *g, struct msg_g_port *m, struct err *e)
 	struct mc_port *p;
 
 	if (*n == max)
-		return err_set(e, E2BIG, "too-many-ports", "guest %s: more than %u %s ports", g->name, max,
-			       m->bus ? "console" : "serial");
+		return err_set(e, E2BIG, "too-many-ports", "guest %s: more than %u %s ports",
+			       g->name, max, m->bus ? "console" : "serial");
 	if (m->kind > CHARDEV_FILE || (m->kind != CHARDEV_NULL && m->fd < 0))
-		return err_set(e, EINVAL, "bad-port", "port %s: unknown kind, or it came without its descriptor", m->name);
+		return err_set(e, EINVAL, "bad-port",
+			       "port %s: unknown kind, or it came without its descriptor", m->name);
 	p = m->bus ? &c->consoles[(*n)++] : &c->serials[(*n)++];
 	memcpy(p->name, m->name, sizeof(p->name));
 	p->chr = (struct chardev_config){ .kind = (enum chardev_kind)m->kind,
@@ -241,7 +261,8 @@ static int config_disk_open(struct config_disk *d, struct mc_disk *out, struct e
 			.read_only = d->layers[i].read_only || i > 0,
 			.discard = d->discard,
 			.detect_zeroes = d->detect_zeroes,
-			/* shared layers stay in the host's page cache, the guest's own goes around it */
+			/* shared layers stay in the host's page cache, the guest's own goes around
+			 * it */
 			.cache = i > 0 ? BLK_CACHE_WRITEBACK : d->cache,
 			.backing = i + 1 < d->nlayers ? &d->specs[i + 1] : NULL,
 		};
@@ -270,15 +291,18 @@ static int config_boot_format(const char *text, enum boot_format *f, struct err 
 			*f = (enum boot_format)i;
 			return 0;
 		}
-	return err_set(e, EINVAL, "bad-boot-format", "boot format \"%s\" is unknown; there are auto, bzimage, elf and pvh", text);
+	return err_set(e, EINVAL, "bad-boot-format",
+		       "boot format \"%s\" is unknown; there are auto, bzimage, elf and pvh", text);
 }
 
-int guest_config_open(struct guest_config *c, struct machine_config *mc, struct guest_settings *s, struct err *e)
+int guest_config_open(struct guest_config *c, struct machine_config *mc, struct guest_settings *s,
+		      struct err *e)
 {
 	int r;
 
 	if (!c->have_base)
-		return err_set(e, EINVAL, "not-configured", "the guest was told to build before it was configured");
+		return err_set(e, EINVAL, "not-configured",
+			       "the guest was told to build before it was configured");
 	*mc = (struct machine_config){
 		.memory_bytes = c->base.memory_bytes,
 		.memory_fd = c->base.memory_fd,

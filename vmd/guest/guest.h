@@ -1,8 +1,9 @@
 /* guest.h - the parts of vmd-guest, and the one struct they share.
  *
- * main.c starts and ends the process; link.c speaks with the daemon; config.c gathers descriptors and settings
- * into a machine_config; run.c builds, runs and ends the VM. All on the main thread.
- * Trust: the daemon is trusted for what it asks, not for what the image or kernel it passes contains.
+ * main.c starts and ends the process; link.c speaks with the daemon; config.c gathers descriptors
+ * and settings into a machine_config; run.c builds, runs and ends the VM. All on the main thread.
+ * Trust: the daemon is trusted for what it asks, not for what the image or kernel it passes
+ * contains.
  */
 #ifndef VMD_GUEST_GUEST_H
 #define VMD_GUEST_GUEST_H
@@ -60,8 +61,8 @@ int guest_config_disk(struct guest *g, struct msg_g_disk *m, struct err *e);
 int guest_config_nic(struct guest *g, struct msg_g_nic *m, struct err *e);
 int guest_config_port(struct guest *g, struct msg_g_port *m, struct err *e);
 
-/* What run.c builds from: guest_config_open() opens the disks and fills @mc, which borrows from @c. On a build's success
- * the descriptors are the machine's: guest_config_taken(). */
+/* What run.c builds from: guest_config_open() opens the disks and fills @mc, which borrows from @c.
+ * On a build's success the descriptors are the machine's: guest_config_taken(). */
 struct guest_settings {
 	char machine[32], accel[16];
 	int kvm_fd;
@@ -69,7 +70,8 @@ struct guest_settings {
 	struct cpuid_policy cpu;
 	bool icount, threads_one;
 };
-int guest_config_open(struct guest_config *c, struct machine_config *mc, struct guest_settings *s, struct err *e);
+int guest_config_open(struct guest_config *c, struct machine_config *mc, struct guest_settings *s,
+		      struct err *e);
 void guest_config_taken(struct guest_config *c);
 
 /* ---- run.c ---- */

@@ -1,7 +1,9 @@
 /* link.c - the daemon's connection: one at a time, permit table first, requests answered by id.
  *
- * The process listens; the daemon connects, now and again after each of its own restarts. EOF means "daemon away".
- * Trust: who connects is checked by SO_PEERCRED (root, or the daemon's own uid); what it sends by proto_permit().
+ * The process listens; the daemon connects, now and again after each of its own restarts. EOF means
+ * "daemon away".
+ * Trust: who connects is checked by SO_PEERCRED (root, or the daemon's own uid); what it sends by
+ * proto_permit().
  */
 #include <errno.h>
 #include <stdio.h>
@@ -39,7 +41,8 @@ void guest_tell(struct guest *g, const char *kind, const char *text)
 
 static void link_hello(struct guest *g, struct wire_buf *b)
 {
-	struct msg_hello in, out = { .version = PROTO_VERSION, .state = g->phase, .pid = (uint64_t)getpid() };
+	struct msg_hello in,
+	    out = { .version = PROTO_VERSION, .state = g->phase, .pid = (uint64_t)getpid() };
 
 	if (msg_hello_decode(&in, b) < 0)
 		return;
@@ -73,17 +76,17 @@ static void link_build(struct guest *g, struct wire_buf *b)
 }
 
 /* decode, act, reply, close what was not taken */
-#define LINK_CASE(name, call)                                         \
-	case MSG_##name: {                                            \
-		struct msg_##name m;                                  \
-		if (msg_##name##_decode(&m, b) < 0) {                 \
+#define LINK_CASE(name, call) \
+	case MSG_##name: { \
+		struct msg_##name m; \
+		if (msg_##name##_decode(&m, b) < 0) { \
 			err_set(&e, EPROTO, "bad-message", "malformed " #name); \
-		} else {                                              \
-			call;                                         \
-			msg_##name##_close(&m);                       \
-		}                                                     \
-		guest_reply(g, b->id, &e);                            \
-		break;                                                \
+		} else { \
+			call; \
+			msg_##name##_close(&m); \
+		} \
+		guest_reply(g, b->id, &e); \
+		break; \
 	}
 
 static void link_message(void *arg, struct wire_conn *c, struct wire_buf *b)
@@ -96,8 +99,10 @@ static void link_message(void *arg, struct wire_conn *c, struct wire_buf *b)
 	if (r < 0) {
 		const struct proto_desc *d = proto_find(b->type);
 
-		log_warn("refused message %s (0x%04x): %s", d ? d->name : "?", b->type, strerror(-r));
-		err_set(&e, -r, "not-permitted", "guest %s does not take %s now", g->name, d ? d->name : "that message");
+		log_warn("refused message %s (0x%04x): %s", d ? d->name : "?", b->type,
+			 strerror(-r));
+		err_set(&e, -r, "not-permitted", "guest %s does not take %s now", g->name,
+			d ? d->name : "that message");
 		guest_reply(g, b->id, &e);
 		return;
 	}
@@ -132,11 +137,14 @@ static void link_message(void *arg, struct wire_conn *c, struct wire_buf *b)
 	case MSG_g_nmi:
 		r = g->vm->accel->vcpu_nmi ? g->vm->accel->vcpu_nmi(g->vm->vcpus[0]) : -EOPNOTSUPP;
 		if (r < 0)
-			err_set(&e, -r, "nmi-failed", "guest %s: its accelerator refused the NMI: %s", g->name, strerror(-r));
+			err_set(&e, -r, "nmi-failed",
+				"guest %s: its accelerator refused the NMI: %s", g->name,
+				strerror(-r));
 		guest_reply(g, b->id, &e);
 		break;
 	default:
-		err_set(&e, EOPNOTSUPP, "not-supported", "guest %s was built without message 0x%04x", g->name, b->type);
+		err_set(&e, EOPNOTSUPP, "not-supported",
+			"guest %s was built without message 0x%04x", g->name, b->type);
 		guest_reply(g, b->id, &e);
 	}
 }
@@ -167,7 +175,8 @@ static void link_accept(void *arg, int fd, uint32_t events)
 
 	if (sock < 0)
 		return;
-	if (getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0 || (cred.uid != 0 && cred.uid != g->peer_uid)) {
+	if (getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0 ||
+	    (cred.uid != 0 && cred.uid != g->peer_uid)) {
 		log_warn("refused a connection of uid %d", (int)cred.uid);
 		close(sock);
 		return;
@@ -187,7 +196,9 @@ int guest_link_start(struct guest *g, struct err *e)
 {
 	int r = loop_fd_add(g->loop, &g->listen_w, g->listen_fd, EPOLLIN, link_accept, g);
 
-	return r < 0 ? err_set(e, -r, "no-socket", "cannot watch the listening socket: %s", strerror(-r)) : 0;
+	return r < 0 ? err_set(e, -r, "no-socket", "cannot watch the listening socket: %s",
+			       strerror(-r))
+		     : 0;
 }
 
 void guest_link_stop(struct guest *g)

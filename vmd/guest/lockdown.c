@@ -1,9 +1,11 @@
 /* lockdown.c - what vmd-guest gives up: every path (Landlock), and every system call but these.
  *
- * By now the machine is built; the guest holds descriptors and needs only to use them. The lists are per thread: the main
- * thread and the I/O threads share one, a vCPU thread adds a narrower one on top of it. What takes a number that chooses
- * among many acts (ioctl, fcntl, prctl, clone) is filtered by that number.
- * Memory is never executable: PROT_EXEC is refused in mmap and mprotect (a JIT asks for its pages before).
+ * By now the machine is built; the guest holds descriptors and needs only to use them. The lists
+ * are per thread: the main thread and the I/O threads share one, a vCPU thread adds a narrower one
+ * on top of it. What takes a number that chooses among many acts (ioctl, fcntl, prctl, clone) is
+ * filtered by that number.
+ * Memory is never executable: PROT_EXEC is refused in mmap and mprotect (a JIT asks for its pages
+ * before).
  */
 #include "vmd/guest/lockdown.h"
 
@@ -35,42 +37,56 @@
 #endif
 
 /* No KVM_CREATE_VM, no KVM_CREATE_DEVICE, no SEV: one VM exists, and it stays one. */
-#define LOCKDOWN_KVM_VCPU                                                                                  \
-	KVM_RUN, KVM_GET_REGS, KVM_SET_REGS, KVM_GET_SREGS, KVM_SET_SREGS, KVM_GET_MSRS, KVM_SET_MSRS,     \
-		KVM_GET_FPU, KVM_SET_FPU, KVM_GET_LAPIC, KVM_SET_LAPIC, KVM_GET_XSAVE, KVM_SET_XSAVE,      \
-		KVM_GET_XCRS, KVM_SET_XCRS, KVM_GET_VCPU_EVENTS, KVM_SET_VCPU_EVENTS, KVM_GET_MP_STATE,    \
-		KVM_SET_MP_STATE, KVM_GET_DEBUGREGS, KVM_SET_DEBUGREGS, KVM_GET_TSC_KHZ, KVM_SET_TSC_KHZ,  \
-		KVM_INTERRUPT, KVM_NMI, KVM_KVMCLOCK_CTRL, KVM_SET_GUEST_DEBUG, KVM_TRANSLATE,             \
-		KVM_SET_SIGNAL_MASK, KVM_GET_XSAVE2, KVM_GET_SREGS2, KVM_SET_SREGS2
-#define LOCKDOWN_KVM_VM                                                                                    \
-	KVM_SIGNAL_MSI, KVM_IRQFD, KVM_IOEVENTFD, KVM_SET_GSI_ROUTING, KVM_GET_CLOCK, KVM_SET_CLOCK,       \
-		KVM_GET_DIRTY_LOG, KVM_CLEAR_DIRTY_LOG, KVM_SET_USER_MEMORY_REGION, KVM_IRQ_LINE,          \
-		KVM_RESET_DIRTY_RINGS, KVM_CHECK_EXTENSION
+#define LOCKDOWN_KVM_VCPU \
+	KVM_RUN, KVM_GET_REGS, KVM_SET_REGS, KVM_GET_SREGS, KVM_SET_SREGS, KVM_GET_MSRS, \
+	    KVM_SET_MSRS, KVM_GET_FPU, KVM_SET_FPU, KVM_GET_LAPIC, KVM_SET_LAPIC, KVM_GET_XSAVE, \
+	    KVM_SET_XSAVE, KVM_GET_XCRS, KVM_SET_XCRS, KVM_GET_VCPU_EVENTS, KVM_SET_VCPU_EVENTS, \
+	    KVM_GET_MP_STATE, KVM_SET_MP_STATE, KVM_GET_DEBUGREGS, KVM_SET_DEBUGREGS, \
+	    KVM_GET_TSC_KHZ, KVM_SET_TSC_KHZ, KVM_INTERRUPT, KVM_NMI, KVM_KVMCLOCK_CTRL, \
+	    KVM_SET_GUEST_DEBUG, KVM_TRANSLATE, KVM_SET_SIGNAL_MASK, KVM_GET_XSAVE2, \
+	    KVM_GET_SREGS2, KVM_SET_SREGS2
+#define LOCKDOWN_KVM_VM \
+	KVM_SIGNAL_MSI, KVM_IRQFD, KVM_IOEVENTFD, KVM_SET_GSI_ROUTING, KVM_GET_CLOCK, \
+	    KVM_SET_CLOCK, KVM_GET_DIRTY_LOG, KVM_CLEAR_DIRTY_LOG, KVM_SET_USER_MEMORY_REGION, \
+	    KVM_IRQ_LINE, KVM_RESET_DIRTY_RINGS, KVM_CHECK_EXTENSION
 
 static const uint32_t lockdown_ioctls[] = {
 	LOCKDOWN_KVM_VCPU,
 	LOCKDOWN_KVM_VM,
 	TUNSETOFFLOAD, /* not TUNSETIFF: the tap is what priv made it */
 	TUNSETVNETHDRSZ,
-	VHOST_SET_FEATURES, VHOST_GET_FEATURES, VHOST_SET_MEM_TABLE, VHOST_SET_VRING_NUM,
-	VHOST_SET_VRING_ADDR, VHOST_SET_VRING_BASE, VHOST_GET_VRING_BASE, VHOST_SET_VRING_KICK,
-	VHOST_SET_VRING_CALL, VHOST_SET_VRING_ERR, VHOST_NET_SET_BACKEND,
-	FIONREAD, FIONBIO,
-	BLKDISCARD, BLKZEROOUT,
+	VHOST_SET_FEATURES,
+	VHOST_GET_FEATURES,
+	VHOST_SET_MEM_TABLE,
+	VHOST_SET_VRING_NUM,
+	VHOST_SET_VRING_ADDR,
+	VHOST_SET_VRING_BASE,
+	VHOST_GET_VRING_BASE,
+	VHOST_SET_VRING_KICK,
+	VHOST_SET_VRING_CALL,
+	VHOST_SET_VRING_ERR,
+	VHOST_NET_SET_BACKEND,
+	FIONREAD,
+	FIONBIO,
+	BLKDISCARD,
+	BLKZEROOUT,
 };
-static const uint32_t lockdown_vcpu_ioctls[] = { LOCKDOWN_KVM_VCPU, LOCKDOWN_KVM_VM, TUNSETOFFLOAD };
+static const uint32_t lockdown_vcpu_ioctls[] = { LOCKDOWN_KVM_VCPU, LOCKDOWN_KVM_VM,
+						 TUNSETOFFLOAD };
 
-/* The flags of glibc's pthread_create, no others: no namespace, no process. clone3 hides its flags in memory. */
-static const uint32_t lockdown_clone[] = { CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD |
-					   CLONE_SYSVSEM | CLONE_SETTLS | CLONE_PARENT_SETTID |
-					   CLONE_CHILD_CLEARTID };
-static const uint32_t lockdown_fcntl[] = { F_GETFL, F_SETFL, F_GETFD, F_SETFD, F_DUPFD_CLOEXEC, F_ADD_SEALS,
-					   F_GET_SEALS };
+/* The flags of glibc's pthread_create, no others: no namespace, no process. clone3 hides its flags
+ * in memory. */
+static const uint32_t lockdown_clone[] = { CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND |
+					   CLONE_THREAD | CLONE_SYSVSEM | CLONE_SETTLS |
+					   CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID };
+static const uint32_t lockdown_fcntl[] = { F_GETFL,	    F_SETFL,	 F_GETFD,    F_SETFD,
+					   F_DUPFD_CLOEXEC, F_ADD_SEALS, F_GET_SEALS };
 static const uint32_t lockdown_prctl[] = { PR_SET_NAME };
 static const uint32_t lockdown_empty_path[] = { AT_EMPTY_PATH };
 static const uint32_t lockdown_sol_socket[] = { SOL_SOCKET };
 
 /* What every thread may do. */
+/* clang-format off */
 static const struct sandbox_rule lockdown_common[] = {
 	SB_ALLOW(read), SB_ALLOW(write), SB_ALLOW(readv), SB_ALLOW(writev), SB_ALLOW(close),
 	SB_ALLOW(futex), SB_ALLOW(clock_gettime), SB_ALLOW(clock_nanosleep), SB_ALLOW(nanosleep),
@@ -86,8 +102,10 @@ static const struct sandbox_rule lockdown_common[] = {
 	SB_ERRNO(clone3, ENOSYS), SB_ERRNO(sched_getaffinity, ENOSYS),
 	SB_END,
 };
+/* clang-format on */
 
 /* The main thread and the I/O threads: files, new threads, the daemon's connections. */
+/* clang-format off */
 static const struct sandbox_rule lockdown_main[] = {
 	SB_ALLOW(fstat), SB_ALLOW(lseek), SB_ALLOW(fallocate), SB_ALLOW(ftruncate), SB_ALLOW(fsync), SB_ALLOW(fdatasync),
 	SB_ALLOW(sync_file_range), SB_ALLOW(fadvise64), SB_ALLOW(copy_file_range), SB_ALLOW(flock), SB_ALLOW(fstatfs),
@@ -101,20 +119,25 @@ static const struct sandbox_rule lockdown_main[] = {
 	SB_ALLOW(mincore), SB_ALLOW(msync), SB_ALLOW(getuid), SB_ALLOW(uname), SB_ALLOW(sysinfo),
 	SB_END,
 };
+/* clang-format on */
 
-/* A vCPU thread, on top: KVM's own calls, the devices' short work (an eventfd, a timer, a byte to a console). */
+/* A vCPU thread, on top: KVM's own calls, the devices' short work (an eventfd, a timer, a byte to a
+ * console). */
+/* clang-format off */
 static const struct sandbox_rule lockdown_vcpu_only[] = {
 	SB_ARG_IN(ioctl, 1, lockdown_vcpu_ioctls, ARRAY_SIZE(lockdown_vcpu_ioctls)),
 	SB_ALLOW(fstat), SB_ALLOW(eventfd2), /* doorbells and interrupt vectors are made when the driver asks for them */
 	SB_END,
 };
+/* clang-format on */
 
 int lockdown_paths(void)
 {
 	return sandbox_landlock();
 }
 
-/* A signal goes to threads of this process alone: vCPUs are kicked by one. The rule names our own pid, so it is made here. */
+/* A signal goes to threads of this process alone: vCPUs are kicked by one. The rule names our own
+ * pid, so it is made here. */
 static int lockdown_install(const struct sandbox_rule *extra, bool all_threads)
 {
 	const uint32_t self[] = { (uint32_t)getpid() };
@@ -125,14 +148,16 @@ static int lockdown_install(const struct sandbox_rule *extra, bool all_threads)
 	return ret;
 }
 
-/* SECCOMP_RET_ERRNO hides the number of a call that was refused; the program that installs a filter may still
- * stack a narrower one on it, hence seccomp(2) itself with that one operation. */
+/* SECCOMP_RET_ERRNO hides the number of a call that was refused; the program that installs a filter
+ * may still stack a narrower one on it, hence seccomp(2) itself with that one operation. */
 static const uint32_t lockdown_seccomp_op[] = { 1 /* SECCOMP_SET_MODE_FILTER */ };
 
+/* clang-format off */
 static const struct sandbox_rule lockdown_stack[] = {
 	SB_ARG_IN(seccomp, 0, lockdown_seccomp_op, 1),
 	SB_END,
 };
+/* clang-format on */
 
 static const uint32_t lockdown_prctl_nnp[] = { PR_SET_NAME, PR_SET_NO_NEW_PRIVS };
 
@@ -145,7 +170,8 @@ int lockdown_calls(void)
 		SB_END,
 	};
 	/* the first rule for a call decides: kick's prctl comes before common's */
-	const struct sandbox_rule *const lists[] = { kick, lockdown_common, lockdown_main, lockdown_stack, NULL };
+	const struct sandbox_rule *const lists[] = { kick, lockdown_common, lockdown_main,
+						     lockdown_stack, NULL };
 
 	return sandbox_seccomp(lists, true);
 }
@@ -171,7 +197,8 @@ int guest_lockdown(struct guest *g, struct err *e)
 	int ret = lockdown_calls();
 
 	if (ret < 0)
-		return err_set(e, -ret, "lockdown-failed", "guest %s: cannot give up its system calls: %s", g->name,
+		return err_set(e, -ret, "lockdown-failed",
+			       "guest %s: cannot give up its system calls: %s", g->name,
 			       strerror(-ret));
 	snprintf(g->jail + n, sizeof(g->jail) - n, "%sseccomp", n ? " " : "");
 	g->vm->on_vcpu_thread = guest_vcpu_thread;

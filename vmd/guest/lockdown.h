@@ -1,4 +1,5 @@
-/* lockdown.h - the guest's own half of its jail, apart from struct guest so that the tests can wear it too. */
+/* lockdown.h - the guest's own half of its jail, apart from struct guest so that the tests can wear
+ * it too. */
 #ifndef VMD_GUEST_LOCKDOWN_H
 #define VMD_GUEST_LOCKDOWN_H
 
@@ -7,9 +8,11 @@
 
 enum lockdown_layer { LOCKDOWN_LANDLOCK = 1, LOCKDOWN_SECCOMP = 2, LOCKDOWN_ALL = 3 };
 
-/* lockdown_paths() - Landlock; first thing in the process, before any thread. ABI version or -errno. */
+/* lockdown_paths() - Landlock; first thing in the process, before any thread. ABI version or
+ * -errno. */
 int lockdown_paths(void);
-/* lockdown_calls() - the process's system calls, all threads, now that it holds all it needs. 0 or -errno. */
+/* lockdown_calls() - the process's system calls, all threads, now that it holds all it needs. 0 or
+ * -errno. */
 int lockdown_calls(void);
 /* lockdown_vcpu() - in a new vCPU thread: what only the main thread needs goes too. 0 or -errno. */
 int lockdown_vcpu(void);

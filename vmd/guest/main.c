@@ -1,10 +1,12 @@
 /* main.c - vmd-guest: one virtual machine in one process.
  *
  *	vmd-guest --listen FD [--peer-uid UID] [--kvm FD] [--jail LAYERS] [--verbose]
- * Started by vmd's priv role inside a jail: FD listens on a SOCK_SEQPACKET unix socket, standard error is the log. There is
- * nothing else to name: everything the guest has arrives as a descriptor. It ends when told to (g_quit), when it
- * could not be built, or never: the daemon's end is not its own.
- * Memory: one malloc arena and small thread stacks, because there may be thousands of these processes.
+ * Started by vmd's priv role inside a jail: FD listens on a SOCK_SEQPACKET unix socket, standard
+ * error is the log. There is nothing else to name: everything the guest has arrives as a
+ * descriptor. It ends when told to (g_quit), when it could not be built, or never: the daemon's end
+ * is not its own.
+ * Memory: one malloc arena and small thread stacks, because there may be thousands of these
+ * processes.
  */
 #include <errno.h>
 #include <malloc.h>
@@ -21,9 +23,10 @@
 
 static int guest_usage(FILE *f)
 {
-	fputs("usage: vmd-guest --listen FD [--peer-uid UID] [--kvm FD] [--jail LAYERS] [--verbose]\n"
-	      "one virtual machine; started by vmd, which passes all else as descriptors\n",
-	      f);
+	fputs(
+	    "usage: vmd-guest --listen FD [--peer-uid UID] [--kvm FD] [--jail LAYERS] [--verbose]\n"
+	    "one virtual machine; started by vmd, which passes all else as descriptors\n",
+	    f);
 	return f == stdout ? 0 : 2;
 }
 
@@ -47,19 +50,26 @@ static void guest_sigterm(void *arg, int signo)
 
 int main(int argc, char **argv)
 {
-	struct guest g = { .listen_fd = -1, .kvm_fd = -1, .listen_w = LOOP_FD_NONE, .phase = GUEST_NEW, .peer_uid = getuid() };
+	struct guest g = { .listen_fd = -1,
+			   .kvm_fd = -1,
+			   .listen_w = LOOP_FD_NONE,
+			   .phase = GUEST_NEW,
+			   .peer_uid = getuid() };
 	enum log_level level = LOG_INFO_;
 	struct err e = { 0 };
 	long n;
 
 	for (int i = 1; i < argc; i++) {
-		if (!strcmp(argv[i], "--listen") && i + 1 < argc && guest_number(argv[i + 1], &n) == 0) {
+		if (!strcmp(argv[i], "--listen") && i + 1 < argc &&
+		    guest_number(argv[i + 1], &n) == 0) {
 			g.listen_fd = (int)n;
 			i++;
-		} else if (!strcmp(argv[i], "--peer-uid") && i + 1 < argc && guest_number(argv[i + 1], &n) == 0) {
+		} else if (!strcmp(argv[i], "--peer-uid") && i + 1 < argc &&
+			   guest_number(argv[i + 1], &n) == 0) {
 			g.peer_uid = (uid_t)n;
 			i++;
-		} else if (!strcmp(argv[i], "--kvm") && i + 1 < argc && guest_number(argv[i + 1], &n) == 0) {
+		} else if (!strcmp(argv[i], "--kvm") && i + 1 < argc &&
+			   guest_number(argv[i + 1], &n) == 0) {
 			g.kvm_fd = (int)n;
 			i++;
 		} else if (!strcmp(argv[i], "--jail") && i + 1 < argc) {
@@ -77,12 +87,13 @@ int main(int argc, char **argv)
 	mallopt(M_TRIM_THRESHOLD, 64 << 10);
 	log_open("guest", NULL, 2, level);
 	signal(SIGPIPE, SIG_IGN);
-	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0); /* no core file, no ptrace by a neighbour of the same uid */
+	prctl(PR_SET_DUMPABLE, 0, 0, 0,
+	      0); /* no core file, no ptrace by a neighbour of the same uid */
 	int landlock = lockdown_paths();
 
 	if (landlock > 0)
-		snprintf(g.jail + strlen(g.jail), sizeof(g.jail) - strlen(g.jail), "%slandlock-%d", *g.jail ? " " : "",
-			 landlock);
+		snprintf(g.jail + strlen(g.jail), sizeof(g.jail) - strlen(g.jail), "%slandlock-%d",
+			 *g.jail ? " " : "", landlock);
 	else
 		log_info("no Landlock here: %s", strerror(-landlock));
 	g.loop = loop_new();

@@ -1,8 +1,8 @@
 /* run.c - the VM of this process: build it, run it, report what becomes of it, end it.
  *
- * A guest's own reboot is served here and only told to the daemon; poweroff, triple fault and failure leave the vCPUs
- * parked until the daemon decides (restart policy is its business). With the daemon away the process waits, so
- * that the reason is not lost.
+ * A guest's own reboot is served here and only told to the daemon; poweroff, triple fault and
+ * failure leave the vCPUs parked until the daemon decides (restart policy is its business). With
+ * the daemon away the process waits, so that the reason is not lost.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -24,7 +24,8 @@ static void guest_rebooted(void *arg)
 
 	if (g->quitting)
 		return;
-	if (vm_reset(g->vm, &e) < 0 || g->machine->reset(g->vm, &e) < 0 || vm_start(g->vm, &e) < 0) {
+	if (vm_reset(g->vm, &e) < 0 || g->machine->reset(g->vm, &e) < 0 ||
+	    vm_start(g->vm, &e) < 0) {
 		log_error("reboot failed: %s", e.detail);
 		g->phase = GUEST_STOPPED;
 		guest_tell(g, "accel-failed", e.detail);
@@ -37,7 +38,7 @@ static void guest_rebooted(void *arg)
 static void guest_vm_event(void *arg, enum vm_event ev, const char *text)
 {
 	static const char *const kinds[] = {
-		[VM_EVENT_POWEROFF] = "poweroff",	    [VM_EVENT_REBOOT] = "reboot",
+		[VM_EVENT_POWEROFF] = "poweroff",	  [VM_EVENT_REBOOT] = "reboot",
 		[VM_EVENT_TRIPLE_FAULT] = "triple-fault", [VM_EVENT_PANIC] = "panic",
 		[VM_EVENT_ACCEL_FAILED] = "accel-failed", [VM_EVENT_IO_ERROR] = "io-error",
 		[VM_EVENT_WATCHDOG] = "watchdog",
@@ -104,7 +105,10 @@ int guest_build(struct guest *g, struct msg_g_ready *ready, struct err *e)
 	vc.accel = accel_choose(*s.accel ? s.accel : "auto", s.kvm_fd, reason, sizeof(reason), e);
 	if (!vc.accel)
 		return e->num ? -e->num : -ENODEV;
-	vc.accel_cfg = (struct accel_config){ .kvm_fd = s.kvm_fd, .vcpus = s.vcpus, .icount = s.icount, .threads_one = s.threads_one };
+	vc.accel_cfg = (struct accel_config){ .kvm_fd = s.kvm_fd,
+					      .vcpus = s.vcpus,
+					      .icount = s.icount,
+					      .threads_one = s.threads_one };
 	vc.cpu = s.cpu;
 	g->vm = vm_new(g->loop, &vc, e);
 	if (!g->vm)
@@ -114,7 +118,8 @@ int guest_build(struct guest *g, struct msg_g_ready *ready, struct err *e)
 	g->vm->on_event_arg = g;
 	r = g->machine->build(g->vm, &mc, e);
 	if (r < 0) {
-		/* what the half-built machine took is freed with it; what it did not is still the configuration's */
+		/* what the half-built machine took is freed with it; what it did not is still the
+		 * configuration's */
 		guest_config_taken(g->cfg);
 		return r;
 	}
@@ -127,7 +132,8 @@ int guest_build(struct guest *g, struct msg_g_ready *ready, struct err *e)
 		return r;
 	snprintf(ready->accel, sizeof(ready->accel), "%s", vc.accel->name);
 	snprintf(ready->reason, sizeof(ready->reason), "%s", reason);
-	snprintf(ready->boot_format, sizeof(ready->boot_format), "%s", boot_format_name(mc.boot.format));
+	snprintf(ready->boot_format, sizeof(ready->boot_format), "%s",
+		 boot_format_name(mc.boot.format));
 	snprintf(ready->jail, sizeof(ready->jail), "%s", g->jail);
 	ready->build_us = (clock_mono_ns() - start_ns) / NS_PER_US;
 	return 0;
@@ -142,7 +148,8 @@ int guest_start(struct guest *g, struct err *e)
 	if (g->phase == GUEST_RUNNING)
 		return 0;
 	if (g->phase == GUEST_STOPPED)
-		return err_set(e, EINVAL, "guest-stopped", "guest %s has stopped; only a new start runs it again", g->name);
+		return err_set(e, EINVAL, "guest-stopped",
+			       "guest %s has stopped; only a new start runs it again", g->name);
 	r = vm_start(g->vm, e);
 	if (!r)
 		g->phase = GUEST_RUNNING;
@@ -193,7 +200,8 @@ static void guest_reset_parked(void *arg)
 	struct guest *g = d->g;
 	struct err e = { 0 };
 
-	if (vm_reset(g->vm, &e) == 0 && g->machine->reset(g->vm, &e) == 0 && vm_start(g->vm, &e) == 0)
+	if (vm_reset(g->vm, &e) == 0 && g->machine->reset(g->vm, &e) == 0 &&
+	    vm_start(g->vm, &e) == 0)
 		g->phase = GUEST_RUNNING;
 	guest_reply(g, d->id, &e);
 	free(d);
@@ -255,7 +263,8 @@ int guest_console(struct guest *g, struct msg_g_console *m, struct err *e)
 	int r;
 
 	if (!c) {
-		err_set(e, ENOENT, "port-not-found", "guest %s has no port \"%s\"", g->name, m->port);
+		err_set(e, ENOENT, "port-not-found", "guest %s has no port \"%s\"", g->name,
+			m->port);
 		err_hint(e, "vmctl info %s lists its ports", g->name);
 		return -ENOENT;
 	}
@@ -274,7 +283,8 @@ int guest_port_replace(struct guest *g, struct msg_g_port_replace *m, struct err
 	int r;
 
 	if (!c || m->kind > CHARDEV_FILE)
-		return err_set(e, ENOENT, "port-not-found", "guest %s has no port \"%s\", or its new kind is unknown", g->name,
+		return err_set(e, ENOENT, "port-not-found",
+			       "guest %s has no port \"%s\", or its new kind is unknown", g->name,
 			       m->port);
 	vm_lock(g->vm);
 	r = chardev_replace(c, &cfg, e);
@@ -284,7 +294,8 @@ int guest_port_replace(struct guest *g, struct msg_g_port_replace *m, struct err
 	return r;
 }
 
-static void guest_counter(struct guest *g, uint32_t id, const char *object, const char *name, uint64_t value, bool more)
+static void guest_counter(struct guest *g, uint32_t id, const char *object, const char *name,
+			  uint64_t value, bool more)
 {
 	struct msg_g_counter m = { .value = value, .more = more };
 
@@ -302,7 +313,7 @@ void guest_counters(struct guest *g, uint32_t id)
 	unsigned n;
 
 	vm_lock(g->vm);
-	list_for_each(node, &g->vm->devices) {
+	list_for_each (node, &g->vm->devices) {
 		struct device *d = container_of(node, struct device, node);
 
 		n = d->ops->stats ? d->ops->stats(d, names, values, GUEST_COUNTERS_MAX) : 0;
@@ -320,6 +331,7 @@ void guest_counters(struct guest *g, uint32_t id)
 		guest_counter(g, id, vcpu, "tid", (uint64_t)g->vm->vcpus[i]->tid, true);
 		exits += g->vm->vcpus[i]->exits;
 	}
-	guest_counter(g, id, "vm", "unclaimed", bus_unclaimed_count(g->vm->pio) + bus_unclaimed_count(g->vm->mmio), true);
+	guest_counter(g, id, "vm", "unclaimed",
+		      bus_unclaimed_count(g->vm->pio) + bus_unclaimed_count(g->vm->mmio), true);
 	guest_counter(g, id, "vm", "exits", exits, false);
 }

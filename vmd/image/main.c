@@ -1,10 +1,12 @@
 /* main.c - vmd-image: one image job in a jail of its own, parsing what nobody trusts.
  *
  *	vmd-image            (descriptor 3: SOCK_SEQPACKET link to core; standard error: the log)
- * core sends the layers of each side (i_layer: side 0 = source or only, 1 = target or new parent; top first) and then one i_run with
- * the verb and "key=value" lines. Answer: i_progress now and then, i_output with JSON where the verb has some, then result; then the
- * process ends. i_cancel, or the link's end, stops the job at its next step.
- * Threads: the main thread keeps the link, one thread does the job. Limits: seccomp and Landlock before the first byte is read.
+ * core sends the layers of each side (i_layer: side 0 = source or only, 1 = target or new parent;
+ * top first) and then one i_run with the verb and "key=value" lines. Answer: i_progress now and
+ * then, i_output with JSON where the verb has some, then result; then the process ends. i_cancel,
+ * or the link's end, stops the job at its next step.
+ * Threads: the main thread keeps the link, one thread does the job. Limits: seccomp and Landlock
+ * before the first byte is read.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -52,12 +54,14 @@ struct image_job {
 
 /* ---- what the job may do ---- */
 
-static const uint32_t image_clone[] = { CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM |
-					CLONE_SETTLS | CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID };
+static const uint32_t image_clone[] = { CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND |
+					CLONE_THREAD | CLONE_SYSVSEM | CLONE_SETTLS |
+					CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID };
 static const uint32_t image_fcntl[] = { F_GETFL, F_SETFL, F_GETFD, F_SETFD, F_DUPFD_CLOEXEC };
 static const uint32_t image_prctl[] = { PR_SET_NAME };
 static const uint32_t image_empty_path[] = { AT_EMPTY_PATH };
 
+/* clang-format off */
 static const struct sandbox_rule image_calls[] = {
 	SB_ALLOW(read), SB_ALLOW(write), SB_ALLOW(readv), SB_ALLOW(writev), SB_ALLOW(pread64), SB_ALLOW(pwrite64),
 	SB_ALLOW(preadv), SB_ALLOW(pwritev), SB_ALLOW(preadv2), SB_ALLOW(pwritev2), SB_ALLOW(lseek), SB_ALLOW(fstat),
@@ -74,6 +78,7 @@ static const struct sandbox_rule image_calls[] = {
 	SB_ALLOW(sigaltstack), SB_ALLOW(sysinfo), SB_ALLOW(prlimit64), SB_ALLOW(exit), SB_ALLOW(exit_group),
 	SB_END,
 };
+/* clang-format on */
 
 /* ---- arguments: "key=value" lines ---- */
 
@@ -83,7 +88,8 @@ static const char *image_arg(const struct image_job *j, const char *key, char bu
 
 	for (const char *s = j->run.args; s && *s; s = strchr(s, '\n'), s += s != NULL)
 		if (!strncmp(s, key, n) && s[n] == '=') {
-			snprintf(buf, 256, "%.*s", (int)MIN(strcspn(s + n + 1, "\n"), 255u), s + n + 1);
+			snprintf(buf, 256, "%.*s", (int)MIN(strcspn(s + n + 1, "\n"), 255u),
+				 s + n + 1);
 			return buf;
 		}
 	return NULL;
@@ -107,7 +113,8 @@ static void image_progress(void *arg, uint64_t done, uint64_t total)
 	atomic_store(&j->total, total);
 }
 
-static struct qcow2_create image_create_args(const struct image_job *j, char backing[256], char format[256])
+static struct qcow2_create image_create_args(const struct image_job *j, char backing[256],
+					     char format[256])
 {
 	return (struct qcow2_create){
 		.size_bytes = image_arg_u64(j, "size"),
@@ -129,7 +136,8 @@ static int image_create(struct image_job *j, struct err *e)
 
 	if (strcmp(l->driver, "qcow2")) {
 		if (ftruncate(l->fd, (off_t)c.size_bytes) < 0)
-			return err_set(e, errno, "create-failed", "%s: %s", l->label, strerror(errno));
+			return err_set(e, errno, "create-failed", "%s: %s", l->label,
+				       strerror(errno));
 	} else {
 		int ret = qcow2_create(l->fd, &c, e);
 
@@ -146,17 +154,23 @@ static int image_check(struct image_job *j, struct err *e)
 	struct blkjob_check c;
 	char how[256];
 	const char *repair = image_arg(j, "repair", how);
-	int ret = blkjob_check(j->specs[0], !repair ? BLKJOB_CHECK : strcmp(repair, "leaks") ? BLKJOB_REPAIR_ALL : BLKJOB_REPAIR_LEAKS, &c,
-			       e);
+	int ret = blkjob_check(j->specs[0],
+			       !repair			 ? BLKJOB_CHECK
+			       : strcmp(repair, "leaks") ? BLKJOB_REPAIR_ALL
+							 : BLKJOB_REPAIR_LEAKS,
+			       &c, e);
 
 	if (ret < 0)
 		return ret;
-	text_printf(&j->json,
-		    "{\"errors\":%llu,\"leaks\":%llu,\"errors_fixed\":%llu,\"leaks_fixed\":%llu,\"data_clusters\":%llu,"
-		    "\"compressed_clusters\":%llu,\"total_clusters\":%llu,\"image_end_bytes\":%llu}",
-		    (unsigned long long)c.errors, (unsigned long long)c.leaks, (unsigned long long)c.errors_fixed,
-		    (unsigned long long)c.leaks_fixed, (unsigned long long)c.data_clusters, (unsigned long long)c.compressed_clusters,
-		    (unsigned long long)c.total_clusters, (unsigned long long)c.image_end_bytes);
+	text_printf(
+	    &j->json,
+	    "{\"errors\":%llu,\"leaks\":%llu,\"errors_fixed\":%llu,\"leaks_fixed\":%llu,\"data_"
+	    "clusters\":%llu,"
+	    "\"compressed_clusters\":%llu,\"total_clusters\":%llu,\"image_end_bytes\":%llu}",
+	    (unsigned long long)c.errors, (unsigned long long)c.leaks,
+	    (unsigned long long)c.errors_fixed, (unsigned long long)c.leaks_fixed,
+	    (unsigned long long)c.data_clusters, (unsigned long long)c.compressed_clusters,
+	    (unsigned long long)c.total_clusters, (unsigned long long)c.image_end_bytes);
 	j->value = c.errors;
 	return 0;
 }
@@ -165,8 +179,10 @@ static int image_convert(struct image_job *j, const struct blkjob *job, struct e
 {
 	char backing[256], format[256];
 	struct msg_i_layer *l = j->layers[1];
-	struct blkjob_target t = { .driver = l ? l->driver : "", .create = image_create_args(j, backing, format),
-				   .compress = image_arg_u64(j, "compress"), .level = (int)image_arg_u64(j, "level") };
+	struct blkjob_target t = { .driver = l ? l->driver : "",
+				   .create = image_create_args(j, backing, format),
+				   .compress = image_arg_u64(j, "compress"),
+				   .level = (int)image_arg_u64(j, "level") };
 
 	if (!l)
 		return err_set(e, EINVAL, "no-target", "the job has no target");
@@ -176,10 +192,14 @@ static int image_convert(struct image_job *j, const struct blkjob *job, struct e
 
 static int image_verb(struct image_job *j, struct err *e)
 {
-	struct blkjob job = { .progress = image_progress, .arg = j, .cancel = &j->cancel,
-			      .threads = (unsigned)image_arg_u64(j, "threads"), .max_output_bytes = image_arg_u64(j, "quota") };
-	static const char *const verbs[] = { "create", "import", "convert", "info", "check", "map", "resize", "commit", "compare", "rebase",
-					     "snapshot-delete", NULL };
+	struct blkjob job = { .progress = image_progress,
+			      .arg = j,
+			      .cancel = &j->cancel,
+			      .threads = (unsigned)image_arg_u64(j, "threads"),
+			      .max_output_bytes = image_arg_u64(j, "quota") };
+	static const char *const verbs[] = { "create",	"import", "convert",	     "info",
+					     "check",	"map",	  "resize",	     "commit",
+					     "compare", "rebase", "snapshot-delete", NULL };
 	const char *v = j->run.verb;
 	char name[256], format[256];
 	int ret;
@@ -197,18 +217,21 @@ static int image_verb(struct image_job *j, struct err *e)
 	else if (!strcmp(v, "map"))
 		ret = blkjob_map(&job, j->specs[0], &j->json, e);
 	else if (!strcmp(v, "resize"))
-		ret = blkjob_resize(&job, j->specs[0], image_arg_u64(j, "size"), image_arg_u64(j, "force"), e);
+		ret = blkjob_resize(&job, j->specs[0], image_arg_u64(j, "size"),
+				    image_arg_u64(j, "force"), e);
 	else if (!strcmp(v, "commit"))
 		ret = blkjob_commit(&job, j->specs[0], e);
 	else if (!strcmp(v, "compare") && j->nlayers[1])
 		ret = blkjob_compare(&job, j->specs[0], j->specs[1], &j->value, e);
 	else if (!strcmp(v, "rebase"))
-		ret = blkjob_rebase(&job, j->specs[0], j->specs[1], image_arg(j, "backing", name), image_arg(j, "backing_format", format),
+		ret = blkjob_rebase(&job, j->specs[0], j->specs[1], image_arg(j, "backing", name),
+				    image_arg(j, "backing_format", format),
 				    image_arg_u64(j, "unsafe"), e);
 	else if (!strcmp(v, "snapshot-delete") && image_arg(j, "snapshot", name))
 		ret = blkjob_snapshot_delete(j->specs[0], name, e);
 	else {
-		ret = err_set(e, EINVAL, "unknown-verb", "image jobs have no verb \"%s\" of that shape", v);
+		ret = err_set(e, EINVAL, "unknown-verb",
+			      "image jobs have no verb \"%s\" of that shape", v);
 		if (suggest(v, verbs))
 			err_hint(e, "did you mean %s?", suggest(v, verbs));
 		return ret;
@@ -218,7 +241,8 @@ static int image_verb(struct image_job *j, struct err *e)
 		for (unsigned i = 0; i < j->nlayers[side]; i++)
 			j->layers[side][i].fd = -1;
 	if (!strcmp(v, "compare") && ret == 1) {
-		text_printf(&j->json, "{\"equal\":false,\"first_difference\":%llu}", (unsigned long long)j->value);
+		text_printf(&j->json, "{\"equal\":false,\"first_difference\":%llu}",
+			    (unsigned long long)j->value);
 		ret = 0;
 	} else if (!strcmp(v, "compare") && !ret) {
 		text_add(&j->json, "{\"equal\":true}");
@@ -229,12 +253,15 @@ static int image_verb(struct image_job *j, struct err *e)
 static void image_ended(void *arg)
 {
 	struct image_job *j = arg;
-	struct msg_result m = { .num = (uint64_t)j->err.num, .value = j->value, .fd = -1, .fd2 = -1 };
+	struct msg_result m = {
+		.num = (uint64_t)j->err.num, .value = j->value, .fd = -1, .fd2 = -1
+	};
 
 	pthread_join(j->thread, NULL);
 	for (size_t off = 0; j->conn && j->json.len && !j->err.num;) {
 		size_t n = MIN(j->json.len - off, (size_t)48000);
-		struct msg_i_output o = { .json = { (const uint8_t *)j->json.s + off, n }, .more = off + n < j->json.len };
+		struct msg_i_output o = { .json = { (const uint8_t *)j->json.s + off, n },
+					  .more = off + n < j->json.len };
 
 		msg_i_output_send(j->conn, &o, j->run_id);
 		off += n;
@@ -258,7 +285,8 @@ static void *image_thread(void *arg)
 	int ret = image_verb(j, &j->err);
 
 	if (ret < 0 && !j->err.num)
-		err_set(&j->err, -ret, ret == -ECANCELED ? "cancelled" : "job-failed", "%s: %s", j->run.verb, strerror(-ret));
+		err_set(&j->err, -ret, ret == -ECANCELED ? "cancelled" : "job-failed", "%s: %s",
+			j->run.verb, strerror(-ret));
 	if (loop_post(j->loop, image_ended, j) < 0)
 		_exit(1);
 	return NULL;
@@ -269,7 +297,8 @@ static void *image_thread(void *arg)
 static void image_tick(void *arg)
 {
 	struct image_job *j = arg;
-	struct msg_i_progress m = { .done = atomic_load(&j->done), .total = atomic_load(&j->total) };
+	struct msg_i_progress m = { .done = atomic_load(&j->done),
+				    .total = atomic_load(&j->total) };
 
 	if (!j->running) {
 		if (!j->conn || !wire_conn_queued(j->conn))
@@ -282,9 +311,11 @@ static void image_tick(void *arg)
 
 static int image_add_layer(struct image_job *j, struct msg_i_layer *m, struct err *e)
 {
-	if (m->side >= IMAGE_SIDES || m->fd < 0 || j->running || m->layer != j->nlayers[m->side] || m->layer >= BLK_CHAIN_MAX)
-		return err_set(e, EINVAL, "bad-layer", "layer %llu of side %llu is out of order or has no file", (unsigned long long)m->layer,
-			       (unsigned long long)m->side);
+	if (m->side >= IMAGE_SIDES || m->fd < 0 || j->running || m->layer != j->nlayers[m->side] ||
+	    m->layer >= BLK_CHAIN_MAX)
+		return err_set(e, EINVAL, "bad-layer",
+			       "layer %llu of side %llu is out of order or has no file",
+			       (unsigned long long)m->layer, (unsigned long long)m->side);
 	struct msg_i_layer *l = realloc(j->layers[m->side], (m->layer + 1) * sizeof(*l));
 
 	if (!l)
@@ -307,15 +338,21 @@ static int image_start(struct image_job *j, struct msg_i_run *m, struct err *e)
 		if (n && !j->specs[side])
 			return err_set(e, ENOMEM, "no-memory", "out of memory");
 		for (unsigned i = 0; i < n; i++)
-			j->specs[side][i] = (struct blk_spec){ .driver = j->layers[side][i].driver, .label = j->layers[side][i].label,
-							       .fd = j->layers[side][i].fd, .read_only = j->layers[side][i].read_only,
-							       .discard = true, .cache = BLK_CACHE_WRITEBACK,
-							       .backing = i + 1 < n ? &j->specs[side][i + 1] : NULL };
+			j->specs[side][i] =
+			    (struct blk_spec){ .driver = j->layers[side][i].driver,
+					       .label = j->layers[side][i].label,
+					       .fd = j->layers[side][i].fd,
+					       .read_only = j->layers[side][i].read_only,
+					       .discard = true,
+					       .cache = BLK_CACHE_WRITEBACK,
+					       .backing =
+						   i + 1 < n ? &j->specs[side][i + 1] : NULL };
 	}
 	int ret = pthread_create(&j->thread, NULL, image_thread, j);
 
 	if (ret)
-		return err_set(e, ret, "no-thread", "cannot start the job's thread: %s", strerror(ret));
+		return err_set(e, ret, "no-thread", "cannot start the job's thread: %s",
+			       strerror(ret));
 	j->running = true;
 	loop_timer_after(&j->tick, 200 * NS_PER_MS);
 	return 0;
@@ -342,7 +379,8 @@ static void image_message(void *arg, struct wire_conn *c, struct wire_buf *b)
 	int ret = proto_permit(b, PROTO_CORE, PROTO_IMAGE, PROTO_UP);
 
 	if (ret < 0) {
-		err_set(&e, -ret, "not-permitted", "an image job does not take message 0x%04x", b->type);
+		err_set(&e, -ret, "not-permitted", "an image job does not take message 0x%04x",
+			b->type);
 		image_answer(j, b->id, &e);
 		return;
 	}

@@ -1,8 +1,9 @@
 /* cgroup.c - one control group a guest: v2 where the controllers are there, v1 next, none last.
  *
- * The group is <root>/INSTANCE/NAME. Under v2 the root is where the daemon itself was put (a delegated service), with the
- * daemon moved into a leaf of its own first: a group with controllers below it holds no processes. A
- * limit that this kernel cannot keep is logged once, never an error: the guest runs without it.
+ * The group is <root>/INSTANCE/NAME. Under v2 the root is where the daemon itself was put (a
+ * delegated service), with the daemon moved into a leaf of its own first: a group with controllers
+ * below it holds no processes. A limit that this kernel cannot keep is logged once, never an error:
+ * the guest runs without it.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -74,11 +75,13 @@ static bool cgroup_try_v2(struct priv *p)
 	snprintf(ctl, sizeof(ctl), "%s/cgroup.controllers", base);
 	_cleanup_close_ int fd = open(ctl, O_RDONLY | O_CLOEXEC);
 
-	if (fd < 0 || read(fd, text, sizeof(text) - 1) <= 0 || !strstr(text, "cpu") || !strstr(text, "memory"))
+	if (fd < 0 || read(fd, text, sizeof(text) - 1) <= 0 || !strstr(text, "cpu") ||
+	    !strstr(text, "memory"))
 		return false;
 	if (strcmp(own, "/")) {
 		snprintf(ctl, sizeof(ctl), "%s/vmd-daemon", base);
-		if ((mkdir(ctl, 0755) < 0 && errno != EEXIST) || cgroup_write(ctl, "cgroup.procs", "0") < 0)
+		if ((mkdir(ctl, 0755) < 0 && errno != EEXIST) ||
+		    cgroup_write(ctl, "cgroup.procs", "0") < 0)
 			return false;
 	}
 	if (cgroup_write(base, "cgroup.subtree_control", "+cpu +memory") < 0)
@@ -123,7 +126,9 @@ static enum cgroup_mode cgroup_mode(struct priv *p)
 	else if ((!strcmp(want, "auto") || !strcmp(want, "v1")) && cgroup_try_v1(p))
 		cg.mode = CGROUP_V1;
 	else if (strcmp(want, "none"))
-		log_warn("no control groups to be had (cgroup = %s): guests run without CPU and memory limits", want);
+		log_warn("no control groups to be had (cgroup = %s): guests run without CPU and "
+			 "memory limits",
+			 want);
 	return cg.mode;
 }
 
@@ -139,7 +144,8 @@ static void cgroup_dir(struct priv *p, unsigned i, const char *name, char *out, 
 	if (cg.mode == CGROUP_V2)
 		snprintf(out, len, "%s/%s", cg.root, name);
 	else
-		snprintf(out, len, V1_ROOT "/%s/%s/%s", cgroup_v1_controllers[i], p->instance, name);
+		snprintf(out, len, V1_ROOT "/%s/%s/%s", cgroup_v1_controllers[i], p->instance,
+			 name);
 }
 
 static unsigned cgroup_dirs(void)
@@ -147,7 +153,8 @@ static unsigned cgroup_dirs(void)
 	return cg.mode == CGROUP_V2 ? 1 : ARRAY_SIZE(cgroup_v1_controllers);
 }
 
-static int cgroup_put(const char *dir, const char *file, const char *text, const char *name, struct err *e)
+static int cgroup_put(const char *dir, const char *file, const char *text, const char *name,
+		      struct err *e)
 {
 	int ret = cgroup_write(dir, file, text);
 
@@ -155,8 +162,9 @@ static int cgroup_put(const char *dir, const char *file, const char *text, const
 		log_debug("cgroup %s: no %s here", name, file);
 		return 0;
 	}
-	return ret < 0 ? err_set(e, -ret, "cgroup-failed", "guest %s: cannot set %s to %s: %s", name, file, text,
-				 strerror(-ret)) : 0;
+	return ret < 0 ? err_set(e, -ret, "cgroup-failed", "guest %s: cannot set %s to %s: %s",
+				 name, file, text, strerror(-ret))
+		       : 0;
 }
 
 int cgroup_limit(struct priv *p, const char *name, const struct cgroup_limits *l, struct err *e)
@@ -169,27 +177,33 @@ int cgroup_limit(struct priv *p, const char *name, const struct cgroup_limits *l
 	if (mode == CGROUP_V2) {
 		cgroup_dir(p, 0, name, dir, sizeof(dir));
 		/* 1,024 shares are weight 100 */
-		snprintf(v, sizeof(v), "%llu", (unsigned long long)MIN(MAX(shares * 100 / 1024, 1u), 10000u));
+		snprintf(v, sizeof(v), "%llu",
+			 (unsigned long long)MIN(MAX(shares * 100 / 1024, 1u), 10000u));
 		ret = cgroup_put(dir, "cpu.weight", v, name, e);
-		snprintf(v, sizeof(v), l->cpu_limit_pct ? "%llu 100000" : "max 100000", (unsigned long long)l->cpu_limit_pct * 1000);
+		snprintf(v, sizeof(v), l->cpu_limit_pct ? "%llu 100000" : "max 100000",
+			 (unsigned long long)l->cpu_limit_pct * 1000);
 		ret = ret ? ret : cgroup_put(dir, "cpu.max", v, name, e);
-		snprintf(v, sizeof(v), l->memory_max_bytes ? "%llu" : "max", (unsigned long long)l->memory_max_bytes);
+		snprintf(v, sizeof(v), l->memory_max_bytes ? "%llu" : "max",
+			 (unsigned long long)l->memory_max_bytes);
 		return ret ? ret : cgroup_put(dir, "memory.max", v, name, e);
 	}
 	if (mode == CGROUP_V1) {
 		cgroup_dir(p, 0, name, dir, sizeof(dir));
 		snprintf(v, sizeof(v), "%llu", (unsigned long long)shares);
 		ret = cgroup_put(dir, "cpu.shares", v, name, e);
-		snprintf(v, sizeof(v), "%lld", l->cpu_limit_pct ? (long long)l->cpu_limit_pct * 1000 : -1LL);
+		snprintf(v, sizeof(v), "%lld",
+			 l->cpu_limit_pct ? (long long)l->cpu_limit_pct * 1000 : -1LL);
 		ret = ret ? ret : cgroup_put(dir, "cpu.cfs_quota_us", v, name, e);
 		cgroup_dir(p, 1, name, dir, sizeof(dir));
-		snprintf(v, sizeof(v), "%lld", l->memory_max_bytes ? (long long)l->memory_max_bytes : -1LL);
+		snprintf(v, sizeof(v), "%lld",
+			 l->memory_max_bytes ? (long long)l->memory_max_bytes : -1LL);
 		return ret ? ret : cgroup_put(dir, "memory.limit_in_bytes", v, name, e);
 	}
 	return 0;
 }
 
-int cgroup_make(struct priv *p, const char *name, const struct cgroup_limits *l, int fds[JAIL_CGROUPS_MAX], struct err *e)
+int cgroup_make(struct priv *p, const char *name, const struct cgroup_limits *l,
+		int fds[JAIL_CGROUPS_MAX], struct err *e)
 {
 	int n = 0;
 

@@ -1,8 +1,10 @@
-/* chardev.c - the far side of a guest's serial or console port, opened here because a jail has no names.
+/* chardev.c - the far side of a guest's serial or console port, opened here because a jail has no
+ * names.
  *
- * Files, sockets and ttys lie beneath <run>/serial (a bare name) or a directory of serial_roots (an absolute path). A unix socket
- * is bound or connected through /proc/self/fd/DIR/name, so that the directory is the one that was checked.
- * tcp: "ADDRESS:PORT", numeric; listening is on that address only.
+ * Files, sockets and ttys lie beneath <run>/serial (a bare name) or a directory of serial_roots (an
+ * absolute path). A unix socket is bound or connected through /proc/self/fd/DIR/name, so that the
+ * directory is the one that was checked. tcp: "ADDRESS:PORT", numeric; listening is on that address
+ * only.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -25,11 +27,13 @@
 
 static int chardev_bad(struct err *e, const struct msg_p_chardev_open *m, int num)
 {
-	return err_set(e, num, "port-failed", "port %s:%.200s: %s", m->kind, m->path, strerror(num));
+	return err_set(e, num, "port-failed", "port %s:%.200s: %s", m->kind, m->path,
+		       strerror(num));
 }
 
 /* chardev_dir() - the directory that @path lies in; @leaf: the name in it. fd or -errno with @e. */
-static int chardev_dir(struct priv *p, const struct msg_p_chardev_open *m, char leaf[128], struct err *e)
+static int chardev_dir(struct priv *p, const struct msg_p_chardev_open *m, char leaf[128],
+		       struct err *e)
 {
 	const char *rest = m->path;
 	int root, dir;
@@ -40,8 +44,13 @@ static int chardev_dir(struct priv *p, const struct msg_p_chardev_open *m, char 
 	} else {
 		root = path_under_roots(p->cfg->serial_roots, m->path, &rest);
 		if (root == -EACCES) {
-			err_set(e, EACCES, "port-outside-roots", "port path \"%.200s\" lies beneath no directory of serial_roots", m->path);
-			err_hint(e, "use a bare name (it will lie in %.100s/serial), or add its directory to serial_roots", p->cfg->run_dir);
+			err_set(e, EACCES, "port-outside-roots",
+				"port path \"%.200s\" lies beneath no directory of serial_roots",
+				m->path);
+			err_hint(e,
+				 "use a bare name (it will lie in %.100s/serial), or add its "
+				 "directory to serial_roots",
+				 p->cfg->run_dir);
 			return -EACCES;
 		}
 	}
@@ -99,13 +108,15 @@ static int chardev_file(struct priv *p, const struct msg_p_chardev_open *m, bool
 
 	if (dir < 0)
 		return dir;
-	int flags = tty ? O_RDWR | O_NONBLOCK : O_WRONLY | O_CREAT | O_NONBLOCK | (m->append ? O_APPEND : O_TRUNC);
+	int flags = tty ? O_RDWR | O_NONBLOCK
+			: O_WRONLY | O_CREAT | O_NONBLOCK | (m->append ? O_APPEND : O_TRUNC);
 	_cleanup_close_ int fd = path_open_beneath(dir, leaf, flags, 0600);
 
 	if (fd < 0)
 		return chardev_bad(e, m, -fd);
 	if (fstat(fd, &st) < 0 || (tty ? !isatty(fd) : !S_ISREG(st.st_mode)))
-		return err_set(e, EINVAL, "port-failed", "port path \"%.200s\" is not a %s", m->path, tty ? "terminal" : "regular file");
+		return err_set(e, EINVAL, "port-failed", "port path \"%.200s\" is not a %s",
+			       m->path, tty ? "terminal" : "regular file");
 	if (tty) {
 		struct termios t;
 
@@ -119,7 +130,8 @@ static int chardev_file(struct priv *p, const struct msg_p_chardev_open *m, bool
 	return 0;
 }
 
-static int chardev_unix(struct priv *p, const struct msg_p_chardev_open *m, bool listening, struct err *e)
+static int chardev_unix(struct priv *p, const struct msg_p_chardev_open *m, bool listening,
+			struct err *e)
 {
 	struct sockaddr_un sa = { .sun_family = AF_UNIX };
 	char leaf[128], text[400];
@@ -132,7 +144,8 @@ static int chardev_unix(struct priv *p, const struct msg_p_chardev_open *m, bool
 
 	if (fd < 0)
 		return chardev_bad(e, m, errno);
-	if ((size_t)snprintf(sa.sun_path, sizeof(sa.sun_path), "/proc/self/fd/%d/%.90s", dir, leaf) >= sizeof(sa.sun_path) ||
+	if ((size_t)snprintf(sa.sun_path, sizeof(sa.sun_path), "/proc/self/fd/%d/%.90s", dir,
+			     leaf) >= sizeof(sa.sun_path) ||
 	    strlen(leaf) > 80)
 		return chardev_bad(e, m, ENAMETOOLONG);
 	if (listening) {
@@ -189,21 +202,25 @@ static int chardev_address(const char *text, struct sockaddr_storage *ss, sockle
 	return -EINVAL;
 }
 
-static int chardev_tcp(struct priv *p, const struct msg_p_chardev_open *m, bool listening, struct err *e)
+static int chardev_tcp(struct priv *p, const struct msg_p_chardev_open *m, bool listening,
+		       struct err *e)
 {
 	struct sockaddr_storage ss;
 	socklen_t len;
 	int one = 1;
 
 	if (chardev_address(m->path, &ss, &len) < 0)
-		return err_set(e, EINVAL, "bad-address", "port address \"%.200s\" is not ADDRESS:PORT, as 127.0.0.1:4555", m->path);
-	_cleanup_close_ int fd = socket(ss.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+		return err_set(e, EINVAL, "bad-address",
+			       "port address \"%.200s\" is not ADDRESS:PORT, as 127.0.0.1:4555",
+			       m->path);
+	_cleanup_close_ int fd =
+	    socket(ss.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 
 	if (fd < 0)
 		return chardev_bad(e, m, errno);
 	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
-	if (listening ? bind(fd, (struct sockaddr *)&ss, len) < 0 || listen(fd, 4) < 0 :
-			connect(fd, (struct sockaddr *)&ss, len) < 0 && errno != EINPROGRESS)
+	if (listening ? bind(fd, (struct sockaddr *)&ss, len) < 0 || listen(fd, 4) < 0
+		      : connect(fd, (struct sockaddr *)&ss, len) < 0 && errno != EINPROGRESS)
 		return chardev_bad(e, m, errno);
 	priv_result(p, m->msg_id, 0, fd, -1, m->path);
 	return 0;
@@ -211,8 +228,9 @@ static int chardev_tcp(struct priv *p, const struct msg_p_chardev_open *m, bool 
 
 int chardev_open(struct priv *p, const struct msg_p_chardev_open *m, struct err *e)
 {
-	static const char *const kinds[] = { "pty", "file", "log", "tty", "unix-listen", "unix-connect", "tcp-listen", "tcp-connect",
-					     NULL };
+	static const char *const kinds[] = { "pty",	   "file",	  "log",
+					     "tty",	   "unix-listen", "unix-connect",
+					     "tcp-listen", "tcp-connect", NULL };
 
 	if (!strcmp(m->kind, "pty"))
 		return chardev_pty(p, m, e);

@@ -1,7 +1,8 @@
 /* dhcp.c - one dnsmasq a network, with no configuration but ours, giving up root by itself.
  *
- * <state>/dhcp/NET holds its host entries and leases. It is found again by its pid file, checked by program name, so that a daemon after
- * this one ends the old and starts a new. Leases are kept over that.
+ * <state>/dhcp/NET holds its host entries and leases. It is found again by its pid file, checked by
+ * program name, so that a daemon after this one ends the old and starts a new. Leases are kept over
+ * that.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -30,7 +31,8 @@ static const struct passwd *dhcp_user(struct priv *p)
 int dhcp_dir(struct priv *p, const char *net)
 {
 	mkdirat(p->state_fd, "dhcp", 0711);
-	_cleanup_close_ int all = openat(p->state_fd, "dhcp", O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+	_cleanup_close_ int all =
+	    openat(p->state_fd, "dhcp", O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
 
 	if (all < 0)
 		return -errno;
@@ -49,7 +51,8 @@ static int dhcp_running(struct priv *p, struct priv_net *n)
 	_cleanup_close_ int dir = dhcp_dir(p, n->name);
 	char text[32] = "", path[64], comm[32] = "";
 
-	_cleanup_close_ int fd = dir < 0 ? -1 : openat(dir, "pid", O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+	_cleanup_close_ int fd =
+	    dir < 0 ? -1 : openat(dir, "pid", O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
 
 	if (fd < 0 || read(fd, text, sizeof(text) - 1) <= 0)
 		return -1;
@@ -62,7 +65,8 @@ static int dhcp_running(struct priv *p, struct priv_net *n)
 	snprintf(path, sizeof(path), "/proc/%d/comm", pid);
 	_cleanup_close_ int cfd = open(path, O_RDONLY | O_CLOEXEC);
 
-	if (pidfd < 0 || cfd < 0 || read(cfd, comm, sizeof(comm) - 1) <= 0 || strncmp(comm, "dnsmasq", 7))
+	if (pidfd < 0 || cfd < 0 || read(cfd, comm, sizeof(comm) - 1) <= 0 ||
+	    strncmp(comm, "dnsmasq", 7))
 		return -1;
 	return take_fd(&pidfd);
 }
@@ -88,13 +92,18 @@ int dhcp_hosts_write(struct priv *p, struct priv_net *n, struct err *e)
 	int ret = 0;
 
 	for (unsigned i = 0; i < n->nhosts; i++)
-		text_printf(&t, "%s%s%s%s%s\n", n->hosts[i].mac, *n->hosts[i].ip ? "," : "", n->hosts[i].ip, *n->hosts[i].name ? "," : "",
-			    n->hosts[i].name);
-	_cleanup_close_ int fd = dir < 0 ? -1 : openat(dir, "hosts.new", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);
+		text_printf(&t, "%s%s%s%s%s\n", n->hosts[i].mac, *n->hosts[i].ip ? "," : "",
+			    n->hosts[i].ip, *n->hosts[i].name ? "," : "", n->hosts[i].name);
+	_cleanup_close_ int fd =
+	    dir < 0 ? -1
+		    : openat(dir, "hosts.new",
+			     O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);
 
-	if (fd < 0 || t.error || io_write_full(fd, t.s ? t.s : "", t.len) < 0 || fchmod(fd, 0644) < 0 ||
-	    renameat(dir, "hosts.new", dir, "hosts") < 0)
-		ret = err_set(e, EIO, "dhcp-failed", "network %s: cannot write its fixed leases: %s", n->name, strerror(errno));
+	if (fd < 0 || t.error || io_write_full(fd, t.s ? t.s : "", t.len) < 0 ||
+	    fchmod(fd, 0644) < 0 || renameat(dir, "hosts.new", dir, "hosts") < 0)
+		ret =
+		    err_set(e, EIO, "dhcp-failed", "network %s: cannot write its fixed leases: %s",
+			    n->name, strerror(errno));
 	text_free(&t);
 	_cleanup_close_ int pidfd = dhcp_running(p, n);
 
@@ -111,7 +120,8 @@ int dhcp_start(struct priv *p, struct priv_net *n, struct err *e)
 	int c = 0;
 
 	if (access(p->cfg->dnsmasq, X_OK) < 0) {
-		err_set(e, ENOENT, "no-dnsmasq", "network %s: DHCP needs %s", n->name, p->cfg->dnsmasq);
+		err_set(e, ENOENT, "no-dnsmasq", "network %s: DHCP needs %s", n->name,
+			p->cfg->dnsmasq);
 		err_hint(e, "apt install dnsmasq-base");
 		return -ENOENT;
 	}
@@ -121,12 +131,12 @@ int dhcp_start(struct priv *p, struct priv_net *n, struct err *e)
 	if (ret < 0)
 		return ret;
 	snprintf(base, sizeof(base), "%.250s/dhcp/%.63s", p->cfg->state_dir, n->name);
-#define DHCP_ARG(...)                                                  \
-	do {                                                           \
-		argv[c] = NULL;                                        \
-		if (asprintf(&argv[c], __VA_ARGS__) < 0)               \
+#define DHCP_ARG(...) \
+	do { \
+		argv[c] = NULL; \
+		if (asprintf(&argv[c], __VA_ARGS__) < 0) \
 			return err_set(e, ENOMEM, "no-memory", "out of memory"); \
-		c++;                                                   \
+		c++; \
 	} while (0)
 	DHCP_ARG("dnsmasq");
 	DHCP_ARG("--keep-in-foreground");
@@ -167,7 +177,8 @@ int dhcp_start(struct priv *p, struct priv_net *n, struct err *e)
 	while (c)
 		free(argv[--c]);
 	if (pid < 0)
-		return err_set(e, errno, "dhcp-failed", "network %s: cannot start dnsmasq: %s", n->name, strerror(errno));
+		return err_set(e, errno, "dhcp-failed", "network %s: cannot start dnsmasq: %s",
+			       n->name, strerror(errno));
 	n->dnsmasq = pid;
 	return 0;
 }

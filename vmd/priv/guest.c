@@ -1,8 +1,9 @@
 /* guest.c - guest and image-job processes: jailed, watched, adopted, cleaned up after.
  *
- * <run>/guests/UUID.sock is a guest's listening socket, made here and inherited by it; its name is how a daemon after
- * this one finds the guest. The directory is root's alone. A spawn does not block: the jail's status descriptor becomes
- * readable when the program runs, then we connect and answer core. At most spawn_max are under way; others queue.
+ * <run>/guests/UUID.sock is a guest's listening socket, made here and inherited by it; its name is
+ * how a daemon after this one finds the guest. The directory is root's alone. A spawn does not
+ * block: the jail's status descriptor becomes readable when the program runs, then we connect and
+ * answer core. At most spawn_max are under way; others queue.
  * A process is known by pidfd, never by pid alone.
  */
 #include <dirent.h>
@@ -31,7 +32,7 @@ struct guest_proc {
 	struct list node;
 	struct priv *p;
 	char uuid[37];
-	bool image;   /* an image job: no socket by name, nothing to adopt */
+	bool image; /* an image job: no socket by name, nothing to adopt */
 	bool gone;
 	pid_t pid;
 	int pidfd;
@@ -39,14 +40,14 @@ struct guest_proc {
 	/* while the jail is being made */
 	struct loop_fd status_w;
 	uint32_t spawn_id;
-	int sock;     /* image: our end of the pair */
+	int sock; /* image: our end of the pair */
 	uint64_t begun_ns;
 	struct guest_log *log;
 };
 
 struct priv_guests {
 	struct list procs;
-	int dir_fd;  /* <run>/guests */
+	int dir_fd; /* <run>/guests */
 	char dir[200], root_dir[200];
 	int guest_exe, image_exe;
 	bool userns_ok, userns_known;
@@ -54,7 +55,7 @@ struct priv_guests {
 
 static struct guest_proc *guest_find(struct priv *p, const char *uuid)
 {
-	list_for_each(n, &p->guests->procs) {
+	list_for_each (n, &p->guests->procs) {
 		struct guest_proc *g = container_of(n, struct guest_proc, node);
 
 		if (!strcmp(g->uuid, uuid))
@@ -117,12 +118,14 @@ static void guest_ended(void *arg, int fd, uint32_t events)
 	memcpy(m.uuid, g->uuid, sizeof(m.uuid));
 	if (p->core.conn && p->core.up)
 		msg_p_exited_send(p->core.conn, &m, 0);
-	log_info("%s %s ended, status %lld", g->image ? "job" : "guest", g->uuid, (long long)m.status);
+	log_info("%s %s ended, status %lld", g->image ? "job" : "guest", g->uuid,
+		 (long long)m.status);
 	guest_leftovers(p, g->uuid);
 	guest_free(g);
 }
 
-/* guest_connect() - a new connection to a guest; checks that who listens is @uid, and tells its pid. fd or -errno. */
+/* guest_connect() - a new connection to a guest; checks that who listens is @uid, and tells its
+ * pid. fd or -errno. */
 static int guest_connect(struct priv *p, const char *uuid, struct ucred *cred)
 {
 	struct sockaddr_un sa = { .sun_family = AF_UNIX };
@@ -138,7 +141,9 @@ static int guest_connect(struct priv *p, const char *uuid, struct ucred *cred)
 		return -errno;
 	uint64_t uid = cred->uid;
 
-	if (p->root ? uid < p->cfg->guest_uid_first || uid >= p->cfg->guest_uid_first + p->cfg->guest_uid_count : uid != getuid())
+	if (p->root ? uid < p->cfg->guest_uid_first ||
+			  uid >= p->cfg->guest_uid_first + p->cfg->guest_uid_count
+		    : uid != getuid())
 		return -EPERM;
 	return take_fd(&fd);
 }
@@ -159,7 +164,8 @@ static void guest_jailed(void *arg, int fd, uint32_t events)
 	} else if (!ret) {
 		sock = guest_connect(p, g->uuid, &cred);
 		if (sock < 0)
-			ret = err_set(&e, -sock, "guest-unreachable", "guest %s: its process does not listen: %s", g->uuid,
+			ret = err_set(&e, -sock, "guest-unreachable",
+				      "guest %s: its process does not listen: %s", g->uuid,
 				      strerror(-sock));
 	}
 	if (ret < 0) {
@@ -188,7 +194,9 @@ static struct guest_proc *guest_new(struct priv *p, const char *uuid)
 
 	if (!g)
 		return NULL;
-	*g = (struct guest_proc){ .p = p, .pidfd = -1, .pid_w = LOOP_FD_NONE, .status_w = LOOP_FD_NONE, .sock = -1 };
+	*g = (struct guest_proc){
+		.p = p, .pidfd = -1, .pid_w = LOOP_FD_NONE, .status_w = LOOP_FD_NONE, .sock = -1
+	};
 	snprintf(g->uuid, sizeof(g->uuid), "%s", uuid);
 	list_add_tail(&p->guests->procs, &g->node);
 	return g;
@@ -210,7 +218,8 @@ static uint32_t guest_layers(struct priv *p)
 		p->guests->userns_ok = status == 0;
 		p->guests->userns_known = true;
 		if (!p->guests->userns_ok)
-			log_warn("user namespaces are not allowed here: guests are held by seccomp, Landlock and limits alone");
+			log_warn("user namespaces are not allowed here: guests are held by "
+				 "seccomp, Landlock and limits alone");
 	}
 	return p->guests->userns_ok ? JAIL_ALL_USER : JAIL_LEAST;
 }
@@ -223,9 +232,11 @@ static int guest_listen_socket(struct priv *p, const char *uuid, struct err *e)
 
 	snprintf(sa.sun_path, sizeof(sa.sun_path), "%.60s/%.36s.sock", p->guests->dir, uuid);
 	snprintf(name, sizeof(name), "%s.sock", uuid);
-	unlinkat(p->guests->dir_fd, name, 0); /* of a process that is no more: guests_spawn() looked */
+	unlinkat(p->guests->dir_fd, name,
+		 0); /* of a process that is no more: guests_spawn() looked */
 	if (fd < 0 || bind(fd, (struct sockaddr *)&sa, sizeof(sa)) < 0)
-		return err_set(e, errno, "no-socket", "guest %s: cannot make its socket: %s", uuid, strerror(errno));
+		return err_set(e, errno, "no-socket", "guest %s: cannot make its socket: %s", uuid,
+			       strerror(errno));
 	return take_fd(&fd);
 }
 
@@ -244,7 +255,8 @@ static int guest_jail(struct guest_proc *g, struct jail_spec *s, struct err *e)
 		ret = loop_fd_add(p->loop, &g->pid_w, g->pidfd, EPOLLIN, guest_ended, g);
 	if (ret < 0) {
 		syscall(SYS_pidfd_send_signal, g->pidfd, SIGKILL, NULL, 0);
-		return err_set(e, -ret, "no-epoll", "guest %s: cannot watch its process: %s", g->uuid, strerror(-ret));
+		return err_set(e, -ret, "no-epoll", "guest %s: cannot watch its process: %s",
+			       g->uuid, strerror(-ret));
 	}
 	return 0;
 }
@@ -253,14 +265,15 @@ static unsigned guests_spawning(struct priv *p)
 {
 	unsigned n = 0;
 
-	list_for_each(node, &p->guests->procs)
+	list_for_each (node, &p->guests->procs)
 		n += container_of(node, struct guest_proc, node)->status_w.fd >= 0;
 	return n;
 }
 
 int guests_spawn(struct priv *p, const struct msg_p_guest_spawn *m, struct err *e)
 {
-	struct cgroup_limits lim = { .cpu_shares = m->cpu_shares, .cpu_limit_pct = m->cpu_limit_pct,
+	struct cgroup_limits lim = { .cpu_shares = m->cpu_shares,
+				     .cpu_limit_pct = m->cpu_limit_pct,
 				     .memory_max_bytes = m->memory_max_bytes };
 	int log_fd = -1, ret, ncg, n = 0;
 	char layers[200], uid_text[24], *argv[12];
@@ -269,26 +282,34 @@ int guests_spawn(struct priv *p, const struct msg_p_guest_spawn *m, struct err *
 	if (!uuid_valid(m->uuid))
 		return err_set(e, EINVAL, "bad-uuid", "\"%.36s\" is not a UUID", m->uuid);
 	if (m->uid_slot >= p->cfg->guest_uid_count)
-		return err_set(e, ERANGE, "uids-exhausted", "guest %.63s: no uid left; guest_uid_count is %llu", m->name,
+		return err_set(e, ERANGE, "uids-exhausted",
+			       "guest %.63s: no uid left; guest_uid_count is %llu", m->name,
 			       (unsigned long long)p->cfg->guest_uid_count);
 	_cleanup_close_ int other = guest_find(p, m->uuid) ? -1 : guest_connect(p, m->uuid, &cred);
 
 	if (guest_find(p, m->uuid) || other >= 0)
-		return err_set(e, EEXIST, "guest-running", "guest %.63s already has a process", m->name);
+		return err_set(e, EEXIST, "guest-running", "guest %.63s already has a process",
+			       m->name);
 	if (guests_spawning(p) >= p->cfg->spawn_max * 4)
 		return err_set(e, EAGAIN, "busy", "more than %llu guests are being started at once",
 			       (unsigned long long)p->cfg->spawn_max * 4);
 	if (p->guests->guest_exe < 0)
-		return err_set(e, ENOENT, "no-guest-binary", "%s cannot be opened", p->cfg->guest_binary);
+		return err_set(e, ENOENT, "no-guest-binary", "%s cannot be opened",
+			       p->cfg->guest_binary);
 	struct guest_proc *g = guest_new(p, m->uuid);
 
 	if (!g)
 		return err_set(e, ENOMEM, "no-memory", "guest %.63s: out of memory", m->name);
 	g->spawn_id = m->msg_id;
 	g->begun_ns = clock_mono_ns();
-	struct jail_spec s = { .exe_fd = p->guests->guest_exe, .layers = guest_layers(p), .root_dir = p->guests->root_dir,
-			       .uid = p->root ? (uid_t)(p->cfg->guest_uid_first + m->uid_slot) : getuid(),
-			       .listen = true, .nofile_max = 4096, .nproc_max = 256 + m->vcpus };
+	struct jail_spec s = { .exe_fd = p->guests->guest_exe,
+			       .layers = guest_layers(p),
+			       .root_dir = p->guests->root_dir,
+			       .uid = p->root ? (uid_t)(p->cfg->guest_uid_first + m->uid_slot)
+					      : getuid(),
+			       .listen = true,
+			       .nofile_max = 4096,
+			       .nproc_max = 256 + m->vcpus };
 	int listen_fd = guest_listen_socket(p, m->uuid, e);
 
 	ret = listen_fd < 0 ? listen_fd : 0;
@@ -343,16 +364,27 @@ int guests_image_spawn(struct priv *p, const struct msg_p_image_spawn *m, struct
 	int sv[2], ret, ncg, log_fd = -1;
 
 	if (!uuid_valid(m->job) || guest_find(p, m->job))
-		return err_set(e, EINVAL, "bad-uuid", "\"%.36s\" is not the UUID of a new job", m->job);
+		return err_set(e, EINVAL, "bad-uuid", "\"%.36s\" is not the UUID of a new job",
+			       m->job);
 	if (p->guests->image_exe < 0)
-		return err_set(e, ENOENT, "no-image-binary", "%s cannot be opened", p->cfg->image_binary);
+		return err_set(e, ENOENT, "no-image-binary", "%s cannot be opened",
+			       p->cfg->image_binary);
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sv) < 0)
 		return err_set(e, errno, "no-socket", "job %s: %s", m->job, strerror(errno));
 	struct guest_proc *g = guest_new(p, m->job);
-	struct jail_spec s = { .exe_fd = p->guests->image_exe, .layers = guest_layers(p), .root_dir = p->guests->root_dir,
-			       .argv = argv, .fds = { sv[1] }, .nfds = 1, .nofile_max = 1024, .nproc_max = 64,
-			       /* the last uid of the range: jobs share it, each alone in its namespaces */
-			       .uid = p->root ? (uid_t)(p->cfg->guest_uid_first + p->cfg->guest_uid_count - 1) : getuid() };
+	struct jail_spec s = { .exe_fd = p->guests->image_exe,
+			       .layers = guest_layers(p),
+			       .root_dir = p->guests->root_dir,
+			       .argv = argv,
+			       .fds = { sv[1] },
+			       .nfds = 1,
+			       .nofile_max = 1024,
+			       .nproc_max = 64,
+			       /* the last uid of the range: jobs share it, each alone in its
+			        * namespaces */
+			       .uid = p->root ? (uid_t)(p->cfg->guest_uid_first +
+							p->cfg->guest_uid_count - 1)
+					      : getuid() };
 
 	if (!g) {
 		close(sv[0]);
@@ -391,9 +423,11 @@ int guests_kill(struct priv *p, const struct msg_p_guest_kill *m, struct err *e)
 	if (!g)
 		return -ESRCH;
 	if (m->signo != SIGKILL && m->signo != SIGTERM)
-		return err_set(e, EINVAL, "bad-signal", "guest %s: signal %llu is not for guests", m->uuid, (unsigned long long)m->signo);
+		return err_set(e, EINVAL, "bad-signal", "guest %s: signal %llu is not for guests",
+			       m->uuid, (unsigned long long)m->signo);
 	if (syscall(SYS_pidfd_send_signal, g->pidfd, (int)m->signo, NULL, 0) < 0)
-		return err_set(e, errno, "kill-failed", "guest %s: cannot be signalled: %s", m->uuid, strerror(errno));
+		return err_set(e, errno, "kill-failed", "guest %s: cannot be signalled: %s",
+			       m->uuid, strerror(errno));
 	priv_ok(p, m->msg_id);
 	return 0;
 }
@@ -431,7 +465,8 @@ static struct guest_proc *guest_adopt_one(struct priv *p, const char *uuid)
 			close(pidfd);
 		return NULL;
 	}
-	/* the pid may have been reused between the two calls: only a listener that still answers by it counts */
+	/* the pid may have been reused between the two calls: only a listener that still answers by
+	 * it counts */
 	g->pidfd = pidfd;
 	g->pid = cred.pid;
 	g->log = guest_log_new(p, p->guests->dir_fd, uuid, NULL, NULL);
@@ -464,7 +499,7 @@ int guests_adopt(struct priv *p, uint32_t id, struct err *e)
 	uint64_t count = 0;
 
 	guests_scan(p);
-	list_for_each_safe(n, &p->guests->procs) {
+	list_for_each_safe (n, &p->guests->procs) {
 		struct guest_proc *g = container_of(n, struct guest_proc, node);
 		struct msg_p_guest_found m = { .pid = (uint64_t)g->pid, .pidfd = g->pidfd };
 		struct ucred cred;
@@ -515,15 +550,19 @@ int guests_usage(struct priv *p, const struct msg_p_guest_usage *m, struct err *
 	guest_proc_read(g->pid, "stat", buf, sizeof(buf));
 	char *after = strrchr(buf, ')');
 
-	if (after && sscanf(after + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %llu %llu %*d %*d %*d %*d %llu", &utime, &stime,
-			    &threads) == 3)
+	if (after &&
+	    sscanf(after + 1,
+		   " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %llu %llu %*d %*d %*d %*d %llu",
+		   &utime, &stime, &threads) == 3)
 		u.cpu_ns = (utime + stime) * (NS_PER_S / (uint64_t)sysconf(_SC_CLK_TCK));
 	u.threads = threads;
 	guest_proc_read(g->pid, "smaps_rollup", buf, sizeof(buf));
 	u.rss_bytes = guest_proc_kib(buf, "Rss:");
 	u.pss_bytes = guest_proc_kib(buf, "Pss:");
-	u.private_bytes = guest_proc_kib(buf, "Private_Clean:") + guest_proc_kib(buf, "Private_Dirty:");
-	u.shared_bytes = guest_proc_kib(buf, "Shared_Clean:") + guest_proc_kib(buf, "Shared_Dirty:");
+	u.private_bytes =
+	    guest_proc_kib(buf, "Private_Clean:") + guest_proc_kib(buf, "Private_Dirty:");
+	u.shared_bytes =
+	    guest_proc_kib(buf, "Shared_Clean:") + guest_proc_kib(buf, "Shared_Dirty:");
 	if (!u.rss_bytes) {
 		guest_proc_read(g->pid, "status", buf, sizeof(buf));
 		u.rss_bytes = guest_proc_kib(buf, "VmRSS:");
@@ -542,7 +581,8 @@ int guests_usage(struct priv *p, const struct msg_p_guest_usage *m, struct err *
 
 int guests_limit(struct priv *p, const struct msg_p_guest_limit *m, struct err *e)
 {
-	struct cgroup_limits lim = { m->cpu_shares, m->cpu_limit_pct, m->memory_max_bytes, m->io_bps, m->io_iops };
+	struct cgroup_limits lim = { m->cpu_shares, m->cpu_limit_pct, m->memory_max_bytes,
+				     m->io_bps, m->io_iops };
 
 	if (!guest_get(p, m->uuid, e))
 		return -ESRCH;
@@ -580,7 +620,8 @@ int guests_init(struct priv *p, struct err *e)
 	_cleanup_close_ int empty = path_open_dir(gs->root_dir, true, 0755);
 
 	if (gs->dir_fd < 0 || empty < 0)
-		return err_set(e, EIO, "no-run-dir", "cannot make directories in %s", p->cfg->run_dir);
+		return err_set(e, EIO, "no-run-dir", "cannot make directories in %s",
+			       p->cfg->run_dir);
 	gs->guest_exe = open(p->cfg->guest_binary, O_PATH | O_CLOEXEC);
 	gs->image_exe = open(p->cfg->image_binary, O_PATH | O_CLOEXEC);
 	if (gs->guest_exe < 0)
@@ -595,7 +636,7 @@ void guests_fini(struct priv *p)
 
 	if (!gs)
 		return;
-	list_for_each_safe(n, &gs->procs)
+	list_for_each_safe (n, &gs->procs)
 		guest_free(container_of(n, struct guest_proc, node));
 	close_fd(&gs->dir_fd);
 	close_fd(&gs->guest_exe);

@@ -1,7 +1,8 @@
 /* guest_log.c - what a guest process logs, bounded in rate and size.
  *
- * The guest writes to a fifo, non-blocking, and never sees a file: a mad guest fills a pipe, not a disk. The fifo has a name,
- * so that a daemon after this one reads on where this one stopped. The file is turned over at guest_log_bytes.
+ * The guest writes to a fifo, non-blocking, and never sees a file: a mad guest fills a pipe, not a
+ * disk. The fifo has a name, so that a daemon after this one reads on where this one stopped. The
+ * file is turned over at guest_log_bytes.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -49,7 +50,8 @@ static int guest_log_file(struct guest_log *g)
 		close_fd(&g->file_fd);
 		renameat(dir, name, dir, old);
 	}
-	g->file_fd = openat(dir, name, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	g->file_fd =
+	    openat(dir, name, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 	if (g->file_fd < 0)
 		return -errno;
 	g->size = fstat(g->file_fd, &st) == 0 ? (uint64_t)st.st_size : 0;
@@ -70,10 +72,12 @@ static void guest_log_ready(void *arg, int fd, uint32_t events)
 	uint64_t now = clock_mono_ns();
 	char buf[4096];
 
-	g->tokens = MIN(g->tokens + (now - g->filled_ns) * cfg->guest_log_rate_bytes / NS_PER_S, 4 * cfg->guest_log_rate_bytes);
+	g->tokens = MIN(g->tokens + (now - g->filled_ns) * cfg->guest_log_rate_bytes / NS_PER_S,
+			4 * cfg->guest_log_rate_bytes);
 	g->filled_ns = now;
 	if (g->tokens < sizeof(buf)) {
-		/* over its rate: the pipe fills up, and what the guest logs beyond that is lost to it */
+		/* over its rate: the pipe fills up, and what the guest logs beyond that is lost to
+		 * it */
 		loop_fd_mod(&g->w, 0);
 		loop_timer_after(&g->resume, NS_PER_S / 4);
 		return;
@@ -92,7 +96,8 @@ static void guest_log_ready(void *arg, int fd, uint32_t events)
 	}
 }
 
-struct guest_log *guest_log_new(struct priv *p, int dir_fd, const char *uuid, int *write_fd, struct err *e)
+struct guest_log *guest_log_new(struct priv *p, int dir_fd, const char *uuid, int *write_fd,
+				struct err *e)
 {
 	struct guest_log *g = calloc(1, sizeof(*g));
 	char name[64];
@@ -102,7 +107,11 @@ struct guest_log *guest_log_new(struct priv *p, int dir_fd, const char *uuid, in
 		err_set(e, ENOMEM, "no-memory", "guest %s: out of memory", uuid);
 		return NULL;
 	}
-	*g = (struct guest_log){ .p = p, .fd = -1, .w = LOOP_FD_NONE, .file_fd = -1, .filled_ns = clock_mono_ns(),
+	*g = (struct guest_log){ .p = p,
+				 .fd = -1,
+				 .w = LOOP_FD_NONE,
+				 .file_fd = -1,
+				 .filled_ns = clock_mono_ns(),
 				 .tokens = 4 * p->cfg->guest_log_rate_bytes };
 	snprintf(g->uuid, sizeof(g->uuid), "%s", uuid);
 	loop_timer_init(p->loop, &g->resume, guest_log_resume, g);

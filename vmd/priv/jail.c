@@ -1,8 +1,10 @@
 /* jail.c - see jail.h.
  *
- * The child runs on a copy of the parent's memory and makes only system calls: no allocation, no locks, no log. It reports
- * a failed step as {step, errno} through a close-on-exec pipe; EOF means that the program runs.
- * Order matters: cgroup and mounts need root, then limits, then listen() under the final uid, then capabilities.
+ * The child runs on a copy of the parent's memory and makes only system calls: no allocation, no
+ * locks, no log. It reports a failed step as {step, errno} through a close-on-exec pipe; EOF means
+ * that the program runs.
+ * Order matters: cgroup and mounts need root, then limits, then listen() under the final uid, then
+ * capabilities.
  */
 #include "vmd/priv/jail.h"
 
@@ -28,16 +30,24 @@
 #include "common/sandbox.h"
 
 enum jail_step {
-	STEP_SIGNALS, STEP_USERNS, STEP_CGROUP, STEP_ROOT, STEP_RLIMIT, STEP_LISTEN, STEP_UID, STEP_CAPS, STEP_FDS,
+	STEP_SIGNALS,
+	STEP_USERNS,
+	STEP_CGROUP,
+	STEP_ROOT,
+	STEP_RLIMIT,
+	STEP_LISTEN,
+	STEP_UID,
+	STEP_CAPS,
+	STEP_FDS,
 	STEP_EXEC,
 };
 
 static const char *const jail_steps[] = {
-	[STEP_SIGNALS] = "reset signals",	[STEP_USERNS] = "map the user",
-	[STEP_CGROUP] = "join the cgroup",	[STEP_ROOT] = "make the empty root",
-	[STEP_RLIMIT] = "set limits",		[STEP_LISTEN] = "listen",
-	[STEP_UID] = "change the user",		[STEP_CAPS] = "drop capabilities",
-	[STEP_FDS] = "arrange descriptors",	[STEP_EXEC] = "execute the program",
+	[STEP_SIGNALS] = "reset signals",   [STEP_USERNS] = "map the user",
+	[STEP_CGROUP] = "join the cgroup",  [STEP_ROOT] = "make the empty root",
+	[STEP_RLIMIT] = "set limits",	    [STEP_LISTEN] = "listen",
+	[STEP_UID] = "change the user",	    [STEP_CAPS] = "drop capabilities",
+	[STEP_FDS] = "arrange descriptors", [STEP_EXEC] = "execute the program",
 };
 
 static const struct {
@@ -45,11 +55,16 @@ static const struct {
 	uint64_t flag;
 	const char *name;
 } jail_layers[] = {
-	{ JAIL_MOUNT, CLONE_NEWNS, "mount" },	{ JAIL_PID, CLONE_NEWPID, "pid" },
-	{ JAIL_NET, CLONE_NEWNET, "net" },	{ JAIL_IPC, CLONE_NEWIPC, "ipc" },
-	{ JAIL_UTS, CLONE_NEWUTS, "uts" },	{ JAIL_CGROUP, CLONE_NEWCGROUP, "cgroup" },
-	{ JAIL_USERNS, CLONE_NEWUSER, "user" }, { JAIL_UID, 0, "uid" },
-	{ JAIL_CAPS, 0, "caps" },		{ JAIL_NNP, 0, "no-new-privs" },
+	{ JAIL_MOUNT, CLONE_NEWNS, "mount" },
+	{ JAIL_PID, CLONE_NEWPID, "pid" },
+	{ JAIL_NET, CLONE_NEWNET, "net" },
+	{ JAIL_IPC, CLONE_NEWIPC, "ipc" },
+	{ JAIL_UTS, CLONE_NEWUTS, "uts" },
+	{ JAIL_CGROUP, CLONE_NEWCGROUP, "cgroup" },
+	{ JAIL_USERNS, CLONE_NEWUSER, "user" },
+	{ JAIL_UID, 0, "uid" },
+	{ JAIL_CAPS, 0, "caps" },
+	{ JAIL_NNP, 0, "no-new-privs" },
 	{ JAIL_RLIMIT, 0, "rlimits" },
 };
 
@@ -60,7 +75,8 @@ void jail_layers_text(uint32_t layers, char *buf, size_t len)
 	buf[0] = '\0';
 	for (size_t i = 0; i < ARRAY_SIZE(jail_layers); i++)
 		if ((layers & jail_layers[i].layer) && n < len)
-			n += (size_t)snprintf(buf + n, len - n, "%s%s", n ? " " : "", jail_layers[i].name);
+			n += (size_t)snprintf(buf + n, len - n, "%s%s", n ? " " : "",
+					      jail_layers[i].name);
 }
 
 static int jail_write_file(const char *path, const char *text)
@@ -86,13 +102,15 @@ static int jail_map_user(uid_t uid, gid_t gid)
 	return jail_write_file("/proc/self/gid_map", map);
 }
 
-/* The old root is stacked under the new one by pivot_root(".", ".") and detached: no directory is needed for it. */
+/* The old root is stacked under the new one by pivot_root(".", ".") and detached: no directory is
+ * needed for it. */
 static int jail_empty_root(const char *dir)
 {
 	const unsigned long flags = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC;
 
 	if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
-	    mount("none", dir, "tmpfs", flags, "size=4k,nr_inodes=1,mode=555") < 0 || chdir(dir) < 0)
+	    mount("none", dir, "tmpfs", flags, "size=4k,nr_inodes=1,mode=555") < 0 ||
+	    chdir(dir) < 0)
 		return -1;
 	if (syscall(__NR_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0)
 		return -1;
@@ -129,8 +147,10 @@ static int jail_rlimits(const struct jail_spec *s)
 static int jail_drop_uid(uid_t uid)
 {
 	/* with every "noroot" bit locked uid 0 would mean nothing, even were it reached */
-	prctl(PR_SET_SECUREBITS, SECBIT_NOROOT | SECBIT_NOROOT_LOCKED | SECBIT_NO_SETUID_FIXUP_LOCKED |
-				     SECBIT_KEEP_CAPS_LOCKED, 0, 0, 0);
+	prctl(PR_SET_SECUREBITS,
+	      SECBIT_NOROOT | SECBIT_NOROOT_LOCKED | SECBIT_NO_SETUID_FIXUP_LOCKED |
+		  SECBIT_KEEP_CAPS_LOCKED,
+	      0, 0, 0);
 	if (syscall(__NR_setgroups, 0, NULL) < 0 || syscall(__NR_setresgid, uid, uid, uid) < 0 ||
 	    syscall(__NR_setresuid, uid, uid, uid) < 0)
 		return -1;
@@ -163,7 +183,8 @@ static int jail_place_fds(const struct jail_spec *s, int *status_fd, int *exe_fd
 	}
 	int null[2];
 
-	/* no /dev/null in an empty root: an ended pipe reads as EOF; it lands on 0, the lowest free number */
+	/* no /dev/null in an empty root: an ended pipe reads as EOF; it lands on 0, the lowest free
+	 * number */
 	if (pipe(null) < 0)
 		return -1;
 	close(null[1]);
@@ -223,7 +244,8 @@ int jail_spawn(const struct jail_spec *s, struct jail_proc *out, struct err *e)
 			args.flags |= jail_layers[i].flag;
 	args.pidfd = (uint64_t)(uintptr_t)&pidfd;
 	if (pipe2(status, O_CLOEXEC) < 0)
-		return err_set(e, errno, "no-descriptor", "cannot make a pipe: %s", strerror(errno));
+		return err_set(e, errno, "no-descriptor", "cannot make a pipe: %s",
+			       strerror(errno));
 	long pid = syscall(__NR_clone3, &args, sizeof(args));
 
 	if (pid == 0) {
@@ -240,7 +262,9 @@ int jail_spawn(const struct jail_spec *s, struct jail_proc *out, struct err *e)
 	close(status[1]);
 	if (pid < 0) {
 		close(status[0]);
-		return err_set(e, saved, "jail-failed", "cannot make a process with its own namespaces: %s", strerror(saved));
+		return err_set(e, saved, "jail-failed",
+			       "cannot make a process with its own namespaces: %s",
+			       strerror(saved));
 	}
 	*out = (struct jail_proc){ .pid = (pid_t)pid, .pidfd = pidfd, .status_fd = status[0] };
 	return 0;
@@ -257,10 +281,11 @@ int jail_result(int status_fd, const char *who, struct err *e)
 	close(status_fd);
 	if (n == 0)
 		return 0;
-	if (n != (ssize_t)sizeof(report) || report[0] < 0 || report[0] >= (int)ARRAY_SIZE(jail_steps))
+	if (n != (ssize_t)sizeof(report) || report[0] < 0 ||
+	    report[0] >= (int)ARRAY_SIZE(jail_steps))
 		return err_set(e, EIO, "jail-failed", "%s: its jail ended without a report", who);
-	err_set(e, report[1], "jail-failed", "%s: the jail could not %s: %s", who, jail_steps[report[0]],
-		strerror(report[1]));
+	err_set(e, report[1], "jail-failed", "%s: the jail could not %s: %s", who,
+		jail_steps[report[0]], strerror(report[1]));
 	if (report[0] == STEP_EXEC && report[1] == ENOENT)
 		err_hint(e, "the program must be linked statically");
 	return -report[1];

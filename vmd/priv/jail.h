@@ -1,9 +1,12 @@
-/* jail.h - a process with nothing: namespaces, empty read-only root, own uid, no capabilities, limits.
+/* jail.h - a process with nothing: namespaces, empty read-only root, own uid, no capabilities,
+ * limits.
  *
- * jail_spawn() forks straight into new namespaces, gives up everything layer by layer and executes a static program by
- * descriptor. It does not wait: jail_result() on the returned status descriptor tells when it is readable.
- * What only the program itself can give up (system calls, Landlock) it does after it has built its machine:
- * vmd/guest/lockdown.c. Each layer is a bit, so that tests can leave one out and count what the others still stop.
+ * jail_spawn() forks straight into new namespaces, gives up everything layer by layer and executes
+ * a static program by descriptor. It does not wait: jail_result() on the returned status descriptor
+ * tells when it is readable.
+ * What only the program itself can give up (system calls, Landlock) it does after it has built its
+ * machine: vmd/guest/lockdown.c. Each layer is a bit, so that tests can leave one out and count
+ * what the others still stop.
  */
 #ifndef VMD_PRIV_JAIL_H
 #define VMD_PRIV_JAIL_H
@@ -15,7 +18,7 @@
 #include "common/err.h"
 
 enum jail_layer {
-	JAIL_MOUNT = 1 << 0,  /* mount namespace with an empty root */
+	JAIL_MOUNT = 1 << 0, /* mount namespace with an empty root */
 	JAIL_PID = 1 << 1,
 	JAIL_NET = 1 << 2,
 	JAIL_IPC = 1 << 3,
@@ -31,7 +34,7 @@ enum jail_layer {
 	JAIL_LEAST = JAIL_NNP | JAIL_RLIMIT, /* rootless without user namespaces */
 };
 
-#define JAIL_FDS_MAX 6u
+#define JAIL_FDS_MAX	 6u
 #define JAIL_CGROUPS_MAX 8u
 
 struct jail_spec {
@@ -39,11 +42,13 @@ struct jail_spec {
 	char *const *argv;
 	uint32_t layers;
 	uid_t uid; /* and gid */
-	const char *root_dir; /* an empty directory to mount the empty root over, in the child's namespace only */
-	int log_fd;	      /* becomes 1 and 2 */
+	/* an empty directory to mount the empty root over, in the child's namespace only */
+	const char *root_dir;
+	int log_fd;	       /* becomes 1 and 2 */
 	int fds[JAIL_FDS_MAX]; /* become 3, 4, ... */
 	unsigned nfds;
-	bool listen; /* listen() on fds[0] as the jailed process, so that SO_PEERCRED of a connection names it */
+	/* listen() on fds[0] as the jailed process, so that SO_PEERCRED of a connection names it */
+	bool listen;
 	int cgroup_fds[JAIL_CGROUPS_MAX]; /* open cgroup.procs files */
 	unsigned ncgroups;
 	uint64_t nofile_max, nproc_max;
@@ -56,7 +61,8 @@ struct jail_proc {
 };
 
 int jail_spawn(const struct jail_spec *s, struct jail_proc *out, struct err *e);
-/* jail_result() - read and close @status_fd; blocks until the jail is made. 0, or -errno with the failed step in @e. */
+/* jail_result() - read and close @status_fd; blocks until the jail is made. 0, or -errno with the
+ * failed step in @e. */
 int jail_result(int status_fd, const char *who, struct err *e);
 /* jail_layers_text() - "mount pid net ..." for info. */
 void jail_layers_text(uint32_t layers, char *buf, size_t len);

@@ -1,7 +1,9 @@
-/* net.c - bridges, addresses and taps over rtnetlink (libnl-route), in the network namespace the daemon was started in.
+/* net.c - bridges, addresses and taps over rtnetlink (libnl-route), in the network namespace the
+ * daemon was started in.
  *
- * Only interfaces of the right kind are ever touched: a bridge by that name, a tap by that name; never another that
- * core might name. A tap lives as long as somebody holds its descriptor, so a dead guest leaves none behind.
+ * Only interfaces of the right kind are ever touched: a bridge by that name, a tap by that name;
+ * never another that core might name. A tap lives as long as somebody holds its descriptor, so a
+ * dead guest leaves none behind.
  */
 #include "vmd/priv/net.h"
 
@@ -51,7 +53,8 @@ static void net_sysctl(const char *ifname, const char *key, const char *value)
 {
 	char path[128];
 
-	snprintf(path, sizeof(path), "/proc/sys/net/%s/%.15s/%s", strcmp(key, "disable_ipv6") ? "ipv4/conf" : "ipv6/conf", ifname, key);
+	snprintf(path, sizeof(path), "/proc/sys/net/%s/%.15s/%s",
+		 strcmp(key, "disable_ipv6") ? "ipv4/conf" : "ipv6/conf", ifname, key);
 	_cleanup_close_ int fd = open(path, O_WRONLY | O_CLOEXEC);
 
 	if (fd < 0 || write(fd, value, strlen(value)) < 0)
@@ -76,9 +79,12 @@ static struct nl_sock *net_nl(struct err *e)
 
 static int net_nl_err(struct err *e, int nlerr, const char *what, const char *ifname)
 {
-	int num = nlerr == -NLE_EXIST ? EEXIST : nlerr == -NLE_PERM || nlerr == -NLE_NOACCESS ? EPERM : EIO;
+	int num = nlerr == -NLE_EXIST				 ? EEXIST
+		  : nlerr == -NLE_PERM || nlerr == -NLE_NOACCESS ? EPERM
+								 : EIO;
 
-	err_set(e, num, "netlink-failed", "interface %s: cannot %s: %s", ifname, what, nl_geterror(nlerr));
+	err_set(e, num, "netlink-failed", "interface %s: cannot %s: %s", ifname, what,
+		nl_geterror(nlerr));
 	if (num == EPERM)
 		err_hint(e, "networks need CAP_NET_ADMIN");
 	return -num;
@@ -144,7 +150,8 @@ static int net_address(struct nl_sock *sk, const char *ifname, const char *cidr,
 		nl_addr_put(local);
 	if (a)
 		rtnl_addr_put(a);
-	return ret < 0 && ret != -NLE_EXIST ? net_nl_err(e, ret, "be given its address", ifname) : 0;
+	return ret < 0 && ret != -NLE_EXIST ? net_nl_err(e, ret, "be given its address", ifname)
+					    : 0;
 }
 
 static int net_link_delete(struct nl_sock *sk, const char *ifname, const char *kind, struct err *e)
@@ -152,7 +159,8 @@ static int net_link_delete(struct nl_sock *sk, const char *ifname, const char *k
 	if (!if_nametoindex(ifname))
 		return 0;
 	if (!net_is_kind(sk, ifname, kind))
-		return err_set(e, EPERM, "wrong-interface", "interface %s is not a %s: it is left alone", ifname, kind);
+		return err_set(e, EPERM, "wrong-interface",
+			       "interface %s is not a %s: it is left alone", ifname, kind);
 	struct rtnl_link *l = rtnl_link_alloc();
 
 	rtnl_link_set_name(l, ifname);
@@ -171,7 +179,8 @@ static bool net_uplink(char ifname[IFNAMSIZ])
 	bool found = false;
 
 	while (f && !found && fgets(line, sizeof(line), f)) {
-		if (sscanf(line, "%15s %x %*x %*x %*d %*d %*d %x", name, &dst, &mask) == 3 && !dst && !mask) {
+		if (sscanf(line, "%15s %x %*x %*x %*d %*d %*d %x", name, &dst, &mask) == 3 &&
+		    !dst && !mask) {
 			snprintf(ifname, IFNAMSIZ, "%s", name);
 			found = true;
 		}
@@ -198,15 +207,23 @@ static int net_check(const struct msg_p_net_up *m, struct err *e)
 	char ip[20];
 
 	if (!name_valid(m->net) || !net_ifname_ok(m->bridge))
-		return err_set(e, EINVAL, "bad-name", "network %s: \"%s\" is no name for a bridge", m->net, m->bridge);
-	if (*m->cidr4 && (sscanf(m->cidr4, "%15[0-9.]/%u", ip, &bits) != 2 || !net_ip4_ok(ip) || bits < 8 || bits > 30))
-		return err_set(e, EINVAL, "bad-address", "network %s: \"%s\" is not an address with prefix, as 10.1.0.1/24", m->net, m->cidr4);
+		return err_set(e, EINVAL, "bad-name", "network %s: \"%s\" is no name for a bridge",
+			       m->net, m->bridge);
+	if (*m->cidr4 && (sscanf(m->cidr4, "%15[0-9.]/%u", ip, &bits) != 2 || !net_ip4_ok(ip) ||
+			  bits < 8 || bits > 30))
+		return err_set(e, EINVAL, "bad-address",
+			       "network %s: \"%s\" is not an address with prefix, as 10.1.0.1/24",
+			       m->net, m->cidr4);
 	if (m->dhcp && (!*m->cidr4 || !net_ip4_ok(m->dhcp_first) || !net_ip4_ok(m->dhcp_last)))
-		return err_set(e, EINVAL, "bad-address", "network %s: DHCP needs an address and a range", m->net);
+		return err_set(e, EINVAL, "bad-address",
+			       "network %s: DHCP needs an address and a range", m->net);
 	if (m->mtu && (m->mtu < 576 || m->mtu > 65535))
-		return err_set(e, EINVAL, "bad-mtu", "network %s: MTU %llu is not within 576 to 65,535", m->net, (unsigned long long)m->mtu);
+		return err_set(e, EINVAL, "bad-mtu",
+			       "network %s: MTU %llu is not within 576 to 65,535", m->net,
+			       (unsigned long long)m->mtu);
 	if (*m->domain && !name_valid(m->domain))
-		return err_set(e, EINVAL, "bad-name", "network %s: \"%s\" is no domain name", m->net, m->domain);
+		return err_set(e, EINVAL, "bad-name", "network %s: \"%s\" is no domain name",
+			       m->net, m->domain);
 	return 0;
 }
 
@@ -230,8 +247,10 @@ static int net_up_bridge(struct nl_sock *sk, const struct priv_net *n, struct er
 	int ret = n->made_bridge ? net_bridge_make(sk, n->bridge, e) : 0;
 
 	if (!ret && !net_is_kind(sk, n->bridge, "bridge")) {
-		ret = err_set(e, ENODEV, "no-bridge", "network %s: there is no bridge %s", n->name, n->bridge);
-		err_hint(e, "another kind of interface has that name; choose another: vmctl net create --bridge NAME");
+		ret = err_set(e, ENODEV, "no-bridge", "network %s: there is no bridge %s", n->name,
+			      n->bridge);
+		err_hint(e, "another kind of interface has that name; choose another: vmctl net "
+			    "create --bridge NAME");
 	}
 	/* an administrator's bridge keeps its own address and state */
 	if (!ret && n->made_bridge) {
@@ -260,7 +279,8 @@ int net_up(struct priv *p, const struct msg_p_net_up *m, struct err *e)
 	if (ret < 0)
 		return ret;
 	if (!p->root) {
-		err_set(e, EPERM, "needs-root", "network %s: a rootless daemon makes no bridges", m->net);
+		err_set(e, EPERM, "needs-root", "network %s: a rootless daemon makes no bridges",
+			m->net);
 		err_hint(e, "run vmd as root, or start the guest without --net");
 		return -EPERM;
 	}
@@ -281,7 +301,8 @@ int net_up(struct priv *p, const struct msg_p_net_up *m, struct err *e)
 		p->nets = n;
 	}
 	net_fill(n, m);
-	/* 2: make it where it is missing; one that is there is an administrator's, whose address and end are not ours */
+	/* 2: make it where it is missing; one that is there is an administrator's, whose address
+	 * and end are not ours */
 	if (m->make_bridge == 2)
 		n->made_bridge = !net_is_kind(sk, n->bridge, "bridge");
 	ret = net_up_bridge(sk, n, e);
@@ -290,7 +311,8 @@ int net_up(struct priv *p, const struct msg_p_net_up *m, struct err *e)
 		if (net_uplink(uplink))
 			net_sysctl(uplink, "forwarding", "1");
 		else
-			log_warn("network %s: no default route here: NAT leads nowhere yet", n->name);
+			log_warn("network %s: no default route here: NAT leads nowhere yet",
+				 n->name);
 	}
 	if (!ret)
 		ret = nft_apply(p, e);
@@ -337,7 +359,8 @@ int net_down(struct priv *p, const struct msg_p_net_down *m, struct err *e)
 	return ret;
 }
 
-/* net_fini() - the daemon ends, the guests run on: bridges and rules stay; dnsmasq is started anew by the next one. */
+/* net_fini() - the daemon ends, the guests run on: bridges and rules stay; dnsmasq is started anew
+ * by the next one. */
 void net_fini(struct priv *p)
 {
 	while (p->nets) {
@@ -355,7 +378,8 @@ void net_fini(struct priv *p)
 static int net_tap_open(const char *ifname, bool multi, struct err *e)
 {
 	_cleanup_close_ int fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK);
-	struct ifreq ifr = { .ifr_flags = (short)(IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (multi ? IFF_MULTI_QUEUE : 0)) };
+	struct ifreq ifr = { .ifr_flags = (short)(IFF_TAP | IFF_NO_PI | IFF_VNET_HDR |
+						  (multi ? IFF_MULTI_QUEUE : 0)) };
 
 	if (fd < 0) {
 		err_set(e, errno, "no-tun", "/dev/net/tun: %s", strerror(errno));
@@ -365,7 +389,8 @@ static int net_tap_open(const char *ifname, bool multi, struct err *e)
 	memcpy(ifr.ifr_name, ifname, strlen(ifname) + 1);
 	if (ioctl(fd, TUNSETIFF, &ifr) < 0) {
 		if (errno == EBUSY)
-			return err_set(e, EBUSY, "tap-busy", "tap %s is in use by another process", ifname);
+			return err_set(e, EBUSY, "tap-busy", "tap %s is in use by another process",
+				       ifname);
 		return err_set(e, errno, "tap-failed", "tap %s: %s", ifname, strerror(errno));
 	}
 	return take_fd(&fd);
@@ -377,14 +402,19 @@ static int net_tap_attach(const char *ifname, const struct msg_p_tap_add *m, str
 	int ret = sk ? 0 : -EIO;
 
 	if (!ret && !net_is_kind(sk, m->bridge, "bridge"))
-		ret = err_set(e, ENODEV, "no-bridge", "network %s: there is no bridge %s", m->net, m->bridge);
+		ret = err_set(e, ENODEV, "no-bridge", "network %s: there is no bridge %s", m->net,
+			      m->bridge);
 	if (!ret) {
-		int nl = rtnl_link_enslave_ifindex(sk, (int)if_nametoindex(m->bridge), (int)if_nametoindex(ifname));
+		int nl = rtnl_link_enslave_ifindex(sk, (int)if_nametoindex(m->bridge),
+						   (int)if_nametoindex(ifname));
 
-		/* the bridge answers EXFULL when its 1,024 ports are taken; libnl has no word for that */
+		/* the bridge answers EXFULL when its 1,024 ports are taken; libnl has no word for
+		 * that */
 		if (nl < 0) {
-			ret = err_set(e, EXFULL, "bridge-full", "network %s: bridge %s takes no more ports (%s); a bridge has 1,024",
-				      m->net, m->bridge, nl_geterror(nl));
+			ret = err_set(
+			    e, EXFULL, "bridge-full",
+			    "network %s: bridge %s takes no more ports (%s); a bridge has 1,024",
+			    m->net, m->bridge, nl_geterror(nl));
 			err_hint(e, "put the guest on another network: vmctl net create");
 		}
 	}
@@ -406,8 +436,9 @@ int net_tap_add(struct priv *p, const struct msg_p_tap_add *m, struct err *e)
 	if (!p->root)
 		return err_set(e, EPERM, "needs-root", "a rootless daemon makes no network ports");
 	if (!net_ifname_ok(m->ifname) || !net_ifname_ok(m->bridge) || m->queues > NET_QUEUES_MAX)
-		return err_set(e, EINVAL, "bad-name", "tap \"%s\" on \"%s\": names of 1 to 15 letters, at most %u queues", m->ifname, m->bridge,
-			       NET_QUEUES_MAX);
+		return err_set(e, EINVAL, "bad-name",
+			       "tap \"%s\" on \"%s\": names of 1 to 15 letters, at most %u queues",
+			       m->ifname, m->bridge, NET_QUEUES_MAX);
 	for (unsigned i = 0; i < queues && !ret; i++) {
 		ret = net_tap_open(m->ifname, queues > 1, e);
 		if (ret >= 0) {
@@ -434,7 +465,9 @@ int net_tap_add(struct priv *p, const struct msg_p_tap_add *m, struct err *e)
 		ret = msg_result_encode(&res, m->msg_id, &b);
 		for (int i = 2; i < n && ret >= 0; i++)
 			ret = wire_put_fd(&b, fds[i], false);
-		ret = ret < 0 ? err_set(e, -ret, "tap-failed", "tap %s: %s", m->ifname, strerror(-ret)) : wire_conn_send(p->core.conn, &b);
+		ret = ret < 0
+			  ? err_set(e, -ret, "tap-failed", "tap %s: %s", m->ifname, strerror(-ret))
+			  : wire_conn_send(p->core.conn, &b);
 	}
 	wire_buf_clear(&b);
 	while (n)
@@ -445,8 +478,10 @@ int net_tap_add(struct priv *p, const struct msg_p_tap_add *m, struct err *e)
 int net_tap_del(struct priv *p, const struct msg_p_tap_del *m, struct err *e)
 {
 	struct nl_sock *sk = net_nl(e);
-	int ret = !sk ? -EIO : net_ifname_ok(m->ifname) ? net_link_delete(sk, m->ifname, "tun", e) :
-							   err_set(e, EINVAL, "bad-name", "\"%s\" is no name for a tap", m->ifname);
+	int ret = !sk ? -EIO
+		  : net_ifname_ok(m->ifname)
+		      ? net_link_delete(sk, m->ifname, "tun", e)
+		      : err_set(e, EINVAL, "bad-name", "\"%s\" is no name for a tap", m->ifname);
 
 	if (sk)
 		nl_socket_free(sk);
@@ -473,9 +508,14 @@ int net_dhcp_host(struct priv *p, const struct msg_p_dhcp_host *m, struct err *e
 
 	if (!n)
 		return -ENOENT;
-	if (strlen(m->mac) != 17 || sscanf(m->mac, "%2x:%2x:%2x:%2x:%2x:%2x", &b[0], &b[1], &b[2], &b[3], &b[4], &b[5]) != 6 ||
-	    strspn(m->mac, "0123456789abcdefABCDEF:") != 17 || (*m->ip && !net_ip4_ok(m->ip)) || (*m->name && !name_valid(m->name)))
-		return err_set(e, EINVAL, "bad-lease", "network %s: \"%s\" \"%s\" \"%s\" is no fixed lease", m->net, m->mac, m->ip, m->name);
+	if (strlen(m->mac) != 17 ||
+	    sscanf(m->mac, "%2x:%2x:%2x:%2x:%2x:%2x", &b[0], &b[1], &b[2], &b[3], &b[4], &b[5]) !=
+		6 ||
+	    strspn(m->mac, "0123456789abcdefABCDEF:") != 17 || (*m->ip && !net_ip4_ok(m->ip)) ||
+	    (*m->name && !name_valid(m->name)))
+		return err_set(e, EINVAL, "bad-lease",
+			       "network %s: \"%s\" \"%s\" \"%s\" is no fixed lease", m->net, m->mac,
+			       m->ip, m->name);
 	for (i = 0; i < n->nhosts; i++)
 		if (!strcasecmp(n->hosts[i].mac, m->mac))
 			break;
@@ -522,11 +562,15 @@ int net_forward(struct priv *p, const struct msg_p_forward *m, struct err *e)
 
 	if (!n)
 		return -ENOENT;
-	if ((strcmp(m->proto, "tcp") && strcmp(m->proto, "udp")) || (*m->host_ip && !net_ip4_ok(m->host_ip)) || !net_ip4_ok(m->guest_ip) ||
-	    !m->host_port || m->host_port > 65535 || !m->guest_port || m->guest_port > 65535)
-		return err_set(e, EINVAL, "bad-forward", "network %s: a forward is tcp or udp, HOST_IP:PORT to GUEST_IP:PORT", m->net);
+	if ((strcmp(m->proto, "tcp") && strcmp(m->proto, "udp")) ||
+	    (*m->host_ip && !net_ip4_ok(m->host_ip)) || !net_ip4_ok(m->guest_ip) || !m->host_port ||
+	    m->host_port > 65535 || !m->guest_port || m->guest_port > 65535)
+		return err_set(e, EINVAL, "bad-forward",
+			       "network %s: a forward is tcp or udp, HOST_IP:PORT to GUEST_IP:PORT",
+			       m->net);
 	for (i = 0; i < n->nforwards; i++)
-		if (!strcmp(n->forwards[i].proto, m->proto) && n->forwards[i].host_port == m->host_port &&
+		if (!strcmp(n->forwards[i].proto, m->proto) &&
+		    n->forwards[i].host_port == m->host_port &&
 		    !strcmp(n->forwards[i].host_ip, m->host_ip))
 			break;
 	if (m->remove) {
@@ -534,7 +578,8 @@ int net_forward(struct priv *p, const struct msg_p_forward *m, struct err *e)
 			n->forwards[i] = n->forwards[--n->nforwards];
 	} else {
 		if (i == n->nforwards) {
-			struct net_forward *f = realloc(n->forwards, (n->nforwards + 1) * sizeof(*f));
+			struct net_forward *f =
+			    realloc(n->forwards, (n->nforwards + 1) * sizeof(*f));
 
 			if (!f)
 				return err_set(e, ENOMEM, "no-memory", "out of memory");
@@ -543,7 +588,8 @@ int net_forward(struct priv *p, const struct msg_p_forward *m, struct err *e)
 		}
 		struct net_forward *f = &n->forwards[i];
 
-		*f = (struct net_forward){ .host_port = (uint16_t)m->host_port, .guest_port = (uint16_t)m->guest_port };
+		*f = (struct net_forward){ .host_port = (uint16_t)m->host_port,
+					   .guest_port = (uint16_t)m->guest_port };
 		snprintf(f->proto, sizeof(f->proto), "%s", m->proto);
 		snprintf(f->host_ip, sizeof(f->host_ip), "%s", m->host_ip);
 		snprintf(f->guest_ip, sizeof(f->guest_ip), "%s", m->guest_ip);

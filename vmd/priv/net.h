@@ -26,14 +26,15 @@ struct priv_net {
 	struct net_host *hosts;
 };
 
-/* nft_apply() - the whole table anew from @p->nets, in one transaction. nft_remove() - the table goes. */
+/* nft_apply() - the whole table anew from @p->nets, in one transaction. nft_remove() - the table
+ * goes. */
 int nft_apply(struct priv *p, struct err *e);
 void nft_remove(struct priv *p);
 
 int dhcp_start(struct priv *p, struct priv_net *n, struct err *e);
 void dhcp_stop(struct priv *p, struct priv_net *n);
 int dhcp_hosts_write(struct priv *p, struct priv_net *n, struct err *e); /* and tell dnsmasq */
-int dhcp_dir(struct priv *p, const char *net); /* <state>/dhcp/NET */
+int dhcp_dir(struct priv *p, const char *net);				 /* <state>/dhcp/NET */
 
 bool net_ip4_ok(const char *text);
 

@@ -1,6 +1,7 @@
-/* nft.c - the instance's own nftables table, replaced whole in one transaction whenever something changes.
- * Every word that goes into the rules was checked by net.c: addresses, ports, interface names. Nobody else's tables
- * are read or written.
+/* nft.c - the instance's own nftables table, replaced whole in one transaction whenever something
+ * changes.
+ * Every word that goes into the rules was checked by net.c: addresses, ports, interface names.
+ * Nobody else's tables are read or written.
  */
 #include <errno.h>
 #include <nftables/libnftables.h>
@@ -32,7 +33,8 @@ static int nft_run(const char *rules, struct err *e)
 		char text[200];
 
 		snprintf(text, sizeof(text), "%.199s", nft_ctx_get_error_buffer(ctx));
-		ret = err_set(e, EIO, "nftables-failed", "nftables refused the rules of this daemon: %s", text);
+		ret = err_set(e, EIO, "nftables-failed",
+			      "nftables refused the rules of this daemon: %s", text);
 		err_hint(e, "is nf_tables in the kernel? modprobe nf_tables");
 	}
 	nft_ctx_free(ctx);
@@ -46,14 +48,18 @@ int nft_apply(struct priv *p, struct err *e)
 
 	nft_table(p, table);
 	text_printf(&t, "add table ip %s\nflush table ip %s\ntable ip %s {\n", table, table, table);
-	text_add(&t, "chain postrouting { type nat hook postrouting priority 100; policy accept;\n");
+	text_add(&t,
+		 "chain postrouting { type nat hook postrouting priority 100; policy accept;\n");
 	for (struct priv_net *n = p->nets; n; n = n->next)
 		if (n->nat && *n->cidr4)
-			text_printf(&t, "ip saddr %s oifname != \"%s\" masquerade\n", n->cidr4, n->bridge);
-	text_add(&t, "}\nchain prerouting { type nat hook prerouting priority -100; policy accept;\n");
+			text_printf(&t, "ip saddr %s oifname != \"%s\" masquerade\n", n->cidr4,
+				    n->bridge);
+	text_add(&t,
+		 "}\nchain prerouting { type nat hook prerouting priority -100; policy accept;\n");
 	for (int local = 0; local < 2; local++) {
 		if (local)
-			text_add(&t, "}\nchain output { type nat hook output priority -100; policy accept;\n");
+			text_add(&t, "}\nchain output { type nat hook output priority -100; policy "
+				     "accept;\n");
 		for (struct priv_net *n = p->nets; n; n = n->next)
 			for (unsigned i = 0; i < n->nforwards; i++) {
 				const struct net_forward *f = &n->forwards[i];
@@ -62,14 +68,17 @@ int nft_apply(struct priv *p, struct err *e)
 					text_printf(&t, "ip daddr %s ", f->host_ip);
 				else
 					text_add(&t, "fib daddr type local ");
-				text_printf(&t, "%s dport %u dnat to %s:%u\n", f->proto, f->host_port, f->guest_ip, f->guest_port);
+				text_printf(&t, "%s dport %u dnat to %s:%u\n", f->proto,
+					    f->host_port, f->guest_ip, f->guest_port);
 			}
 	}
 	text_add(&t, "}\nchain forward { type filter hook forward priority 0; policy accept;\n");
 	for (struct priv_net *n = p->nets; n; n = n->next)
 		if (n->isolated) {
-			text_printf(&t, "iifname \"%s\" oifname != \"%s\" drop\n", n->bridge, n->bridge);
-			text_printf(&t, "oifname \"%s\" iifname != \"%s\" drop\n", n->bridge, n->bridge);
+			text_printf(&t, "iifname \"%s\" oifname != \"%s\" drop\n", n->bridge,
+				    n->bridge);
+			text_printf(&t, "oifname \"%s\" iifname != \"%s\" drop\n", n->bridge,
+				    n->bridge);
 		}
 	text_add(&t, "}\n}\n");
 	int ret = t.error ? err_set(e, ENOMEM, "no-memory", "out of memory") : nft_run(t.s, e);

@@ -1,6 +1,7 @@
 /* path.c - names to descriptors, never leaving a directory that the administrator allowed.
- * openat2(2): RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS, so that neither "..", nor a link planted
- * by whoever may write there, leads elsewhere; there is no check-then-open to race with.
+ * openat2(2): RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS, so that neither "..",
+ * nor a link planted by whoever may write there, leads elsewhere; there is no check-then-open to
+ * race with.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -53,7 +54,8 @@ int path_under_roots(const char *roots, const char *path, const char **rest)
 			while (bare > 1 && root[bare - 1] == '/')
 				bare--;
 			root[bare] = '\0';
-			if (!strncmp(path, root, bare) && (path[bare] == '/' || path[bare] == '\0' || bare == 1)) {
+			if (!strncmp(path, root, bare) &&
+			    (path[bare] == '/' || path[bare] == '\0' || bare == 1)) {
 				int fd = open(root, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 
 				if (fd < 0)
@@ -75,5 +77,6 @@ bool path_leaf_ok(const char *name)
 
 	if (!n || n > 127 || name[0] == '.' || name[0] == '-' || strstr(name, ".."))
 		return false;
-	return strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-@+:") == n;
+	return strspn(name,
+		      "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-@+:") == n;
 }

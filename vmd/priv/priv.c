@@ -1,9 +1,11 @@
-/* priv.c - priv's loop: starts the other roles, restarts what dies, hands each message to its handler.
+/* priv.c - priv's loop: starts the other roles, restarts what dies, hands each message to its
+ * handler.
  *
- * Start: socketpairs priv-core, priv-api, core-api; each role is this same program executed again (main.c), so that it
- * shares no memory with us. api's death: a new api and a new link for core. core's death: both anew; guests are
- * not touched and core finds them again by p_guest_adopt. Deaths in a row are answered ever later, up to 30 s.
- * systemd: READY=1 once core has opened its data base, WATCHDOG=1 at half the interval, STOPPING=1 (sd_notify(3), by hand).
+ * Start: socketpairs priv-core, priv-api, core-api; each role is this same program executed again
+ * (main.c), so that it shares no memory with us. api's death: a new api and a new link for core.
+ * core's death: both anew; guests are not touched and core finds them again by p_guest_adopt.
+ * Deaths in a row are answered ever later, up to 30 s. systemd: READY=1 once core has opened its
+ * data base, WATCHDOG=1 at half the interval, STOPPING=1 (sd_notify(3), by hand).
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -32,9 +34,10 @@
 #include "common/units.h"
 #include "vmd/priv/priv.h"
 
-/* Where the package's users do not exist (a private daemon of a developer, a test): uids that nothing else uses. */
+/* Where the package's users do not exist (a private daemon of a developer, a test): uids that
+ * nothing else uses. */
 #define PRIV_UID_CORE 1999997u
-#define PRIV_UID_API 1999998u
+#define PRIV_UID_API  1999998u
 
 /* ---- answers ---- */
 
@@ -113,20 +116,20 @@ static void priv_watchdog_start(struct priv *p)
 
 /* ---- messages ---- */
 
-#define PRIV_CASE(name, call)                                                                     \
-	case MSG_##name: {                                                                        \
-		struct msg_##name m;                                                              \
-		int r = msg_##name##_decode(&m, b);                                               \
-                                                                                                  \
-		if (r < 0) {                                                                      \
-			err_set(&e, -r, "bad-message", "malformed " #name);                       \
-		} else {                                                                          \
-			r = call;                                                                 \
-			msg_##name##_close(&m);                                                   \
-		}                                                                                 \
-		if (r < 0)                                                                        \
-			priv_fail(p, b->id, &e);                                                  \
-		break;                                                                            \
+#define PRIV_CASE(name, call) \
+	case MSG_##name: { \
+		struct msg_##name m; \
+		int r = msg_##name##_decode(&m, b); \
+\
+		if (r < 0) { \
+			err_set(&e, -r, "bad-message", "malformed " #name); \
+		} else { \
+			r = call; \
+			msg_##name##_close(&m); \
+		} \
+		if (r < 0) \
+			priv_fail(p, b->id, &e); \
+		break; \
 	}
 
 static void priv_core_request(struct priv *p, struct wire_buf *b)
@@ -158,7 +161,8 @@ static void priv_core_request(struct priv *p, struct wire_buf *b)
 		PRIV_CASE(p_image_spawn, guests_image_spawn(p, &m, &e))
 		PRIV_CASE(p_host_probe, probe_host(p, &m, &e))
 	default:
-		err_set(&e, EOPNOTSUPP, "not-supported", "priv does not know message 0x%04x", b->type);
+		err_set(&e, EOPNOTSUPP, "not-supported", "priv does not know message 0x%04x",
+			b->type);
 		priv_fail(p, b->id, &e);
 	}
 }
@@ -173,7 +177,8 @@ static void priv_hello(struct priv_role *r, struct wire_buf *b)
 	msg_hello_send(r->conn, &out, in.msg_id);
 }
 
-/* core asks for the guests once its data base is open: from then on a request is answered. api's socket listens all along. */
+/* core asks for the guests once its data base is open: from then on a request is answered. api's
+ * socket listens all along. */
 static void priv_ready(struct priv *p)
 {
 	if (p->ready_told)
@@ -191,7 +196,8 @@ static void priv_message(void *arg, struct wire_conn *c, struct wire_buf *b)
 
 	if (ret < 0) {
 		/* our own role asks for what it may not: it is no longer our own */
-		log_error("%s sent message 0x%04x, which it may not (%s): it is ended", r->name, b->type, strerror(-ret));
+		log_error("%s sent message 0x%04x, which it may not (%s): it is ended", r->name,
+			  b->type, strerror(-ret));
 		kill(r->pid, SIGKILL);
 		return;
 	}
@@ -223,7 +229,8 @@ static void priv_role_users(struct priv *p)
 		struct priv_role *r;
 		const char *user;
 		uid_t fallback;
-	} rows[] = { { &p->core, p->cfg->core_user, PRIV_UID_CORE }, { &p->api, p->cfg->api_user, PRIV_UID_API } };
+	} rows[] = { { &p->core, p->cfg->core_user, PRIV_UID_CORE },
+		     { &p->api, p->cfg->api_user, PRIV_UID_API } };
 
 	for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
 		struct passwd *pw = p->root ? getpwnam(rows[i].user) : NULL;
@@ -231,8 +238,8 @@ static void priv_role_users(struct priv *p)
 		rows[i].r->uid = pw ? pw->pw_uid : p->root ? rows[i].fallback : getuid();
 		rows[i].r->gid = pw ? pw->pw_gid : p->root ? rows[i].fallback : getgid();
 		if (!pw && p->root)
-			log_info("user %s does not exist: role %s runs as uid %u", rows[i].user, rows[i].r->name,
-				 (unsigned)rows[i].fallback);
+			log_info("user %s does not exist: role %s runs as uid %u", rows[i].user,
+				 rows[i].r->name, (unsigned)rows[i].fallback);
 	}
 }
 
@@ -254,15 +261,20 @@ static void priv_role_exec(struct priv_role *r, int sock, int dir)
 	unsetenv("WATCHDOG_USEC");
 	setsid(); /* a terminal's ^C is priv's to handle */
 	prctl(PR_SET_PDEATHSIG, SIGTERM, 0, 0, 0);
-	execl("/proc/self/exe", "vmd", role, ids, r->p->root ? "--role-root" : "--role-user", (char *)NULL);
+	execl("/proc/self/exe", "vmd", role, ids, r->p->root ? "--role-root" : "--role-user",
+	      (char *)NULL);
 	_exit(127);
 }
 
 static void priv_role_ended(void *arg, int fd, uint32_t events);
 
-static int priv_role_start(struct priv *p, struct priv_role *r, int dir, int peer, int listen_fd, int listen_tls)
+static int priv_role_start(struct priv *p, struct priv_role *r, int dir, int peer, int listen_fd,
+			   int listen_tls)
 {
-	struct msg_s_setup m = { .peer = peer, .listen = listen_fd, .listen_tls = listen_tls, .db_dir = -1,
+	struct msg_s_setup m = { .peer = peer,
+				 .listen = listen_fd,
+				 .listen_tls = listen_tls,
+				 .db_dir = -1,
 				 .user_mode = !p->root };
 	int sv[2];
 
@@ -282,7 +294,8 @@ static int priv_role_start(struct priv *p, struct priv_role *r, int dir, int pee
 	r->pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
 	fd_set_nonblock(sv[0]);
 	r->conn = wire_conn_new(p->loop, sv[0], WIRE_FDS_MAX, priv_message, priv_closed, r);
-	if (!r->conn || r->pidfd < 0 || loop_fd_add(p->loop, &r->pid_w, r->pidfd, EPOLLIN, priv_role_ended, r) < 0)
+	if (!r->conn || r->pidfd < 0 ||
+	    loop_fd_add(p->loop, &r->pid_w, r->pidfd, EPOLLIN, priv_role_ended, r) < 0)
 		return -ENOMEM;
 	wire_conn_set_limit(r->conn, 16 << 20);
 	r->up = true;
@@ -298,13 +311,15 @@ static int priv_db_dir(struct priv *p)
 	mkdirat(p->state_fd, "db", 0700);
 	int fd = openat(p->state_fd, "db", O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
 
-	if (fd >= 0 && p->root && (fchown(fd, p->core.uid, p->core.gid) < 0 || fchmod(fd, 0700) < 0))
+	if (fd >= 0 && p->root &&
+	    (fchown(fd, p->core.uid, p->core.gid) < 0 || fchmod(fd, 0700) < 0))
 		log_warn("data base directory: %s", strerror(errno));
 	/* files of an earlier daemon that ran under other uids */
 	static const char *const files[] = { "vmd.db", "vmd.db-wal", "vmd.db-shm" };
 
 	for (size_t i = 0; fd >= 0 && p->root && i < ARRAY_SIZE(files); i++)
-		if (fchownat(fd, files[i], p->core.uid, p->core.gid, AT_SYMLINK_NOFOLLOW) < 0 && errno != ENOENT)
+		if (fchownat(fd, files[i], p->core.uid, p->core.gid, AT_SYMLINK_NOFOLLOW) < 0 &&
+		    errno != ENOENT)
 			log_warn("%s: %s", files[i], strerror(errno));
 	return fd;
 }
@@ -312,9 +327,11 @@ static int priv_db_dir(struct priv *p)
 static int priv_start_api(struct priv *p, int peer)
 {
 	mkdirat(p->run_fd, "empty", 0755);
-	_cleanup_close_ int dir = openat(p->run_fd, "empty", O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+	_cleanup_close_ int dir =
+	    openat(p->run_fd, "empty", O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
 
-	return dir < 0 ? -errno : priv_role_start(p, &p->api, dir, peer, p->listen_fd, p->listen_tls_fd);
+	return dir < 0 ? -errno
+		       : priv_role_start(p, &p->api, dir, peer, p->listen_fd, p->listen_tls_fd);
 }
 
 static int priv_start_roles(struct priv *p)
@@ -342,7 +359,8 @@ static void priv_restart(void *arg)
 	if (p->stopping)
 		return;
 	if (r == &p->core) {
-		if (p->api.pid > 0) { /* its link is gone with core; both come anew once it has ended */
+		if (p->api.pid >
+		    0) { /* its link is gone with core; both come anew once it has ended */
 			kill(p->api.pid, SIGKILL);
 			loop_timer_after(&r->restart, 10 * NS_PER_MS);
 			return;
@@ -350,7 +368,9 @@ static void priv_restart(void *arg)
 		loop_timer_stop(&p->api.restart);
 		ret = priv_start_roles(p);
 	} else {
-		struct msg_s_setup m = { .listen = -1, .listen_tls = -1, .db_dir = -1, .user_mode = !p->root };
+		struct msg_s_setup m = {
+			.listen = -1, .listen_tls = -1, .db_dir = -1, .user_mode = !p->root
+		};
 		int link[2];
 
 		if (!p->core.conn)
@@ -399,11 +419,13 @@ static void priv_role_ended(void *arg, int fd, uint32_t events)
 	}
 	if (clock_mono_ns() - r->started_ns > 60 * NS_PER_S)
 		r->deaths = 0;
-	uint64_t delay = r->deaths ? MIN((100 * NS_PER_MS) << MIN(r->deaths, 9u), 30 * NS_PER_S) : NS_PER_MS;
+	uint64_t delay =
+	    r->deaths ? MIN((100 * NS_PER_MS) << MIN(r->deaths, 9u), 30 * NS_PER_S) : NS_PER_MS;
 
 	r->deaths++;
 	log_error("role %s ended by %s %d; it is started again in %llu ms", r->name,
-		  si.si_code == CLD_EXITED ? "exit" : "signal", si.si_status, (unsigned long long)(delay / NS_PER_MS));
+		  si.si_code == CLD_EXITED ? "exit" : "signal", si.si_status,
+		  (unsigned long long)(delay / NS_PER_MS));
 	if (r == &p->api && !p->core.pid)
 		return;
 	loop_timer_after(&r->restart, delay);
@@ -457,20 +479,25 @@ static int priv_dirs(struct priv *p, struct err *e)
 {
 	p->state_fd = path_open_dir(p->cfg->state_dir, true, 0711);
 	if (p->state_fd < 0)
-		return err_set(e, -p->state_fd, "no-state-dir", "state directory %s: %s", p->cfg->state_dir, strerror(-p->state_fd));
+		return err_set(e, -p->state_fd, "no-state-dir", "state directory %s: %s",
+			       p->cfg->state_dir, strerror(-p->state_fd));
 	p->run_fd = path_open_dir(p->cfg->run_dir, true, 0755);
 	if (p->run_fd < 0)
-		return err_set(e, -p->run_fd, "no-run-dir", "run directory %s: %s", p->cfg->run_dir, strerror(-p->run_fd));
-	/* one daemon a state directory: the lock goes with the process, and roles do not inherit it */
+		return err_set(e, -p->run_fd, "no-run-dir", "run directory %s: %s", p->cfg->run_dir,
+			       strerror(-p->run_fd));
+	/* one daemon a state directory: the lock goes with the process, and roles do not inherit it
+	 */
 	int lock = openat(p->run_fd, "vmd.lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 
 	if (lock < 0 || flock(lock, LOCK_EX | LOCK_NB) < 0) {
-		err_set(e, lock < 0 ? errno : EBUSY, "already-running", "another vmd runs in %s", p->cfg->run_dir);
+		err_set(e, lock < 0 ? errno : EBUSY, "already-running", "another vmd runs in %s",
+			p->cfg->run_dir);
 		err_hint(e, "use --run and --state to run a second one");
 		return -e->num;
 	}
 	if (strcmp(p->cfg->run_dir, "/run/vmd"))
-		snprintf(p->instance, sizeof(p->instance), "vmd-%08x", crc32c(0, p->cfg->run_dir, strlen(p->cfg->run_dir)));
+		snprintf(p->instance, sizeof(p->instance), "vmd-%08x",
+			 crc32c(0, p->cfg->run_dir, strlen(p->cfg->run_dir)));
 	else
 		snprintf(p->instance, sizeof(p->instance), "vmd");
 	return 0;
@@ -493,10 +520,18 @@ int priv_main(const struct vmd_config *cfg, int listen_fd)
 	struct priv *p = &priv;
 	struct err e = { 0 };
 
-	*p = (struct priv){ .cfg = cfg, .root = geteuid() == 0 && !cfg->user_mode, .state_fd = -1, .run_fd = -1,
-			    .listen_fd = listen_fd, .listen_tls_fd = -1 };
-	p->core = (struct priv_role){ .name = "core", .proto = PROTO_CORE, .p = p, .pidfd = -1, .pid_w = LOOP_FD_NONE };
-	p->api = (struct priv_role){ .name = "api", .proto = PROTO_API, .p = p, .pidfd = -1, .pid_w = LOOP_FD_NONE };
+	*p = (struct priv){ .cfg = cfg,
+			    .root = geteuid() == 0 && !cfg->user_mode,
+			    .state_fd = -1,
+			    .run_fd = -1,
+			    .listen_fd = listen_fd,
+			    .listen_tls_fd = -1 };
+	p->core = (struct priv_role){
+		.name = "core", .proto = PROTO_CORE, .p = p, .pidfd = -1, .pid_w = LOOP_FD_NONE
+	};
+	p->api = (struct priv_role){
+		.name = "api", .proto = PROTO_API, .p = p, .pidfd = -1, .pid_w = LOOP_FD_NONE
+	};
 	p->loop = loop_new();
 	if (!p->loop)
 		return 1;
@@ -517,7 +552,8 @@ int priv_main(const struct vmd_config *cfg, int listen_fd)
 		priv_role_users(p);
 		ret = priv_start_roles(p);
 		if (ret < 0)
-			err_set(&e, -ret, "no-roles", "cannot start the other roles: %s", strerror(-ret));
+			err_set(&e, -ret, "no-roles", "cannot start the other roles: %s",
+				strerror(-ret));
 	}
 	if (ret < 0) {
 		log_error("%s%s%s", e.detail, *e.hint ? "; " : "", e.hint);

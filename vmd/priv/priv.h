@@ -1,8 +1,8 @@
 /* priv.h - the privileged role: its state, its handlers, one file a subject.
  *
- * priv opens, makes and jails what the other roles may only name. It parses nothing but the wire; every name is checked against
- * its own roots, every number against its own limits, as if core were hostile. One thread, one loop; nothing in here
- * waits for anybody.
+ * priv opens, makes and jails what the other roles may only name. It parses nothing but the wire;
+ * every name is checked against its own roots, every number against its own limits, as if core were
+ * hostile. One thread, one loop; nothing in here waits for anybody.
  * Handlers: 0 = answered or will be; < 0 = failed with @e, and the caller answers.
  */
 #ifndef VMD_PRIV_PRIV_H
@@ -21,14 +21,14 @@
 #include "vmd/proto.h"
 
 #define PRIV_POOLS_MAX 64u
-#define PRIV_NETS_MAX 256u
+#define PRIV_NETS_MAX  256u
 
 struct priv_pool {
 	char name[64];
 	int fd; /* directory */
 };
 
-struct priv_net; /* net.c */
+struct priv_net;    /* net.c */
 struct priv_guests; /* guest.c */
 
 struct priv_role {
@@ -50,7 +50,8 @@ struct priv_role {
 struct priv {
 	struct loop *loop;
 	const struct vmd_config *cfg;
-	char instance[16]; /* names tables and cgroups: "vmd", or vmd-XXXXXXXX where run_dir is another */
+	/* names tables and cgroups: "vmd", or vmd-XXXXXXXX where run_dir is another */
+	char instance[16];
 	bool root;
 	int state_fd, run_fd; /* directories */
 	int null_fd;
@@ -76,9 +77,11 @@ void priv_fail(struct priv *p, uint32_t id, const struct err *e);
 /* ---- path.c: files beneath directories that we hold ---- */
 /* path_open_beneath() - openat2(RESOLVE_BENEATH, no symlinks). fd or -errno. */
 int path_open_beneath(int dir_fd, const char *name, int flags, mode_t mode);
-/* path_open_dir() - a directory by absolute path, @create: made (one level) where missing. fd or -errno. */
+/* path_open_dir() - a directory by absolute path, @create: made (one level) where missing. fd or
+ * -errno. */
 int path_open_dir(const char *path, bool create, mode_t mode);
-/* path_under_roots() - split absolute @path into a root of the colon-separated @roots (opened) and the rest.
+/* path_under_roots() - split absolute @path into a root of the colon-separated @roots (opened) and
+ * the rest.
  * Return: directory fd, @rest set; or -EACCES. */
 int path_under_roots(const char *roots, const char *path, const char **rest);
 bool path_leaf_ok(const char *name); /* one component of plain letters, not hidden, no ".." */
@@ -105,8 +108,10 @@ int guests_log_open(struct priv *p, const struct msg_p_log_open *m, struct err *
 int guests_image_spawn(struct priv *p, const struct msg_p_image_spawn *m, struct err *e);
 
 struct guest_log; /* fifo → bounded, rate-limited file */
-/* guest_log_new() - make or find the fifo @dir_fd/UUID.log; @write_fd (may be NULL): its end for the guest. */
-struct guest_log *guest_log_new(struct priv *p, int dir_fd, const char *uuid, int *write_fd, struct err *e);
+/* guest_log_new() - make or find the fifo @dir_fd/UUID.log; @write_fd (may be NULL): its end for
+ * the guest. */
+struct guest_log *guest_log_new(struct priv *p, int dir_fd, const char *uuid, int *write_fd,
+				struct err *e);
 void guest_log_free(struct guest_log *g);
 int guest_log_read_fd(struct priv *p, const char *uuid); /* the file, read-only, or -errno */
 
@@ -114,8 +119,10 @@ int guest_log_read_fd(struct priv *p, const char *uuid); /* the file, read-only,
 struct cgroup_limits {
 	uint64_t cpu_shares, cpu_limit_pct, memory_max_bytes, io_bps, io_iops;
 };
-/* cgroup_make() - a group for @name with @lim; fills open cgroup.procs files. Their number (0 = no cgroups here) or -errno. */
-int cgroup_make(struct priv *p, const char *name, const struct cgroup_limits *lim, int fds[JAIL_CGROUPS_MAX], struct err *e);
+/* cgroup_make() - a group for @name with @lim; fills open cgroup.procs files. Their number (0 = no
+ * cgroups here) or -errno. */
+int cgroup_make(struct priv *p, const char *name, const struct cgroup_limits *lim,
+		int fds[JAIL_CGROUPS_MAX], struct err *e);
 int cgroup_limit(struct priv *p, const char *name, const struct cgroup_limits *lim, struct err *e);
 void cgroup_remove(struct priv *p, const char *name);
 const char *cgroup_mode_text(struct priv *p);

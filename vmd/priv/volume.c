@@ -1,6 +1,6 @@
 /* volume.c - pools are directories, volumes are regular files right in them.
- * Opened here, parsed in jails: no byte of an image is looked at. A volume is opened by name beneath the
- * pool's descriptor and must be a regular file; its format is core's business.
+ * Opened here, parsed in jails: no byte of an image is looked at. A volume is opened by name
+ * beneath the pool's descriptor and must be a regular file; its format is core's business.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -77,7 +77,8 @@ int volume_pool_open(struct priv *p, const struct msg_p_pool_open *m, struct err
 	if (!name_valid(m->pool))
 		return err_set(e, EINVAL, "bad-name", "\"%s\" is no name for a pool", m->pool);
 	if (!strcmp(m->pool, "default")) {
-		priv_result(p, m->msg_id, volume_free_bytes(volume_pool(p, "default", NULL)->fd), -1, -1, NULL);
+		priv_result(p, m->msg_id, volume_free_bytes(volume_pool(p, "default", NULL)->fd),
+			    -1, -1, NULL);
 		return 0;
 	}
 	/* where no path is given a pool lies beside the default one */
@@ -89,19 +90,22 @@ int volume_pool_open(struct priv *p, const struct msg_p_pool_open *m, struct err
 	} else {
 		root = path_under_roots(p->cfg->pool_roots, m->path, &rest);
 		if (root < 0) {
-			err_set(e, EACCES, "pool-outside-roots", "pool %s: \"%.200s\" lies beneath no directory of pool_roots", m->pool,
-				m->path);
+			err_set(e, EACCES, "pool-outside-roots",
+				"pool %s: \"%.200s\" lies beneath no directory of pool_roots",
+				m->pool, m->path);
 			err_hint(e, "add its parent directory to pool_roots in vmd.conf");
 			return -EACCES;
 		}
 		fd = path_open_beneath(root, rest, O_RDONLY | O_DIRECTORY, 0);
-		if (fd == -ENOENT && m->create && path_leaf_ok(rest) && mkdirat(root, rest, 0711) == 0)
+		if (fd == -ENOENT && m->create && path_leaf_ok(rest) &&
+		    mkdirat(root, rest, 0711) == 0)
 			fd = path_open_beneath(root, rest, O_RDONLY | O_DIRECTORY, 0);
 		close(root);
 	}
 	if (fd < 0)
-		return err_set(e, -fd, fd == -ENOENT ? "pool-not-found" : "pool-failed", "pool %s: cannot open its directory %.200s: %s",
-			       m->pool, m->path, strerror(-fd));
+		return err_set(e, -fd, fd == -ENOENT ? "pool-not-found" : "pool-failed",
+			       "pool %s: cannot open its directory %.200s: %s", m->pool, m->path,
+			       strerror(-fd));
 	int ret = volume_pool_add(p, m->pool, fd, e);
 
 	if (ret < 0) {
@@ -124,8 +128,10 @@ int volume_pool_stat(struct priv *p, const struct msg_p_pool_stat *m, struct err
 
 static int volume_name_check(const char *pool, const char *name, struct err *e)
 {
-	return path_leaf_ok(name) ? 0 :
-				    err_set(e, EINVAL, "bad-name", "pool %s: \"%.127s\" is no name for a volume", pool, name);
+	return path_leaf_ok(name)
+		   ? 0
+		   : err_set(e, EINVAL, "bad-name", "pool %s: \"%.127s\" is no name for a volume",
+			     pool, name);
 }
 
 static int volume_errno(struct err *e, int num, const char *pool, const char *name)
@@ -136,12 +142,17 @@ static int volume_errno(struct err *e, int num, const char *pool, const char *na
 		return -num;
 	}
 	if (num == EEXIST)
-		return err_set(e, num, "volume-exists", "pool %s already has a volume \"%s\"", pool, name);
+		return err_set(e, num, "volume-exists", "pool %s already has a volume \"%s\"", pool,
+			       name);
 	if (num == ELOOP || num == EXDEV)
-		return err_set(e, EACCES, "volume-is-link", "pool %s: \"%s\" is a symbolic link; volumes are plain files", pool, name);
+		return err_set(e, EACCES, "volume-is-link",
+			       "pool %s: \"%s\" is a symbolic link; volumes are plain files", pool,
+			       name);
 	if (num == ENOSPC)
-		return err_set(e, num, "pool-full", "pool %s: no space left for \"%s\"", pool, name);
-	return err_set(e, num, "volume-failed", "pool %s: volume \"%s\": %s", pool, name, strerror(num));
+		return err_set(e, num, "pool-full", "pool %s: no space left for \"%s\"", pool,
+			       name);
+	return err_set(e, num, "volume-failed", "pool %s: volume \"%s\": %s", pool, name,
+		       strerror(num));
 }
 
 int volume_open(struct priv *p, const struct msg_p_volume_open *m, struct err *e)
@@ -157,7 +168,8 @@ int volume_open(struct priv *p, const struct msg_p_volume_open *m, struct err *e
 	if (volume_name_check(m->pool, m->name, e) < 0)
 		return -EINVAL;
 	/* non-blocking: a fifo planted there must not hold us */
-	_cleanup_close_ int fd = path_open_beneath(pool->fd, m->name, modes[m->mode] | O_NONBLOCK | (m->direct ? O_DIRECT : 0), 0600);
+	_cleanup_close_ int fd = path_open_beneath(
+	    pool->fd, m->name, modes[m->mode] | O_NONBLOCK | (m->direct ? O_DIRECT : 0), 0600);
 
 	if (fd == -EINVAL && m->direct) /* a file system without O_DIRECT, as tmpfs before 6.5 */
 		fd = path_open_beneath(pool->fd, m->name, modes[m->mode] | O_NONBLOCK, 0600);
@@ -166,7 +178,8 @@ int volume_open(struct priv *p, const struct msg_p_volume_open *m, struct err *e
 	if (fstat(fd, &st) < 0)
 		return volume_errno(e, errno, m->pool, m->name);
 	if (!S_ISREG(st.st_mode))
-		return err_set(e, EINVAL, "volume-not-file", "pool %s: \"%s\" is not a regular file", m->pool, m->name);
+		return err_set(e, EINVAL, "volume-not-file",
+			       "pool %s: \"%s\" is not a regular file", m->pool, m->name);
 	fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
 	priv_result(p, m->msg_id, (uint64_t)st.st_size, fd, -1, NULL);
 	return 0;
@@ -188,7 +201,8 @@ int volume_rename(struct priv *p, const struct msg_p_volume_rename *m, struct er
 {
 	struct priv_pool *pool = volume_pool(p, m->pool, e);
 
-	if (!pool || volume_name_check(m->pool, m->from, e) < 0 || volume_name_check(m->pool, m->to, e) < 0)
+	if (!pool || volume_name_check(m->pool, m->from, e) < 0 ||
+	    volume_name_check(m->pool, m->to, e) < 0)
 		return -e->num;
 	if (renameat2(pool->fd, m->from, pool->fd, m->to, RENAME_NOREPLACE) < 0)
 		return volume_errno(e, errno, m->pool, errno == EEXIST ? m->to : m->from);
@@ -215,7 +229,8 @@ int volume_list(struct priv *p, const struct msg_p_volume_list *m, struct err *e
 		struct msg_p_volume v = { 0 };
 		struct stat st;
 
-		if (!path_leaf_ok(de->d_name) || fstatat(fd, de->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0 || !S_ISREG(st.st_mode))
+		if (!path_leaf_ok(de->d_name) ||
+		    fstatat(fd, de->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0 || !S_ISREG(st.st_mode))
 			continue;
 		snprintf(v.name, sizeof(v.name), "%.127s", de->d_name);
 		v.size_bytes = (uint64_t)st.st_size;

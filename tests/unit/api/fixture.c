@@ -1,5 +1,5 @@
-/* fixture.c - see fixture.h. The api process is forked from the test; the test speaks the wire as priv and core over socket pairs and is
- * itself the HTTP client. Every wait has a deadline of 5 s.
+/* fixture.c - see fixture.h. The api process is forked from the test; the test speaks the wire as
+ * priv and core over socket pairs and is itself the HTTP client. Every wait has a deadline of 5 s.
  */
 #include "tests/unit/api/fixture.h"
 
@@ -96,9 +96,11 @@ static void core_send(struct fixture *f, uint16_t type, const void *m, uint32_t 
 	wire_buf_clear(&b);
 }
 
-void core_put(struct fixture *f, const char *kind, const char *id, const char *name, int64_t revision, const char *json)
+void core_put(struct fixture *f, const char *kind, const char *id, const char *name,
+	      int64_t revision, const char *json)
 {
-	struct msg_a_put m = { .revision = revision, .json = { (const uint8_t *)json, strlen(json) } };
+	struct msg_a_put m = { .revision = revision,
+			       .json = { (const uint8_t *)json, strlen(json) } };
 
 	snprintf(m.kind, sizeof(m.kind), "%s", kind);
 	snprintf(m.id, sizeof(m.id), "%s", id);

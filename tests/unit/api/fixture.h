@@ -1,4 +1,5 @@
-/* fixture.h - a real api process between a core played by the test and clients on its real socket. */
+/* fixture.h - a real api process between a core played by the test and clients on its real socket.
+ */
 #ifndef TESTS_API_FIXTURE_H
 #define TESTS_API_FIXTURE_H
 
@@ -14,10 +15,12 @@ struct fixture {
 	char dir[64], sock[96];
 };
 
-int fixture_start(void **state); /* cmocka set-up: *state is a struct fixture with nothing in its read model, not synced */
+/* cmocka set-up: *state is a struct fixture with nothing in its read model, not synced */
+int fixture_start(void **state);
 int fixture_stop(void **state);
 
-void core_put(struct fixture *f, const char *kind, const char *id, const char *name, int64_t revision, const char *json);
+void core_put(struct fixture *f, const char *kind, const char *id, const char *name,
+	      int64_t revision, const char *json);
 void core_synced(struct fixture *f);
 void core_event(struct fixture *f, uint64_t seq, const char *json, uint32_t id);
 /* next message from api, which must be of @type */
@@ -27,11 +30,12 @@ void core_reply(struct fixture *f, uint32_t id, struct msg_a_reply *m);
 
 int client_open(struct fixture *f);
 void client_send(int fd, const char *text);
-/* read until @until is there (NULL: the end of the connection), at most 5 s. Text in a static buffer. */
+/* read until @until is there (NULL: the end of the connection), at most 5 s. Text in a static
+ * buffer. */
 char *client_read(int fd, const char *until);
 /* one reply with a Content-Length or none */
 char *client_reply(int fd);
 char *client_ask(struct fixture *f, const char *request); /* open, send, reply, close */
-bool client_closed(int fd); /* within 5 s */
+bool client_closed(int fd);				  /* within 5 s */
 
 #endif

@@ -1,4 +1,5 @@
-/* server_test.c - the api process as clients see it: reads, changes, waiting, bad input, attacks on the framing. */
+/* server_test.c - the api process as clients see it: reads, changes, waiting, bad input, attacks on
+ * the framing. */
 #include "tests/unit/api/fixture.h"
 
 #include <setjmp.h>
@@ -20,20 +21,22 @@
 
 #define UUID1 "11111111-1111-4111-8111-111111111111"
 #define UUID2 "22222222-2222-4222-8222-222222222222"
-#define OP1 "99999999-9999-4999-8999-999999999999"
-#define H "Host: localhost\r\n"
+#define OP1   "99999999-9999-4999-8999-999999999999"
+#define H     "Host: localhost\r\n"
 
 static void two_guests(struct fixture *f)
 {
-	core_put(f, "guest", UUID1, "web", 7, "{\"name\":\"web\",\"state\":\"running\",\"labels\":{\"tier\":\"front\"}}");
-	core_put(f, "guest", UUID2, "db", 9, "{\"name\":\"db\",\"state\":\"stopped\",\"labels\":{}}");
+	core_put(f, "guest", UUID1, "web", 7,
+		 "{\"name\":\"web\",\"state\":\"running\",\"labels\":{\"tier\":\"front\"}}");
+	core_put(f, "guest", UUID2, "db", 9,
+		 "{\"name\":\"db\",\"state\":\"stopped\",\"labels\":{}}");
 	core_synced(f);
 }
 
-#define assert_has(text, part)                                                      \
-	do {                                                                        \
-		if (!strstr(text, part))                                            \
-			fail_msg("\"%s\" is not in: %s", part, text);               \
+#define assert_has(text, part) \
+	do { \
+		if (!strstr(text, part)) \
+			fail_msg("\"%s\" is not in: %s", part, text); \
 	} while (0)
 #define assert_hasnt(text, part) assert_null(strstr(text, part))
 
@@ -43,7 +46,8 @@ static void reads_wait_for_the_first_sync(void **state)
 
 	assert_has(client_ask(f, "GET /v1/guests HTTP/1.1\r\n" H "\r\n"), "503 ");
 	two_guests(f);
-	assert_has(client_ask(f, "GET /v1/guests HTTP/1.1\r\n" H "\r\n"), "{\"items\":[{\"name\":\"db\"");
+	assert_has(client_ask(f, "GET /v1/guests HTTP/1.1\r\n" H "\r\n"),
+		   "{\"items\":[{\"name\":\"db\"");
 }
 
 static void object_by_name_and_uuid_with_etag(void **state)
@@ -52,9 +56,13 @@ static void object_by_name_and_uuid_with_etag(void **state)
 
 	two_guests(f);
 	assert_has(client_ask(f, "GET /v1/guests/web HTTP/1.1\r\n" H "\r\n"), "ETag: \"7\"");
-	assert_has(client_ask(f, "GET /v1/guests/" UUID2 " HTTP/1.1\r\n" H "\r\n"), "\"name\":\"db\"");
-	assert_has(client_ask(f, "GET /v1/guests/web HTTP/1.1\r\n" H "If-None-Match: \"7\"\r\n\r\n"), "304 Not Modified");
-	assert_has(client_ask(f, "GET /v1/guests/nobody HTTP/1.1\r\n" H "\r\n"), "\"code\":\"guest-not-found\"");
+	assert_has(client_ask(f, "GET /v1/guests/" UUID2 " HTTP/1.1\r\n" H "\r\n"),
+		   "\"name\":\"db\"");
+	assert_has(
+	    client_ask(f, "GET /v1/guests/web HTTP/1.1\r\n" H "If-None-Match: \"7\"\r\n\r\n"),
+	    "304 Not Modified");
+	assert_has(client_ask(f, "GET /v1/guests/nobody HTTP/1.1\r\n" H "\r\n"),
+		   "\"code\":\"guest-not-found\"");
 }
 
 static void list_filters_pages_and_projects(void **state)
@@ -66,19 +74,27 @@ static void list_filters_pages_and_projects(void **state)
 	r = client_ask(f, "GET /v1/guests?state=running HTTP/1.1\r\n" H "\r\n");
 	assert_has(r, "\"web\"");
 	assert_hasnt(r, "\"db\"");
-	assert_hasnt(client_ask(f, "GET /v1/guests?label=tier=back HTTP/1.1\r\n" H "\r\n"), "\"web\"");
-	assert_has(client_ask(f, "GET /v1/guests?label=tier=front&fields=name HTTP/1.1\r\n" H "\r\n"), "{\"items\":[{\"name\":\"web\"}]}");
+	assert_hasnt(client_ask(f, "GET /v1/guests?label=tier=back HTTP/1.1\r\n" H "\r\n"),
+		     "\"web\"");
+	assert_has(
+	    client_ask(f, "GET /v1/guests?label=tier=front&fields=name HTTP/1.1\r\n" H "\r\n"),
+	    "{\"items\":[{\"name\":\"web\"}]}");
 	r = client_ask(f, "GET /v1/guests?limit=1 HTTP/1.1\r\n" H "\r\n");
 	assert_has(r, "\"next\":\"web!" UUID1 "\"");
-	assert_has(client_ask(f, "GET /v1/guests?cursor=web!" UUID1 " HTTP/1.1\r\n" H "\r\n"), "{\"items\":[{\"name\":\"web\"");
-	assert_has(client_ask(f, "GET /v1/guests?limt=1 HTTP/1.1\r\n" H "\r\n"), "did you mean \\\"limit\\\"?");
+	assert_has(client_ask(f, "GET /v1/guests?cursor=web!" UUID1 " HTTP/1.1\r\n" H "\r\n"),
+		   "{\"items\":[{\"name\":\"web\"");
+	assert_has(client_ask(f, "GET /v1/guests?limt=1 HTTP/1.1\r\n" H "\r\n"),
+		   "did you mean \\\"limit\\\"?");
 }
 
 static char *post(struct fixture *f, const char *path, const char *body)
 {
 	static char req[4096];
 
-	snprintf(req, sizeof(req), "POST %s HTTP/1.1\r\n" H "Content-Type: application/json\r\nContent-Length: %zu\r\n\r\n%s", path, strlen(body), body);
+	snprintf(req, sizeof(req),
+		 "POST %s HTTP/1.1\r\n" H
+		 "Content-Type: application/json\r\nContent-Length: %zu\r\n\r\n%s",
+		 path, strlen(body), body);
 	return client_ask(f, req);
 }
 
@@ -95,10 +111,12 @@ static void bad_bodies_name_the_field(void **state)
 		{ "{\"name\":\"../a\"}", "name", "bad-value" },
 		{ "{\"cpus\":1}", "name", "missing-field" },
 		{ "{\"name\":\"a\",\"state\":\"running\"}", "state", "read-only-field" },
-		{ "{\"name\":\"a\",\"disks\":[{\"size\":\"1G\"},{\"siez\":1}]}", "disks[1].siez", "unknown-field" },
+		{ "{\"name\":\"a\",\"disks\":[{\"size\":\"1G\"},{\"siez\":1}]}", "disks[1].siez",
+		  "unknown-field" },
 		{ "{\"name\":\"a\",\"nics\":[{}]}", "nics[0].network", "missing-field" },
 		{ "{\"name\":\"a\",\"accel\":\"kmv\"}", "accel", "bad-value" },
-		{ "{\"name\":\"a\",\"serials\":[{\"spec\":\"file:../../etc/passwd\"}]}", "serials[0].spec", "bad-value" },
+		{ "{\"name\":\"a\",\"serials\":[{\"spec\":\"file:../../etc/passwd\"}]}",
+		  "serials[0].spec", "bad-value" },
 		{ "{\"name\":\"a\",\"labels\":{\"k\":1}}", "labels.k", "wrong-type" },
 	};
 
@@ -113,8 +131,10 @@ static void bad_bodies_name_the_field(void **state)
 		snprintf(want, sizeof(want), "\"code\":\"%s\"", rows[i].code);
 		assert_has(r, want);
 	}
-	assert_has(post(f, "/v1/guests", "{\"name\":\"a\",\"name\":\"b\"}"), "\"code\":\"bad-json\"");
-	assert_has(post(f, "/v1/guests", "[[[[[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]]]]]"), "nests deeper");
+	assert_has(post(f, "/v1/guests", "{\"name\":\"a\",\"name\":\"b\"}"),
+		   "\"code\":\"bad-json\"");
+	assert_has(post(f, "/v1/guests", "[[[[[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]]]]]"),
+		   "nests deeper");
 	assert_has(post(f, "/v1/guests", "{\"name\":\"a\\u0000b\"}"), "\"code\":\"bad-json\"");
 	assert_has(post(f, "/v1/guests", "[1]"), "\"code\":\"wrong-type\"");
 	assert_has(post(f, "/v1/guets", "{}"), "did you mean \\\"guests\\\"?");
@@ -126,13 +146,18 @@ static void create_reaches_core_normalised_and_answers(void **state)
 	struct wire_buf b = { 0 };
 	struct msg_a_request m;
 	static const char body[] = "{\"name\":\"new\",\"memory\":\"1G\",\"stop_timeout\":\"5s\"}";
-	struct msg_a_reply a = { .status = 201, .revision = 3, .fd = -1, .location = "/v1/guests/new" };
+	struct msg_a_reply a = {
+		.status = 201, .revision = 3, .fd = -1, .location = "/v1/guests/new"
+	};
 	char req[512], text[512], *r;
 	int fd;
 
 	two_guests(f);
 	fd = client_open(f);
-	snprintf(req, sizeof(req), "POST /v1/guests?dry_run=true HTTP/1.1\r\n" H "Content-Type: application/json\r\nIdempotency-Key: k1\r\nIf-Match: \"4\"\r\nPrefer: wait=3\r\nContent-Length: %zu\r\n\r\n%s",
+	snprintf(req, sizeof(req),
+		 "POST /v1/guests?dry_run=true HTTP/1.1\r\n" H
+		 "Content-Type: application/json\r\nIdempotency-Key: k1\r\nIf-Match: "
+		 "\"4\"\r\nPrefer: wait=3\r\nContent-Length: %zu\r\n\r\n%s",
 		 strlen(body), body);
 	client_send(fd, req);
 	m = core_expect_request(f, &b);
@@ -173,7 +198,9 @@ static void slow_verb_waits_for_its_operation(void **state)
 	assert_string_equal(m.name, "db");
 	core_put(f, "operation", OP1, "", 1, "{\"id\":\"" OP1 "\",\"state\":\"running\"}");
 	core_reply(f, b.id, &a);
-	core_put(f, "operation", OP1, "", 2, "{\"id\":\"" OP1 "\",\"state\":\"failed\",\"error\":{\"status\":409,\"code\":\"no-kernel\",\"detail\":\"guest db: no kernel\"}}");
+	core_put(f, "operation", OP1, "", 2,
+		 "{\"id\":\"" OP1 "\",\"state\":\"failed\",\"error\":{\"status\":409,\"code\":\"no-"
+		 "kernel\",\"detail\":\"guest db: no kernel\"}}");
 	{
 		char *r = client_reply(fd);
 
@@ -205,24 +232,36 @@ static void wait_for_state_is_answered_by_the_change(void **state)
 	close(fd);
 }
 
-/* each must be answered with its status and then the connection must end: nothing behind it is read as a request */
+/* each must be answered with its status and then the connection must end: nothing behind it is read
+ * as a request */
 static void framing_attacks_are_refused_and_closed(void **state)
 {
 	static const struct {
 		const char *req, *status;
 	} rows[] = {
-		{ "POST /v1/guests HTTP/1.1\r\n" H "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "400" },
-		{ "POST /v1/guests HTTP/1.1\r\n" H "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n", "400" },
-		{ "POST /v1/guests HTTP/1.1\r\n" H "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "411" },
-		{ "POST /v1/guests HTTP/1.1\r\n" H "Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", "411" },
-		{ "POST /v1/guests HTTP/1.1\r\n" H "Content-Length: 5\r\nContent-Length: 6\r\n\r\n{}   ", "400" },
-		{ "POST /v1/guests HTTP/1.1\r\n" H "Content-Length: 5\r\ncontent-length: 5\r\n\r\n{}   ", "400" },
+		{ "POST /v1/guests HTTP/1.1\r\n" H
+		  "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+		  "400" },
+		{ "POST /v1/guests HTTP/1.1\r\n" H
+		  "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
+		  "400" },
+		{ "POST /v1/guests HTTP/1.1\r\n" H "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+		  "411" },
+		{ "POST /v1/guests HTTP/1.1\r\n" H "Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+		  "411" },
+		{ "POST /v1/guests HTTP/1.1\r\n" H
+		  "Content-Length: 5\r\nContent-Length: 6\r\n\r\n{}   ",
+		  "400" },
+		{ "POST /v1/guests HTTP/1.1\r\n" H
+		  "Content-Length: 5\r\ncontent-length: 5\r\n\r\n{}   ",
+		  "400" },
 		{ "POST /v1/guests HTTP/1.1\r\n" H "Content-Length: 5, 5\r\n\r\n{}   ", "400" },
 		{ "POST /v1/guests HTTP/1.1\r\n" H "Content-Length: +5\r\n\r\n{}   ", "400" },
 		{ "POST /v1/guests HTTP/1.1\r\n" H "Content-Length: 0x5\r\n\r\n{}   ", "400" },
 		{ "POST /v1/guests HTTP/1.1\r\n" H "Content-Length: 005\r\n\r\n{}   ", "400" },
 		{ "POST /v1/guests HTTP/1.1\r\n" H "Content-Length: -1\r\n\r\n", "400" },
-		{ "POST /v1/guests HTTP/1.1\r\n" H "Content-Length: 99999999999999999999\r\n\r\n", "400" },
+		{ "POST /v1/guests HTTP/1.1\r\n" H "Content-Length: 99999999999999999999\r\n\r\n",
+		  "400" },
 		{ "POST /v1/guests HTTP/1.1\r\n" H "Content-Length : 5\r\n\r\n{}   ", "400" },
 		{ "GET /v1/version HTTP/1.1\n" H "\r\n", "400" },
 		{ "GET /v1/version HTTP/1.1\r\nHost: localhost\n\r\n", "400" },
@@ -250,8 +289,12 @@ static void framing_attacks_are_refused_and_closed(void **state)
 		{ "GET /v1/version HTTP/1.1\r\n" H "Origin: http://evil.example\r\n\r\n", "403" },
 		{ "GET /v1/version HTTP/1.1\r\n" H "X: \x80\r\n\r\n", "400" },
 		{ "GET /v1/version HTTP/1.1\r\n" H "Expect: miracles\r\n\r\n", "417" },
-		{ "GET /v1/version HTTP/1.1\r\n" H "Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}", "400" },
-		{ "POST /v1/guests HTTP/1.1\r\n" H "Content-Type: text/plain\r\nContent-Length: 2\r\n\r\n{}", "415" },
+		{ "GET /v1/version HTTP/1.1\r\n" H
+		  "Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}",
+		  "400" },
+		{ "POST /v1/guests HTTP/1.1\r\n" H
+		  "Content-Type: text/plain\r\nContent-Length: 2\r\n\r\n{}",
+		  "415" },
 	};
 	struct fixture *f = *state;
 
@@ -303,8 +346,14 @@ static void huge_head_and_huge_body_are_refused_at_once(void **state)
 	assert_has(client_reply(fd), "431 ");
 	close(fd);
 	/* 1 GiB announced, none sent */
-	assert_has(client_ask(f, "POST /v1/guests HTTP/1.1\r\n" H "Content-Type: application/json\r\nContent-Length: 1073741824\r\n\r\n"), "413 ");
-	assert_has(client_ask(f, "POST /v1/guests HTTP/1.1\r\n" H "Content-Type: application/json\r\nExpect: 100-continue\r\nContent-Length: 1073741824\r\n\r\n"), "413 ");
+	assert_has(
+	    client_ask(f, "POST /v1/guests HTTP/1.1\r\n" H
+			  "Content-Type: application/json\r\nContent-Length: 1073741824\r\n\r\n"),
+	    "413 ");
+	assert_has(client_ask(f, "POST /v1/guests HTTP/1.1\r\n" H
+				 "Content-Type: application/json\r\nExpect: "
+				 "100-continue\r\nContent-Length: 1073741824\r\n\r\n"),
+		   "413 ");
 }
 
 static void pipelined_requests_are_answered_in_order(void **state)
@@ -315,7 +364,9 @@ static void pipelined_requests_are_answered_in_order(void **state)
 
 	two_guests(f);
 	fd = client_open(f);
-	client_send(fd, "GET /v1/guests/web HTTP/1.1\r\n" H "\r\nGET /v1/guests/nobody HTTP/1.1\r\n" H "\r\nGET /v1/version HTTP/1.1\r\n" H "Connection: close\r\n\r\n");
+	client_send(fd,
+		    "GET /v1/guests/web HTTP/1.1\r\n" H "\r\nGET /v1/guests/nobody HTTP/1.1\r\n" H
+		    "\r\nGET /v1/version HTTP/1.1\r\n" H "Connection: close\r\n\r\n");
 	r = client_read(fd, NULL);
 	a = strstr(r, "\"front\"");
 	b = strstr(r, "guest-not-found");
@@ -356,7 +407,8 @@ static void dripping_client_is_cut_off(void **state)
 	int fd = client_open(f);
 	uint64_t start = clock_mono_ns();
 	struct pollfd p = { .fd = fd, .events = POLLIN };
-	static const char head[] = "GET /v1/version HTTP/1.1\r\n" H "X: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+	static const char head[] =
+	    "GET /v1/version HTTP/1.1\r\n" H "X: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 	unsigned i = 0;
 
 	/* a byte each 500 ms, steadily: an idle timeout would never fire */
@@ -425,7 +477,8 @@ static void upload_is_hashed_and_handed_over(void **state)
 	file = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 	unlink(path);
 	fd = client_open(f);
-	client_send(fd, "PUT /v1/images/k/content HTTP/1.1\r\n" H "Expect: 100-continue\r\nContent-Length: 3\r\n\r\n");
+	client_send(fd, "PUT /v1/images/k/content HTTP/1.1\r\n" H
+			"Expect: 100-continue\r\nContent-Length: 3\r\n\r\n");
 	m = core_expect_request(f, &b);
 	assert_string_equal(m.sub, "begin");
 	a.fd = file;
@@ -470,7 +523,11 @@ static void console_ticket_is_good_once(void **state)
 	snprintf(ticket, sizeof(ticket), "%.32s", strstr(r, "\"ticket\":\"") + 10);
 	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
 	fd = client_open(f);
-	snprintf(req, sizeof(req), "GET /v1/guests/web/console?ticket=%s HTTP/1.1\r\n" H "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", ticket);
+	snprintf(req, sizeof(req),
+		 "GET /v1/guests/web/console?ticket=%s HTTP/1.1\r\n" H
+		 "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: "
+		 "13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+		 ticket);
 	client_send(fd, req);
 	m = core_expect_request(f, &b);
 	assert_int_equal(m.route, ROUTE_GUEST_CONSOLE);
@@ -498,7 +555,8 @@ static void console_ticket_is_good_once(void **state)
 	wire_buf_clear(&b);
 }
 
-/* an unmasked frame, a reserved opcode, a message beyond the limit, a broken continuation: each ends that connection only */
+/* an unmasked frame, a reserved opcode, a message beyond the limit, a broken continuation: each
+ * ends that connection only */
 static void websocket_abuse_ends_the_connection(void **state)
 {
 	static const struct {
@@ -517,11 +575,15 @@ static void websocket_abuse_ends_the_connection(void **state)
 
 	two_guests(f);
 	for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
-		char *r = client_ask(f, "POST /v1/guests/web/console HTTP/1.1\r\n" H "\r\n"), req[512];
+		char *r = client_ask(f, "POST /v1/guests/web/console HTTP/1.1\r\n" H "\r\n"),
+		     req[512];
 		int fd = client_open(f), pair[2];
 
 		assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
-		snprintf(req, sizeof(req), "GET /v1/guests/web/console?ticket=%.32s HTTP/1.1\r\n" H "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+		snprintf(req, sizeof(req),
+			 "GET /v1/guests/web/console?ticket=%.32s HTTP/1.1\r\n" H
+			 "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: "
+			 "13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
 			 strstr(r, "\"ticket\":\"") + 10);
 		client_send(fd, req);
 		core_expect_request(f, &b);
@@ -553,16 +615,21 @@ static void openapi_has_every_route_of_the_table(void **state)
 
 		for (unsigned j = 0; schema_routes[i].method[j]; j++)
 			method[j] = (char)(schema_routes[i].method[j] | 0x20);
-		op = json_object_get(json_object_get(json_object_get(doc, "paths"), schema_routes[i].path), method);
+		op = json_object_get(
+		    json_object_get(json_object_get(doc, "paths"), schema_routes[i].path), method);
 		assert_non_null(op);
-		assert_string_equal(json_string_value(json_object_get(op, "operationId")), route_name(schema_routes[i].id));
+		assert_string_equal(json_string_value(json_object_get(op, "operationId")),
+				    route_name(schema_routes[i].id));
 		assert_non_null(json_object_get(op, "responses"));
 	}
 	for (const struct schema_field *g = schema_guest.fields; g->name; g++)
 		if (g->flags & SF_READ)
-			assert_non_null(json_object_get(json_object_get(json_object_get(schemas, "guest"), "properties"), g->name));
+			assert_non_null(json_object_get(
+			    json_object_get(json_object_get(schemas, "guest"), "properties"),
+			    g->name));
 	/* every reference leads somewhere */
-	for (char *p = strstr(r, "#/components/schemas/"); p; p = strstr(p + 1, "#/components/schemas/")) {
+	for (char *p = strstr(r, "#/components/schemas/"); p;
+	     p = strstr(p + 1, "#/components/schemas/")) {
 		char name[64];
 
 		snprintf(name, sizeof(name), "%.*s", (int)strcspn(p + 21, "\""), p + 21);

@@ -1,4 +1,5 @@
-/* loop_test.c - the event loop's promises: order of timers, deletion inside callbacks, posts from threads. */
+/* loop_test.c - the event loop's promises: order of timers, deletion inside callbacks, posts from
+ * threads. */
 #include <errno.h>
 #include <pthread.h>
 #include <setjmp.h>

@@ -1,4 +1,5 @@
-/* state_test.c - the saved-state format: round trip, unknown tags, every truncation and bit flip refused. */
+/* state_test.c - the saved-state format: round trip, unknown tags, every truncation and bit flip
+ * refused. */
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>

@@ -17,9 +17,16 @@ static void sizes_are_read_as_people_write_them(void **s)
 	static const struct {
 		const char *text;
 		uint64_t bytes;
-	} ok[] = { { "0", 0 },	       { "4096", 4096 },	{ "512M", 512 * MIB }, { "512MB", 512 * MIB },
-		   { "1.5G", 3 * GIB / 2 }, { "10GiB", 10 * GIB }, { "1k", 1024 },     { "7b", 7 } };
-	static const char *const bad[] = { "", "M", "-1", "1X", "1.5", "1 G", "1G ", "0x10", "1.G", "1GiBB", " 1" };
+	} ok[] = { { "0", 0 },
+		   { "4096", 4096 },
+		   { "512M", 512 * MIB },
+		   { "512MB", 512 * MIB },
+		   { "1.5G", 3 * GIB / 2 },
+		   { "10GiB", 10 * GIB },
+		   { "1k", 1024 },
+		   { "7b", 7 } };
+	static const char *const bad[] = { "",	  "M",	  "-1",	 "1X",	  "1.5", "1 G",
+					   "1G ", "0x10", "1.G", "1GiBB", " 1" };
 	uint64_t v;
 
 	for (size_t i = 0; i < ARRAY_SIZE(ok); i++) {
@@ -60,8 +67,18 @@ static void sizes_are_shown_short(void **s)
 
 static void names_cannot_hold_paths(void **s)
 {
-	static const char *const bad[] = { "", ".", "..", "a/b", "-x", "a..b", "a b", "a\n", "\xc3\xa9t\xc3\xa9",
-		"0123456789012345678901234567890123456789012345678901234567890123" };
+	static const char *const bad[] = {
+		"",
+		".",
+		"..",
+		"a/b",
+		"-x",
+		"a..b",
+		"a b",
+		"a\n",
+		"\xc3\xa9t\xc3\xa9",
+		"0123456789012345678901234567890123456789012345678901234567890123"
+	};
 
 	assert_true(name_valid("web-01.example_x"));
 	for (size_t i = 0; i < ARRAY_SIZE(bad); i++)
@@ -84,7 +101,8 @@ static void uuids_are_version_4_and_distinct(void **s)
 
 static void typos_find_the_word_meant(void **s)
 {
-	static const char *const verbs[] = { "start", "stop", "restart", "console", "launch", "ls", NULL };
+	static const char *const verbs[] = { "start",  "stop", "restart", "console",
+					     "launch", "ls",   NULL };
 
 	assert_string_equal(suggest("strat", verbs), "start");
 	assert_string_equal(suggest("lanch", verbs), "launch");
@@ -105,7 +123,9 @@ static void errors_cannot_forge_log_lines(void **s)
 {
 	struct err e = { 0 };
 
-	assert_int_equal(err_set(&e, ENOENT, "guest-not-found", "guest \"%s\" does not exist", "a\nb\x1b[0m"), -ENOENT);
+	assert_int_equal(
+	    err_set(&e, ENOENT, "guest-not-found", "guest \"%s\" does not exist", "a\nb\x1b[0m"),
+	    -ENOENT);
 	assert_string_equal(e.detail, "guest \"a?b?[0m\" does not exist");
 	err_prefix(&e, "team %s", "x");
 	assert_string_equal(e.detail, "team x: guest \"a?b?[0m\" does not exist");

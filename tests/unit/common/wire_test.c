@@ -1,4 +1,5 @@
-/* wire_test.c - messages between processes: round trips, hostile bytes, descriptors, back pressure. */
+/* wire_test.c - messages between processes: round trips, hostile bytes, descriptors, back pressure.
+ */
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>

@@ -1,5 +1,6 @@
-/* chips_test.c - the PC's chips on a built machine: through ports and memory, as a guest sees them; state that
- * comes back byte for byte. The machine is the real one, on the software CPU, which never runs here.
+/* chips_test.c - the PC's chips on a built machine: through ports and memory, as a guest sees them;
+ * state that comes back byte for byte. The machine is the real one, on the software CPU, which
+ * never runs here.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -28,10 +29,17 @@ struct rig {
 static struct rig *rig_new_id(uint8_t id)
 {
 	struct rig *r = calloc(1, sizeof(*r));
-	struct vm_config vc = { .name = "rig", .accel = &accel_soft, .accel_cfg = { .kvm_fd = -1, .vcpus = 2 } };
+	struct vm_config vc = { .name = "rig",
+				.accel = &accel_soft,
+				.accel_cfg = { .kvm_fd = -1, .vcpus = 2 } };
 	struct mc_port serial = { .name = "serial0" };
-	struct machine_config mc = { .memory_bytes = 32 * MIB, .memory_fd = -1, .vcpus = 2, .nserials = 1,
-				     .serials = &serial, .rng = true, .boot = { .kernel_fd = -1, .initrd_fd = -1 } };
+	struct machine_config mc = { .memory_bytes = 32 * MIB,
+				     .memory_fd = -1,
+				     .vcpus = 2,
+				     .nserials = 1,
+				     .serials = &serial,
+				     .rng = true,
+				     .boot = { .kernel_fd = -1, .initrd_fd = -1 } };
 	struct err e = { 0 };
 	int pair[2];
 
@@ -81,7 +89,9 @@ static void out(struct rig *r, uint16_t port, unsigned size, uint64_t v)
 
 static void pic_setup(struct rig *r)
 {
-	static const uint8_t icw[4][2] = { { 0x11, 0x11 }, { 0x20, 0x28 }, { 0x04, 0x02 }, { 0x01, 0x01 } };
+	static const uint8_t icw[4][2] = {
+		{ 0x11, 0x11 }, { 0x20, 0x28 }, { 0x04, 0x02 }, { 0x01, 0x01 }
+	};
 
 	for (unsigned i = 0; i < 4; i++) {
 		out(r, i ? 0x21 : 0x20, 1, icw[i][0]);
@@ -234,12 +244,12 @@ static void pci_bar_moves_and_never_leaves_its_window(void **state)
 	assert_int_equal(in(r, 0xcfc, 4), cfg_read(r, dev, 0));
 	assert_true(home >= 0xc0000000);
 	cfg_write(r, dev, 0x14, 0xffffffff);
-	size = (uint32_t)-(cfg_read(r, dev, 0x14) & ~15u);
+	size = (uint32_t) - (cfg_read(r, dev, 0x14) & ~15u);
 	assert_int_equal(size, 0x1000);
 	cfg_write(r, dev, 0x14, 0xc8000000);
 	cfg_write(r, dev, 4, 6);
 	assert_int_equal(bus_read(r->vm->mmio, 0xc800000c, 4), 1); /* vector 0: masked */
-	cfg_write(r, dev, 0x14, 0x00100000); /* over RAM: refused */
+	cfg_write(r, dev, 0x14, 0x00100000);			   /* over RAM: refused */
 	assert_int_equal(bus_read(r->vm->mmio, 0x0010000c, 4), 0xffffffff);
 	assert_int_equal(bus_read(r->vm->mmio, 0xc800000c, 4), 0xffffffff);
 }
@@ -268,8 +278,9 @@ static void pit_counts_down_and_latches(void **state)
 static void rtc_keeps_the_time_it_is_set_to(void **state)
 {
 	struct rig *r = *state;
-	static const uint8_t set[][2] = { { 0x0b, 0x82 }, { 0, 0x10 }, { 2, 0x59 }, { 4, 0x23 }, { 7, 0x31 },
-					  { 8, 0x12 },	  { 9, 0x99 }, { 0x32, 0x19 }, { 0x0b, 0x02 } };
+	static const uint8_t set[][2] = { { 0x0b, 0x82 }, { 0, 0x10 },	  { 2, 0x59 },
+					  { 4, 0x23 },	  { 7, 0x31 },	  { 8, 0x12 },
+					  { 9, 0x99 },	  { 0x32, 0x19 }, { 0x0b, 0x02 } };
 
 	for (unsigned i = 0; i < sizeof(set) / 2; i++) {
 		out(r, 0x70, 1, set[i][0]);
@@ -302,7 +313,8 @@ static void state_comes_back_byte_for_byte(void **state)
 	out(a, 0x71, 1, 0x77);
 	state_writer_init(&w);
 	state_writer_init(&again);
-	if (vm_save(a->vm, &w, &e) || vm_load(b->vm, w.data, w.len, &e) || vm_save(b->vm, &again, &e))
+	if (vm_save(a->vm, &w, &e) || vm_load(b->vm, w.data, w.len, &e) ||
+	    vm_save(b->vm, &again, &e))
 		fail_msg("%s", e.detail);
 	state_reader_init(&ra, w.data, w.len);
 	state_reader_init(&rb, again.data, again.len);
@@ -351,10 +363,18 @@ static int iasl(const char *args)
 
 static void acpi_dsdt_survives_iasl(void **state)
 {
-	struct acpi_config c = { .base = 0xe0000, .vcpus = 255, .ecam_base = 0xe0000000, .ecam_buses = 1,
-				 .mmio32_base = 0xc0000000, .mmio32_size = 0x20000000, .mmio64_base = 64 * GIB,
-				 .mmio64_size = 64 * GIB, .vmgenid = 0xef000, .nserials = 4,
-				 .serials = { { 0x3f8, 4 }, { 0x2f8, 3 }, { 0x3e8, 5 }, { 0x2e8, 7 } } };
+	struct acpi_config c = { .base = 0xe0000,
+				 .vcpus = 255,
+				 .ecam_base = 0xe0000000,
+				 .ecam_buses = 1,
+				 .mmio32_base = 0xc0000000,
+				 .mmio32_size = 0x20000000,
+				 .mmio64_base = 64 * GIB,
+				 .mmio64_size = 64 * GIB,
+				 .vmgenid = 0xef000,
+				 .nserials = 4,
+				 .serials = {
+				     { 0x3f8, 4 }, { 0x2f8, 3 }, { 0x3e8, 5 }, { 0x2e8, 7 } } };
 	char dir[] = "/tmp/vmd-acpi.XXXXXX", args[128];
 	struct aml blob;
 	uint32_t len;
@@ -368,8 +388,9 @@ static void acpi_dsdt_survives_iasl(void **state)
 		FILE *f;
 
 		memcpy(&len, blob.p + at + 4, 4);
-		if (memcmp(blob.p + at, "DSDT", 4) && memcmp(blob.p + at, "FACP", 4) && memcmp(blob.p + at, "APIC", 4) &&
-		    memcmp(blob.p + at, "MCFG", 4) && memcmp(blob.p + at, "XSDT", 4))
+		if (memcmp(blob.p + at, "DSDT", 4) && memcmp(blob.p + at, "FACP", 4) &&
+		    memcmp(blob.p + at, "APIC", 4) && memcmp(blob.p + at, "MCFG", 4) &&
+		    memcmp(blob.p + at, "XSDT", 4))
 			continue;
 		assert_true(at + len <= blob.len);
 		for (uint32_t i = 0; i < len; i++)
@@ -382,7 +403,8 @@ static void acpi_dsdt_survives_iasl(void **state)
 		fclose(f);
 		snprintf(args, sizeof(args), "-d %s/%.4s.aml", dir, (const char *)blob.p + at);
 		assert_int_equal(iasl(args), 0);
-		snprintf(args, sizeof(args), "-p %s/again %s/%.4s.dsl", dir, dir, (const char *)blob.p + at);
+		snprintf(args, sizeof(args), "-p %s/again %s/%.4s.dsl", dir, dir,
+			 (const char *)blob.p + at);
 		assert_int_equal(iasl(args), 0);
 	}
 	aml_free(&blob);

@@ -11,9 +11,15 @@
 
 void vd_machine_init(struct vd_machine *m)
 {
-	struct vm_config vc = { .name = "test", .accel = &accel_soft, .accel_cfg = { .kvm_fd = -1, .vcpus = 1 } };
-	struct pci_bus_config bc = { .ecam_base = 0xe0000000, .ecam_buses = 1, .mmio32_base = 0xc0000000,
-				     .mmio32_size = 0x10000000, .io_base = 0x1000, .io_size = 0x1000 };
+	struct vm_config vc = { .name = "test",
+				.accel = &accel_soft,
+				.accel_cfg = { .kvm_fd = -1, .vcpus = 1 } };
+	struct pci_bus_config bc = { .ecam_base = 0xe0000000,
+				     .ecam_buses = 1,
+				     .mmio32_base = 0xc0000000,
+				     .mmio32_size = 0x10000000,
+				     .io_base = 0x1000,
+				     .io_size = 0x1000 };
 	struct err e = { 0 };
 
 	memset(m, 0, sizeof(*m));
@@ -52,7 +58,8 @@ gpa_t vd_alloc(struct vd_machine *m, uint64_t len, uint64_t align)
 	return at;
 }
 
-static void vd_cfg_write(struct vd_machine *m, unsigned devfn, unsigned off, unsigned size, uint32_t val)
+static void vd_cfg_write(struct vd_machine *m, unsigned devfn, unsigned off, unsigned size,
+			 uint32_t val)
 {
 	bus_write(m->vm->pio, 0xcf8, 4, 0x80000000u | devfn << 8 | (off & ~3u));
 	bus_write(m->vm->pio, 0xcfc + (off & 3), size, val);
@@ -149,7 +156,8 @@ uint16_t vd_add(struct vd *d, unsigned qi, const struct vd_seg *segs, unsigned n
 		uint16_t at = (uint16_t)((head + i) % q->size);
 
 		t[at] = (struct vd_desc){ segs[i].gpa, segs[i].len,
-					  (uint16_t)((segs[i].write ? VD_WRITE : 0) | (i + 1 < n ? VD_NEXT : 0)),
+					  (uint16_t)((segs[i].write ? VD_WRITE : 0) |
+						     (i + 1 < n ? VD_NEXT : 0)),
 					  (uint16_t)((at + 1) % q->size) };
 	}
 	q->next_desc = (uint16_t)((head + n) % q->size);
@@ -169,7 +177,8 @@ static uint16_t vd_used_idx(struct vd *d, unsigned qi)
 	return __atomic_load_n(&used[1], __ATOMIC_ACQUIRE);
 }
 
-/* A round of the main loop: the interrupt of a completion comes in as a post. Short, because a driver may have interrupts off. */
+/* A round of the main loop: the interrupt of a completion comes in as a post. Short, because a
+ * driver may have interrupts off. */
 static void vd_round(struct vd *d)
 {
 	loop_run_once(d->m->loop, 5);
@@ -202,7 +211,8 @@ bool vd_wait_status(struct vd *d, uint8_t bit)
 
 uint32_t vd_used_len(struct vd *d, unsigned qi, unsigned back)
 {
-	const uint32_t *elem = (const uint32_t *)(const void *)((const uint8_t *)vd_ptr(d->m, d->q[qi].used) + 4);
+	const uint32_t *elem =
+	    (const uint32_t *)(const void *)((const uint8_t *)vd_ptr(d->m, d->q[qi].used) + 4);
 
 	return elem[2 * ((uint16_t)(vd_used_idx(d, qi) - back) % d->q[qi].size) + 1];
 }

@@ -1,4 +1,5 @@
-/* virtio_driver.h - a guest's virtio driver in C, for tests: negotiates, builds rings in guest RAM, kicks, waits.
+/* virtio_driver.h - a guest's virtio driver in C, for tests: negotiates, builds rings in guest RAM,
+ * kicks, waits.
  * The VM is a real one (software CPU, never started), the PCI bus and transport are the product's.
  */
 #ifndef TESTS_VIRTIO_DRIVER_H
@@ -54,7 +55,8 @@ void vd_machine_fini(struct vd_machine *m);
 gpa_t vd_alloc(struct vd_machine *m, uint64_t len, uint64_t align); /* zeroed guest memory */
 void *vd_ptr(struct vd_machine *m, gpa_t gpa);
 
-/* vd_attach() - the device in slot @devfn: memory decoding on, reset, features @want of those offered. True: FEATURES_OK. */
+/* vd_attach() - the device in slot @devfn: memory decoding on, reset, features @want of those
+ * offered. True: FEATURES_OK. */
 bool vd_attach(struct vd *d, struct vd_machine *m, unsigned devfn, uint64_t want);
 void vd_queue_setup(struct vd *d, unsigned q, unsigned size);
 void vd_driver_ok(struct vd *d);
@@ -62,9 +64,11 @@ void vd_reset(struct vd *d);
 uint8_t vd_status(struct vd *d);
 uint64_t vd_read(struct vd *d, uint64_t off, unsigned size);
 void vd_write(struct vd *d, uint64_t off, unsigned size, uint64_t val);
-/* vd_add() - a chain; returns its head. vd_kick(). vd_wait(): until @n more are used; false after 5 s. */
+/* vd_add() - a chain; returns its head. vd_kick(). vd_wait(): until @n more are used; false after 5
+ * s. */
 uint16_t vd_add(struct vd *d, unsigned q, const struct vd_seg *segs, unsigned n);
-void vd_add_head(struct vd *d, unsigned q, uint16_t head); /* whatever head, as a hostile driver may */
+void vd_add_head(struct vd *d, unsigned q,
+		 uint16_t head); /* whatever head, as a hostile driver may */
 struct vd_desc *vd_descs(struct vd *d, unsigned q);
 void vd_kick(struct vd *d, unsigned q);
 bool vd_wait(struct vd *d, unsigned q, unsigned n);

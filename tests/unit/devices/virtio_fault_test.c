@@ -1,5 +1,6 @@
-/* virtio_fault_test.c - virtio devices when things go wrong or move: held requests over a pause, a save and a reset, heads
- * offered again before they came back, ROM as a target, BARs that move, frames in merged buffers, tiny console buffers.
+/* virtio_fault_test.c - virtio devices when things go wrong or move: held requests over a pause, a
+ * save and a reset, heads offered again before they came back, ROM as a target, BARs that move,
+ * frames in merged buffers, tiny console buffers.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -34,8 +35,12 @@ struct disk {
 static struct blockdev *disk_open(const char *filter, const char *const *opts)
 {
 	int fd = memfd_create("disk", MFD_CLOEXEC);
-	struct blk_spec file = { .driver = "file", .label = "disk vda", .fd = fd, .cache = BLK_CACHE_WRITEBACK };
-	struct blk_spec top = { .driver = filter, .label = "disk vda", .fd = -1, .child = &file, .opts = opts };
+	struct blk_spec file = {
+		.driver = "file", .label = "disk vda", .fd = fd, .cache = BLK_CACHE_WRITEBACK
+	};
+	struct blk_spec top = {
+		.driver = filter, .label = "disk vda", .fd = -1, .child = &file, .opts = opts
+	};
 	struct err e = { 0 };
 	struct blockdev *bd;
 
@@ -74,7 +79,9 @@ static uint8_t *disk_status(struct disk *t)
 
 static void disk_add(struct disk *t, uint32_t type)
 {
-	struct vd_seg s[3] = { { t->hdr, 16, false }, { t->data, 512, type == T_IN }, { t->status, 1, true } };
+	struct vd_seg s[3] = { { t->hdr, 16, false },
+			       { t->data, 512, type == T_IN },
+			       { t->status, 1, true } };
 
 	memset(vd_ptr(&t->m, t->hdr), 0, 16);
 	memcpy(vd_ptr(&t->m, t->hdr), &type, 4);
@@ -194,7 +201,9 @@ static void a_held_request_survives_a_save(void **s)
 
 static void a_corrupt_list_of_held_requests_is_refused(void **s)
 {
-	static const uint32_t lists[][2] = { { 0, 0 }, { 7u << 16, 0 }, { UINT32_MAX, UINT32_MAX } };
+	static const uint32_t lists[][2] = { { 0, 0 },
+					     { 7u << 16, 0 },
+					     { UINT32_MAX, UINT32_MAX } };
 	struct disk t;
 	struct device *dev;
 
@@ -231,7 +240,8 @@ static void one_head_offered_for_ever_is_malformed(void **s)
 	for (unsigned i = 0; i < 200 && !(vd_status(&t.d) & NEEDS_RESET); i++) {
 		vd_add_head(&t.d, 0, 0);
 		vd_kick(&t.d, 0);
-		/* the device must have seen this one before the next: the ring never looks overfull */
+		/* the device must have seen this one before the next: the ring never looks overfull
+		 */
 		const uint16_t *used = vd_ptr(&t.m, t.d.q[0].used);
 		uint64_t end = clock_mono_ns() + NS_PER_S;
 
@@ -312,7 +322,8 @@ static void doorbells_follow_a_bar_that_moves_with_requests_in_flight(void **s)
 		assert_true(vd_wait(&t.d, 0, 2));
 		assert_int_equal(*disk_status(&t), 0);
 	}
-	assert_int_equal(bus_read(t.m.vm->mmio, from + 0x100000 + 0x14, 1), 0xff); /* the old place is free */
+	assert_int_equal(bus_read(t.m.vm->mmio, from + 0x100000 + 0x14, 1),
+			 0xff); /* the old place is free */
 	vd_machine_fini(&t.m);
 }
 

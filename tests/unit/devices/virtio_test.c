@@ -29,9 +29,18 @@ struct blk_test {
 static struct blockdev *disk_open(const char *filter, const char *const *opts, bool read_only)
 {
 	int fd = memfd_create("disk", MFD_CLOEXEC);
-	struct blk_spec file = { .driver = "file", .label = "disk vda", .fd = fd, .discard = true, .cache = BLK_CACHE_WRITEBACK,
+	struct blk_spec file = { .driver = "file",
+				 .label = "disk vda",
+				 .fd = fd,
+				 .discard = true,
+				 .cache = BLK_CACHE_WRITEBACK,
 				 .read_only = read_only };
-	struct blk_spec top = { .driver = filter, .label = "disk vda", .fd = -1, .child = &file, .opts = opts, .read_only = read_only };
+	struct blk_spec top = { .driver = filter,
+				.label = "disk vda",
+				.fd = -1,
+				.child = &file,
+				.opts = opts,
+				.read_only = read_only };
 	struct err e = { 0 };
 	struct blockdev *bd;
 
@@ -44,7 +53,9 @@ static struct blockdev *disk_open(const char *filter, const char *const *opts, b
 
 static void blk_start(struct blk_test *t, struct blockdev *bd, enum io_error_policy policy)
 {
-	struct mc_disk disk = { .name = "vda", .serial = "SN-123", .bd = bd, .queues = 2, .on_error = policy };
+	struct mc_disk disk = {
+		.name = "vda", .serial = "SN-123", .bd = bd, .queues = 2, .on_error = policy
+	};
 	struct err e = { 0 };
 
 	vd_machine_init(&t->m);
@@ -67,9 +78,12 @@ static void blk_header(struct blk_test *t, uint32_t type, uint64_t sector)
 	*(uint8_t *)vd_ptr(&t->m, t->status) = 0xff;
 }
 
-static uint8_t blk_do(struct blk_test *t, unsigned q, uint32_t type, uint64_t sector, uint32_t len, bool write)
+static uint8_t blk_do(struct blk_test *t, unsigned q, uint32_t type, uint64_t sector, uint32_t len,
+		      bool write)
 {
-	struct vd_seg s[3] = { { t->hdr, 16, false }, { t->data, len, write }, { t->status, 1, true } };
+	struct vd_seg s[3] = { { t->hdr, 16, false },
+			       { t->data, len, write },
+			       { t->status, 1, true } };
 
 	blk_header(t, type, sector);
 	if (len) {
@@ -205,7 +219,7 @@ static void an_io_error_holds_the_request_and_says_so(void **s)
 	assert_int_equal(seen.n, 1);
 	assert_int_equal(seen.ev, VM_EVENT_IO_ERROR);
 	assert_int_equal(*(uint8_t *)vd_ptr(&t.m, t.status), 0xff); /* not answered: held */
-	vd_reset(&t.d); /* and a reset forgets it */
+	vd_reset(&t.d);						    /* and a reset forgets it */
 	assert_int_equal(vd_status(&t.d), 0);
 	vd_machine_fini(&t.m);
 }
@@ -466,7 +480,8 @@ static void console_ports_are_announced_and_carry_bytes(void **s)
 
 	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, sv), 0);
 	for (int i = 0; i < 3; i++)
-		ports[i] = (struct mc_port){ .name = "console0", .chr = { .kind = CHARDEV_NULL, .fd = -1 } };
+		ports[i] = (struct mc_port){ .name = "console0",
+					     .chr = { .kind = CHARDEV_NULL, .fd = -1 } };
 	ports[1].name[7] = '1';
 	ports[2].name[7] = '2';
 	ports[2].chr = (struct chardev_config){ .kind = CHARDEV_STREAM, .fd = sv[0] };
@@ -493,7 +508,7 @@ static void console_ports_are_announced_and_carry_bytes(void **s)
 	vd_add(&d, 3, &seg, 1);
 	vd_kick(&d, 3);
 	assert_true(vd_wait(&d, 2, 3)); /* console, name, open */
-	ctl[0] = 1000; /* a port that does not exist */
+	ctl[0] = 1000;			/* a port that does not exist */
 	ctl[1] = 6 | 1 << 16;
 	vd_add(&d, 3, &seg, 1);
 	vd_kick(&d, 3);

@@ -1,4 +1,5 @@
-/* bus_test.c - dispatch, splits, doorbells in user space, ranges that move from inside their own handler. */
+/* bus_test.c - dispatch, splits, doorbells in user space, ranges that move from inside their own
+ * handler. */
 #include <errno.h>
 #include <pthread.h>
 #include <setjmp.h>

@@ -40,7 +40,8 @@ static struct cpuid_table built(const char *model, const char *flags, bool neste
 	return t;
 }
 
-static int refused(const char *model, const char *flags, const struct cpuid_table *have, struct err *e)
+static int refused(const char *model, const char *flags, const struct cpuid_table *have,
+		   struct err *e)
 {
 	struct cpuid_policy p = { .vcpus = 1 };
 	struct cpuid_table t;

@@ -1,5 +1,5 @@
-/* load_test.c - kernel loaders: small files made here, and Debian's own kernels where the lab has fetched them
- * (VMD_TEST_KERNELS, default .lab/kernels/cloud). */
+/* load_test.c - kernel loaders: small files made here, and Debian's own kernels where the lab has
+ * fetched them (VMD_TEST_KERNELS, default .lab/kernels/cloud). */
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -34,8 +34,14 @@ static struct bench *bench_new(uint64_t ram)
 	assert_int_equal(mem_add(b->mem, "ram", 0, ram, -1, 0, 0, &b->e), 0);
 	b->e820[0] = (struct boot_e820){ 0, 0x9f000, 1 };
 	b->e820[1] = (struct boot_e820){ MIB, ram - MIB, 1 };
-	b->cfg = (struct boot_config){ .kernel_fd = -1, .initrd_fd = -1, .kernel_name = "k", .initrd_name = "i",
-				       .cmdline = "console=ttyS0", .rsdp = 0xe0000, .e820 = b->e820, .ne820 = 2 };
+	b->cfg = (struct boot_config){ .kernel_fd = -1,
+				       .initrd_fd = -1,
+				       .kernel_name = "k",
+				       .initrd_name = "i",
+				       .cmdline = "console=ttyS0",
+				       .rsdp = 0xe0000,
+				       .e820 = b->e820,
+				       .ne820 = 2 };
 	return b;
 }
 
@@ -79,7 +85,9 @@ static void refusals_say_what_the_file_is(void **state)
 	} t[] = {
 		{ "", 0, "empty" },
 		{ "\x1f\x8b\x08", 3, "gzip" },
-		{ "\xfd" "7zXZ\0", 6, "xz" },
+		{ "\xfd"
+		  "7zXZ\0",
+		  6, "xz" },
 		{ "QFI\xfb", 4, "qcow2" },
 		{ "#!/bin/sh\n", 10, "script" },
 		{ "hello, world", 12, "no format" },
@@ -98,14 +106,26 @@ static void refusals_say_what_the_file_is(void **state)
 	bench_free(b);
 }
 
-static int elf_file(uint16_t machine, uint64_t paddr, uint64_t filesz, uint64_t memsz, uint64_t entry)
+static int elf_file(uint16_t machine, uint64_t paddr, uint64_t filesz, uint64_t memsz,
+		    uint64_t entry)
 {
 	uint8_t f[0x1000] = { 0 };
-	Elf64_Ehdr h = { .e_type = ET_EXEC, .e_machine = machine, .e_entry = entry, .e_phoff = 64,
-			 .e_phentsize = sizeof(Elf64_Phdr), .e_phnum = 1 };
-	Elf64_Phdr p = { .p_type = PT_LOAD, .p_offset = 0x800, .p_paddr = paddr, .p_filesz = filesz, .p_memsz = memsz };
+	Elf64_Ehdr h = { .e_type = ET_EXEC,
+			 .e_machine = machine,
+			 .e_entry = entry,
+			 .e_phoff = 64,
+			 .e_phentsize = sizeof(Elf64_Phdr),
+			 .e_phnum = 1 };
+	Elf64_Phdr p = { .p_type = PT_LOAD,
+			 .p_offset = 0x800,
+			 .p_paddr = paddr,
+			 .p_filesz = filesz,
+			 .p_memsz = memsz };
 
-	memcpy(h.e_ident, "\x7f" "ELF\x02\x01\x01", 7);
+	memcpy(h.e_ident,
+	       "\x7f"
+	       "ELF\x02\x01\x01",
+	       7);
 	memcpy(f, &h, sizeof(h));
 	memcpy(f + 64, &p, sizeof(p));
 	memset(f + 0x800, 0x90, 0x800);
@@ -149,7 +169,8 @@ static void hostile_elf_files_are_refused(void **state)
 	for (unsigned i = 0; i < sizeof(t) / sizeof(t[0]); i++) {
 		struct bench *b = bench_new(64 * MIB);
 
-		b->cfg.kernel_fd = elf_file(t[i].machine, t[i].paddr, t[i].filesz, t[i].memsz, t[i].entry);
+		b->cfg.kernel_fd =
+		    elf_file(t[i].machine, t[i].paddr, t[i].filesz, t[i].memsz, t[i].entry);
 		assert_int_equal(load(b), t[i].ret);
 		assert_non_null(strstr(b->e.detail, t[i].says));
 		bench_free(b);
@@ -186,7 +207,8 @@ static void debians_bzimage_gets_its_zero_page_and_initrd(void **state)
 	assert_int_equal(peek(b, 0x7000 + 0x21c, 4), 3 * MIB + 5);
 	assert_int_equal(peek(b, at + 3 * MIB + 4, 1), 0x99);
 	assert_true(at + 3 * MIB + 5 <= 256 * MIB);
-	assert_string_equal((char *)mem_ptr(b->mem, peek(b, 0x7000 + 0x228, 4), 16), "console=ttyS0");
+	assert_string_equal((char *)mem_ptr(b->mem, peek(b, 0x7000 + 0x228, 4), 16),
+			    "console=ttyS0");
 	free(initrd);
 	bench_free(b);
 }

@@ -86,7 +86,8 @@ static void large_regions_are_congruent_for_huge_pages(void **state)
 	const struct mem_region *r = mem_region_get(m, 0);
 	assert_int_equal(((uintptr_t)r->hva ^ r->gpa) & (2 * MIB - 1), 0);
 	memset(r->hva, 1, r->size_bytes);
-	assert_int_equal(fcntl(r->fd, F_GET_SEALS) & (F_SEAL_GROW | F_SEAL_SHRINK), F_SEAL_GROW | F_SEAL_SHRINK);
+	assert_int_equal(fcntl(r->fd, F_GET_SEALS) & (F_SEAL_GROW | F_SEAL_SHRINK),
+			 F_SEAL_GROW | F_SEAL_SHRINK);
 	mem_free(m);
 }
 

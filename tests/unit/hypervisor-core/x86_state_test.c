@@ -29,8 +29,9 @@ static void reset_is_the_architectures_power_on_state(void **state)
 	assert_int_equal(s->apic_base, 0xfee00900);
 	assert_int_equal(s->mp_state, X86_MP_RUNNABLE);
 	assert_int_equal(msr_of(s, 0x277), 0x0007040600070406);
-	assert_int_equal(msr_of(s, 0x4b564d01), 0); /* kvmclock writes into nobody's memory any more */
-	assert_int_equal(s->lapic[0x350 + 1], 7);   /* LINT0 takes the 8259 pair */
+	assert_int_equal(msr_of(s, 0x4b564d01),
+			 0); /* kvmclock writes into nobody's memory any more */
+	assert_int_equal(s->lapic[0x350 + 1], 7); /* LINT0 takes the 8259 pair */
 	x86_state_reset(s, 3);
 	assert_int_equal(s->apic_base, 0xfee00800);
 	assert_int_equal(s->mp_state, X86_MP_UNINIT);

@@ -1,8 +1,8 @@
 /* blk_queue_test.c - many requests in flight on several queues: each sector holds what was written.
  *
- * Each queue has its thread and its half of the sectors of every cluster, so that the queues meet in
- * the same clusters, tables and refcounts. Writes, zeroes, discards (followed by zeroes), reads that
- * are checked, and flushes run at depth 32, with kernel AIO and with workers alone.
+ * Each queue has its thread and its half of the sectors of every cluster, so that the queues meet
+ * in the same clusters, tables and refcounts. Writes, zeroes, discards (followed by zeroes), reads
+ * that are checked, and flushes run at depth 32, with kernel AIO and with workers alone.
  */
 #include "tests/unit/storage/disk_test.h"
 
@@ -10,10 +10,10 @@
 
 #include "common/list.h"
 
-#define SIZE (48 * MIB)
-#define DEPTH 32
+#define SIZE   (48 * MIB)
+#define DEPTH  32
 #define QUEUES 2
-#define GRAIN 4096u
+#define GRAIN  4096u
 
 struct hammer;
 
@@ -65,8 +65,12 @@ static void op_start(struct op *o)
 	} while (h->busy[o->first / g]);
 	h->busy[o->first / g] = 1;
 	o->then_zero = false;
-	o->r = (struct blk_req){ .off_bytes = o->first * 512, .len_bytes = o->n * 512, .iov = o->v, .niov = 2,
-				 .done = op_done, .arg = o };
+	o->r = (struct blk_req){ .off_bytes = o->first * 512,
+				 .len_bytes = o->n * 512,
+				 .iov = o->v,
+				 .niov = 2,
+				 .done = op_done,
+				 .arg = o };
 	o->v[0] = (struct iovec){ o->buf, o->n * 512 / 2 };
 	o->v[1] = (struct iovec){ o->buf + o->n * 512 / 2, o->n * 512 / 2 };
 	if (what < 50) {
@@ -97,7 +101,8 @@ static void op_done(struct blk_req *r, int result)
 
 	h->running--;
 	if (result && !h->errors++)
-		print_message("op %d at sector %llu: %s\n", r->op, (unsigned long long)o->first, strerror(-result));
+		print_message("op %d at sector %llu: %s\n", r->op, (unsigned long long)o->first,
+			      strerror(-result));
 	if (o->then_zero) {
 		o->then_zero = false;
 		o->r.op = BLK_WRITE_ZEROES;
@@ -130,12 +135,16 @@ static void *hammer_run(void *arg)
 	return NULL;
 }
 
-static void hammer_disk(const char *name, const struct qcow2_create *cr, const char *aio, enum blk_cache cache,
-			unsigned grain, bool overlay)
+static void hammer_disk(const char *name, const struct qcow2_create *cr, const char *aio,
+			enum blk_cache cache, unsigned grain, bool overlay)
 {
 	const char *const opts[] = { aio, "cache-bytes=262144", NULL };
-	struct blk_spec back = { .driver = "file", .label = "base", .read_only = true, .cache = BLK_CACHE_WRITEBACK };
-	struct blk_spec s = { .driver = "qcow2", .label = name, .discard = true, .cache = cache, .opts = opts };
+	struct blk_spec back = {
+		.driver = "file", .label = "base", .read_only = true, .cache = BLK_CACHE_WRITEBACK
+	};
+	struct blk_spec s = {
+		.driver = "qcow2", .label = name, .discard = true, .cache = cache, .opts = opts
+	};
 	uint8_t *shadow = calloc(1, SIZE), *got = malloc(SIZE);
 	struct hammer h[QUEUES] = { 0 };
 	struct err e = { 0 };
@@ -156,8 +165,13 @@ static void hammer_disk(const char *name, const struct qcow2_create *cr, const c
 	if (!bd)
 		fail_msg("%s", e.detail);
 	for (unsigned i = 0; i < QUEUES; i++) {
-		h[i] = (struct hammer){ .bd = bd, .loop = loop_new(), .shadow = shadow, .seed = 77 + i + grain, .id = i,
-					.left = test_long() ? 200000 : 6000, .grain = grain };
+		h[i] = (struct hammer){ .bd = bd,
+					.loop = loop_new(),
+					.shadow = shadow,
+					.seed = 77 + i + grain,
+					.id = i,
+					.left = test_long() ? 200000 : 6000,
+					.grain = grain };
 		h[i].busy = calloc(1, SIZE / grain);
 		h[i].q = blk_queue_new(bd, h[i].loop, &e);
 		assert_non_null(h[i].q);
@@ -185,7 +199,8 @@ static void hammer_disk(const char *name, const struct qcow2_create *cr, const c
 	assert_int_equal(blk_close(bd), 0);
 	if (have_qemu())
 		assert_int_equal(qemu_check(name), 0);
-	bd = disk_open(name, "qcow2", overlay ? (back.fd = disk_fd("base", O_RDONLY), &back) : NULL, true, BLK_CACHE_WRITEBACK);
+	bd = disk_open(name, "qcow2", overlay ? (back.fd = disk_fd("base", O_RDONLY), &back) : NULL,
+		       true, BLK_CACHE_WRITEBACK);
 	assert_int_equal(blk_pread(bd, got, SIZE, 0), 0);
 	assert_memory_equal(got, shadow, SIZE);
 	assert_int_equal(blk_close(bd), 0);
@@ -232,7 +247,11 @@ static void a_request_out_of_range_completes_with_einval_on_the_loop(void **stat
 	disk_create("z", &cr);
 	struct blockdev *bd = disk_open("z", "qcow2", NULL, false, BLK_CACHE_NONE);
 	struct blk_queue *q = blk_queue_new(bd, l, &e);
-	struct blk_req r = { .op = BLK_DISCARD, .off_bytes = SIZE, .len_bytes = 512, .done = flush_done, .arg = &result };
+	struct blk_req r = { .op = BLK_DISCARD,
+			     .off_bytes = SIZE,
+			     .len_bytes = 512,
+			     .done = flush_done,
+			     .arg = &result };
 
 	blk_submit(q, &r);
 	assert_int_equal(result, 1); /* never inside */

@@ -17,7 +17,8 @@ struct faulty {
 	struct blk_spec file, fail, top;
 };
 
-static struct blockdev *faulty_open(struct faulty *f, int memfd, unsigned nth, const char *on, int error, bool sticky)
+static struct blockdev *faulty_open(struct faulty *f, int memfd, unsigned nth, const char *on,
+				    int error, bool sticky)
 {
 	static const char *const q_opts[] = { "prealloc=on", NULL };
 	struct err e = { 0 };
@@ -31,9 +32,23 @@ static struct blockdev *faulty_open(struct faulty *f, int memfd, unsigned nth, c
 	f->opts[2] = f->error;
 	f->opts[3] = f->sticky;
 	f->opts[4] = NULL;
-	f->file = (struct blk_spec){ .driver = "file", .label = "f", .fd = dup(memfd), .discard = true, .cache = BLK_CACHE_WRITEBACK };
-	f->fail = (struct blk_spec){ .driver = "fail", .label = "f", .fd = -1, .discard = true, .child = &f->file, .opts = f->opts };
-	f->top = (struct blk_spec){ .driver = "qcow2", .label = "q", .fd = -1, .discard = true, .child = &f->fail, .opts = q_opts };
+	f->file = (struct blk_spec){ .driver = "file",
+				     .label = "f",
+				     .fd = dup(memfd),
+				     .discard = true,
+				     .cache = BLK_CACHE_WRITEBACK };
+	f->fail = (struct blk_spec){ .driver = "fail",
+				     .label = "f",
+				     .fd = -1,
+				     .discard = true,
+				     .child = &f->file,
+				     .opts = f->opts };
+	f->top = (struct blk_spec){ .driver = "qcow2",
+				    .label = "q",
+				    .fd = -1,
+				    .discard = true,
+				    .child = &f->fail,
+				    .opts = q_opts };
 	struct blockdev *bd = blk_open(&f->top, &e);
 
 	if (!bd) {
@@ -95,7 +110,7 @@ static void nth_failure(const char *on, int error, bool sticky, const struct qco
 	bool unknown[SIZE / 512];
 	unsigned hits = 0;
 
-	for (unsigned nth = 1; nth < 4000; nth += nth > 60 && !test_long() ? 7 : 1) {
+	for (unsigned nth = 1; nth<4000; nth += nth> 60 && !test_long() ? 7 : 1) {
 		int fd = memfd_create("nth", MFD_CLOEXEC);
 		struct err e = { 0 };
 		struct faulty f;
@@ -116,14 +131,19 @@ static void nth_failure(const char *on, int error, bool sticky, const struct qco
 		}
 		failed = faulty_run(bd, flushed, maybe, unknown);
 		close_result = blk_close(bd);
-		struct blk_spec s = { .driver = "qcow2", .label = "after", .fd = dup(fd), .read_only = true, .cache = BLK_CACHE_WRITEBACK };
+		struct blk_spec s = { .driver = "qcow2",
+				      .label = "after",
+				      .fd = dup(fd),
+				      .read_only = true,
+				      .cache = BLK_CACHE_WRITEBACK };
 
 		bd = blk_open(&s, &e);
 		if (!bd)
 			fail_msg("nth=%u on=%s: %s", nth, on, e.detail);
 		assert_int_equal(q2_check_run(bd->drv, Q2_REPAIR_NONE, &c, &e), 0);
 		if (c.errors)
-			fail_msg("nth=%u on=%s errno=%d sticky=%d: %s", nth, on, error, sticky, c.first);
+			fail_msg("nth=%u on=%s errno=%d sticky=%d: %s", nth, on, error, sticky,
+				 c.first);
 		assert_int_equal(blk_pread(bd, got, SIZE, 0), 0);
 		for (unsigned i = 0; i < SIZE / 512; i++)
 			if (!unknown[i] && memcmp(got + i * 512, flushed + i * 512, 512))
@@ -199,8 +219,9 @@ static void a_full_disk_fails_writes_and_recovers_when_there_is_room(void **stat
 
 static void a_failed_sync_stays_failed(void **state)
 {
-	/* a file whose fdatasync fails once would, asked again, lie: /dev/full has no sync error, so the
-	 * failing filter under the qcow2 stands for the device, and the driver must latch by itself */
+	/* a file whose fdatasync fails once would, asked again, lie: /dev/full has no sync error,
+	 * so the failing filter under the qcow2 stands for the device, and the driver must latch by
+	 * itself */
 	struct qcow2_create cr = { .size_bytes = SIZE };
 	int fd = memfd_create("sync", MFD_CLOEXEC);
 	uint8_t buf[4096] = { 1 };
@@ -254,7 +275,9 @@ static void a_disk_is_not_opened_twice_for_writing(void **state)
 	(void)state;
 	disk_create("lock", &cr);
 	struct blockdev *bd = disk_open("lock", "qcow2", NULL, false, BLK_CACHE_WRITEBACK);
-	struct blk_spec again = { .driver = "qcow2", .label = "again", .fd = disk_fd("lock", O_RDWR) };
+	struct blk_spec again = { .driver = "qcow2",
+				  .label = "again",
+				  .fd = disk_fd("lock", O_RDWR) };
 
 	assert_null(blk_open(&again, &e));
 	assert_int_equal(e.num, EBUSY);
@@ -262,8 +285,11 @@ static void a_disk_is_not_opened_twice_for_writing(void **state)
 	assert_null(blk_open(&again, &e));
 	assert_int_equal(e.num, EBUSY);
 	if (have_qemu()) {
-		assert_int_not_equal(run("qemu-img check -f qcow2 '%s' >/dev/null 2>&1", disk_path("lock")), 0);
-		assert_int_not_equal(run("qemu-io -f qcow2 -c 'write 0 4k' '%s' >/dev/null 2>&1", disk_path("lock")), 0);
+		assert_int_not_equal(
+		    run("qemu-img check -f qcow2 '%s' >/dev/null 2>&1", disk_path("lock")), 0);
+		assert_int_not_equal(
+		    run("qemu-io -f qcow2 -c 'write 0 4k' '%s' >/dev/null 2>&1", disk_path("lock")),
+		    0);
 	}
 	assert_int_equal(blk_close(bd), 0);
 	close(again.fd);
@@ -272,8 +298,11 @@ static void a_disk_is_not_opened_twice_for_writing(void **state)
 	struct blockdev *bd2 = disk_open("lock", "qcow2", NULL, true, BLK_CACHE_WRITEBACK);
 
 	if (have_qemu()) {
-		assert_int_equal(run("qemu-img info -f qcow2 '%s' >/dev/null 2>&1", disk_path("lock")), 0);
-		assert_int_not_equal(run("qemu-io -f qcow2 -c 'write 0 4k' '%s' >/dev/null 2>&1", disk_path("lock")), 0);
+		assert_int_equal(
+		    run("qemu-img info -f qcow2 '%s' >/dev/null 2>&1", disk_path("lock")), 0);
+		assert_int_not_equal(
+		    run("qemu-io -f qcow2 -c 'write 0 4k' '%s' >/dev/null 2>&1", disk_path("lock")),
+		    0);
 	}
 	assert_int_equal(blk_close(bd), 0);
 	assert_int_equal(blk_close(bd2), 0);

@@ -8,8 +8,12 @@
 
 static struct blk_spec spec(const char *driver, const char *name, bool ro)
 {
-	return (struct blk_spec){ .driver = driver, .label = name, .fd = disk_fd(name, ro ? O_RDONLY : O_RDWR),
-				  .read_only = ro, .discard = true, .cache = BLK_CACHE_WRITEBACK };
+	return (struct blk_spec){ .driver = driver,
+				  .label = name,
+				  .fd = disk_fd(name, ro ? O_RDONLY : O_RDWR),
+				  .read_only = ro,
+				  .discard = true,
+				  .cache = BLK_CACHE_WRITEBACK };
 }
 
 static uint8_t *raw_make(const char *name, uint64_t size, uint64_t seed)
@@ -72,8 +76,9 @@ static void convert_round_trips_in_every_format(void **state)
 		bool compress, zstd, compat;
 		unsigned threads;
 	} forms[] = {
-		{ "qcow2", false, false, false, 2 }, { "qcow2", false, false, true, 1 }, { "qcow2", true, false, true, 4 },
-		{ "qcow2", true, true, false, 4 },   { "qcow2", true, true, true, 1 },	 { "file", false, false, false, 3 },
+		{ "qcow2", false, false, false, 2 }, { "qcow2", false, false, true, 1 },
+		{ "qcow2", true, false, true, 4 },   { "qcow2", true, true, false, 4 },
+		{ "qcow2", true, true, true, 1 },    { "file", false, false, false, 3 },
 	};
 	uint8_t *want = raw_make("src", SIZE + 512, 1);
 
@@ -83,9 +88,11 @@ static void convert_round_trips_in_every_format(void **state)
 		struct seen seen = { 0 };
 		struct blkjob job = { .progress = see, .arg = &seen, .threads = forms[i].threads };
 		struct blk_spec src = spec("file", "src", true);
-		struct blkjob_target t = { .fd = disk_fd("dst", O_RDWR | O_CREAT | O_TRUNC), .driver = forms[i].driver,
+		struct blkjob_target t = { .fd = disk_fd("dst", O_RDWR | O_CREAT | O_TRUNC),
+					   .driver = forms[i].driver,
 					   .compress = forms[i].compress,
-					   .create = { .compat = forms[i].compat, .zstd = forms[i].zstd } };
+					   .create = { .compat = forms[i].compat,
+						       .zstd = forms[i].zstd } };
 
 		if (blkjob_convert(&job, &src, &t, &e) < 0)
 			fail_msg("%s", e.detail);
@@ -96,11 +103,14 @@ static void convert_round_trips_in_every_format(void **state)
 
 			if (*f == 'q')
 				assert_int_equal(qemu_check("dst"), 0);
-			assert_int_equal(run("qemu-img compare -q -f raw -F %s '%s' '%s'", f, disk_path("src"), disk_path("dst")), 0);
+			assert_int_equal(run("qemu-img compare -q -f raw -F %s '%s' '%s'", f,
+					     disk_path("src"), disk_path("dst")),
+					 0);
 		}
 		/* and on, from this format to another, by compare of our own */
 		src = spec(forms[i].driver, "dst", true);
-		t = (struct blkjob_target){ .fd = disk_fd("back", O_RDWR | O_CREAT | O_TRUNC), .driver = "file" };
+		t = (struct blkjob_target){ .fd = disk_fd("back", O_RDWR | O_CREAT | O_TRUNC),
+					    .driver = "file" };
 		assert_int_equal(blkjob_convert(NULL, &src, &t, &e), 0);
 		struct blk_spec a = spec("file", "back", true), b = spec("file", "src", true);
 		uint64_t at;
@@ -140,7 +150,8 @@ static void a_cancelled_or_over_quota_convert_says_so(void **state)
 	struct blkjob job = { .cancel = &cancel };
 	struct err e = { 0 };
 	struct blk_spec src = spec("file", "src", true);
-	struct blkjob_target t = { .fd = disk_fd("dst", O_RDWR | O_CREAT | O_TRUNC), .driver = "qcow2" };
+	struct blkjob_target t = { .fd = disk_fd("dst", O_RDWR | O_CREAT | O_TRUNC),
+				   .driver = "qcow2" };
 
 	(void)state;
 	assert_int_equal(blkjob_convert(&job, &src, &t, &e), -ECANCELED);
@@ -165,7 +176,8 @@ static void a_failed_job_closes_its_descriptors(void **state)
 
 	close(probe);
 	bad = spec("qcow2", "src", true); /* raw bytes: refused */
-	struct blkjob_target t = { .fd = disk_fd("dst", O_RDWR | O_CREAT | O_TRUNC), .driver = "qcow2" };
+	struct blkjob_target t = { .fd = disk_fd("dst", O_RDWR | O_CREAT | O_TRUNC),
+				   .driver = "qcow2" };
 
 	assert_true(blkjob_convert(NULL, &bad, &t, &e) < 0);
 	err_clear(&e);
@@ -211,7 +223,9 @@ static uint8_t *chain_make(bool ext)
 	const char *names[] = { "base", "mid", "top" };
 
 	for (int l = 1; l <= 2; l++) {
-		struct qcow2_create cr = { .size_bytes = SIZE, .compat = !ext, .backing_name = names[l - 1],
+		struct qcow2_create cr = { .size_bytes = SIZE,
+					   .compat = !ext,
+					   .backing_name = names[l - 1],
 					   .backing_format = l == 1 ? "raw" : "qcow2" };
 		struct blk_spec base = spec("file", "base", true), mid;
 		uint8_t buf[70000];
@@ -221,10 +235,12 @@ static uint8_t *chain_make(bool ext)
 			mid = spec("qcow2", "mid", true);
 			mid.backing = &base;
 		}
-		struct blockdev *bd = disk_open(names[l], "qcow2", l == 2 ? &mid : &base, false, BLK_CACHE_WRITEBACK);
+		struct blockdev *bd =
+		    disk_open(names[l], "qcow2", l == 2 ? &mid : &base, false, BLK_CACHE_WRITEBACK);
 
 		for (int i = 0; i < 40; i++) {
-			uint64_t len = (1 + rng_below(130)) * 512, off = rng_below((SIZE - len) / 512) * 512;
+			uint64_t len = (1 + rng_below(130)) * 512,
+				 off = rng_below((SIZE - len) / 512) * 512;
 
 			if (i % 4 == 0) {
 				assert_int_equal(blk_zero(bd, off, len, i & 4), 0);
@@ -246,7 +262,8 @@ static void commit_puts_the_top_layer_into_its_parent(void **state)
 	for (int ext = 0; ext < 2; ext++) {
 		uint8_t *want = chain_make(ext);
 		struct err e = { 0 };
-		struct blk_spec base = spec("file", "base", true), mid = spec("qcow2", "mid", false), top = spec("qcow2", "top", true);
+		struct blk_spec base = spec("file", "base", true),
+				mid = spec("qcow2", "mid", false), top = spec("qcow2", "top", true);
 
 		mid.backing = &base;
 		top.backing = &mid;
@@ -256,7 +273,8 @@ static void commit_puts_the_top_layer_into_its_parent(void **state)
 		base = spec("file", "base", true);
 		mid = spec("qcow2", "mid", true);
 		mid.backing = &base;
-		struct blkjob_target t = { .fd = disk_fd("flat", O_RDWR | O_CREAT | O_TRUNC), .driver = "file" };
+		struct blkjob_target t = { .fd = disk_fd("flat", O_RDWR | O_CREAT | O_TRUNC),
+					   .driver = "file" };
 
 		assert_int_equal(blkjob_convert(NULL, &mid, &t, &e), 0);
 		equals("file", "flat", want, SIZE);
@@ -272,7 +290,8 @@ static void rebase_keeps_what_the_disk_shows(void **state)
 	for (int ext = 0; ext < 2; ext++) {
 		uint8_t *want = chain_make(ext);
 		struct err e = { 0 };
-		struct blk_spec base = spec("file", "base", true), mid = spec("qcow2", "mid", true), top = spec("qcow2", "top", false);
+		struct blk_spec base = spec("file", "base", true), mid = spec("qcow2", "mid", true),
+				top = spec("qcow2", "top", false);
 		struct blk_spec parent = spec("file", "base", true);
 
 		mid.backing = &base;
@@ -281,10 +300,13 @@ static void rebase_keeps_what_the_disk_shows(void **state)
 			fail_msg("%s", e.detail);
 		if (have_qemu()) {
 			assert_int_equal(qemu_check("top"), 0);
-			assert_int_equal(run("qemu-img convert -f qcow2 -O raw '%s' '%s'", disk_path("top"), disk_path("flat")), 0);
+			assert_int_equal(run("qemu-img convert -f qcow2 -O raw '%s' '%s'",
+					     disk_path("top"), disk_path("flat")),
+					 0);
 			equals("file", "flat", want, SIZE);
 		}
-		/* and free of any parent, then over one that shows something else: still the same */
+		/* and free of any parent, then over one that shows something else: still the same
+		 */
 		base = spec("file", "base", true);
 		top = spec("qcow2", "top", false);
 		top.backing = &base;
@@ -297,7 +319,8 @@ static void rebase_keeps_what_the_disk_shows(void **state)
 		base = spec("file", "other", true);
 		top = spec("qcow2", "top", true);
 		top.backing = &base;
-		struct blkjob_target t = { .fd = disk_fd("flat", O_RDWR | O_CREAT | O_TRUNC), .driver = "file" };
+		struct blkjob_target t = { .fd = disk_fd("flat", O_RDWR | O_CREAT | O_TRUNC),
+					   .driver = "file" };
 
 		assert_int_equal(blkjob_convert(NULL, &top, &t, &e), 0);
 		equals("file", "flat", want, SIZE);
@@ -315,7 +338,8 @@ static void map_and_info_mean_what_qemu_img_means(void **state)
 	(void)state;
 	if (!have_qemu() || run("command -v jq >/dev/null"))
 		skip();
-	struct blk_spec base = spec("file", "base", true), mid = spec("qcow2", "mid", true), top = spec("qcow2", "top", true);
+	struct blk_spec base = spec("file", "base", true), mid = spec("qcow2", "mid", true),
+			top = spec("qcow2", "top", true);
 
 	mid.backing = &base;
 	top.backing = &mid;
@@ -324,10 +348,15 @@ static void map_and_info_mean_what_qemu_img_means(void **state)
 	fputs(ours.s, f);
 	fclose(f);
 	/* data ranges, merged, are the same */
-	const char *norm = "jq -c '[.[] | select(.data) | [.start, .start + .length]] | reduce .[] as $r ([]; if length > 0 and .[-1][1] == $r[0] then .[-1][1] = $r[1] else . + [$r] end)'";
+	const char *norm =
+	    "jq -c '[.[] | select(.data) | [.start, .start + .length]] | reduce .[] as $r ([]; if "
+	    "length > 0 and .[-1][1] == $r[0] then .[-1][1] = $r[1] else . + [$r] end)'";
 
-	assert_int_equal(run("qemu-img map --output=json -f qcow2 '%s' | %s >'%s'", disk_path("top"), norm, disk_path("q")), 0);
-	assert_int_equal(run("%s <'%s' | cmp - '%s'", norm, disk_path("ours.json"), disk_path("q")), 0);
+	assert_int_equal(run("qemu-img map --output=json -f qcow2 '%s' | %s >'%s'",
+			     disk_path("top"), norm, disk_path("q")),
+			 0);
+	assert_int_equal(run("%s <'%s' | cmp - '%s'", norm, disk_path("ours.json"), disk_path("q")),
+			 0);
 	base = spec("file", "base", true);
 	mid = spec("qcow2", "mid", true);
 	mid.backing = &base;
@@ -335,9 +364,14 @@ static void map_and_info_mean_what_qemu_img_means(void **state)
 	f = fopen(disk_path("ours.json"), "w");
 	fputs(info.s, f);
 	fclose(f);
-	norm = "jq -cS '[.[\"virtual-size\",\"cluster-size\",\"format\",\"backing-filename\",\"backing-filename-format\",\"dirty-flag\",\"format-specific\"]]'";
-	assert_int_equal(run("qemu-img info --output=json -f qcow2 '%s' | %s >'%s'", disk_path("mid"), norm, disk_path("q")), 0);
-	assert_int_equal(run("%s <'%s' | diff - '%s'", norm, disk_path("ours.json"), disk_path("q")), 0);
+	norm = "jq -cS "
+	       "'[.[\"virtual-size\",\"cluster-size\",\"format\",\"backing-filename\",\"backing-"
+	       "filename-format\",\"dirty-flag\",\"format-specific\"]]'";
+	assert_int_equal(run("qemu-img info --output=json -f qcow2 '%s' | %s >'%s'",
+			     disk_path("mid"), norm, disk_path("q")),
+			 0);
+	assert_int_equal(
+	    run("%s <'%s' | diff - '%s'", norm, disk_path("ours.json"), disk_path("q")), 0);
 	text_free(&ours);
 	text_free(&info);
 	free(want);
@@ -345,7 +379,8 @@ static void map_and_info_mean_what_qemu_img_means(void **state)
 
 static void internal_snapshots_are_listed_read_and_deleted(void **state)
 {
-	static const char *const opts[] = { "cluster_size=64k", "cluster_size=128k,extended_l2=on", "cluster_size=512" };
+	static const char *const opts[] = { "cluster_size=64k", "cluster_size=128k,extended_l2=on",
+					    "cluster_size=512" };
 
 	(void)state;
 	if (!have_qemu())
@@ -355,9 +390,13 @@ static void internal_snapshots_are_listed_read_and_deleted(void **state)
 		struct err e = { 0 };
 		uint8_t buf[65536];
 
-		assert_int_equal(run("rm -f '%s'; qemu-img create -q -f qcow2 -o %s '%s' 2M && qemu-io -c 'write -P 1 0 1M' '%s' >/dev/null &&"
-				     "qemu-img snapshot -c one '%s' && qemu-io -c 'write -P 2 64k 256k' '%s' >/dev/null && qemu-img snapshot -c two '%s'",
-				     disk_path("s"), opts[i], disk_path("s"), disk_path("s"), disk_path("s"), disk_path("s"), disk_path("s")), 0);
+		assert_int_equal(run("rm -f '%s'; qemu-img create -q -f qcow2 -o %s '%s' 2M && "
+				     "qemu-io -c 'write -P 1 0 1M' '%s' >/dev/null &&"
+				     "qemu-img snapshot -c one '%s' && qemu-io -c 'write -P 2 64k "
+				     "256k' '%s' >/dev/null && qemu-img snapshot -c two '%s'",
+				     disk_path("s"), opts[i], disk_path("s"), disk_path("s"),
+				     disk_path("s"), disk_path("s"), disk_path("s")),
+				 0);
 		/* overwritten by us: shared clusters move */
 		struct blockdev *bd = disk_open("s", "qcow2", NULL, false, BLK_CACHE_WRITEBACK);
 
@@ -406,8 +445,11 @@ static void bitmaps_are_read_and_a_foreign_write_makes_them_stale(void **state)
 	(void)state;
 	if (!have_qemu())
 		skip();
-	assert_int_equal(run("qemu-img create -q -f qcow2 '%s' 4M && qemu-img bitmap --add -g 64k '%s' b0 && qemu-io -c 'write 128k 64k' -c 'write 1M 1k' '%s' >/dev/null",
-			     disk_path("bm"), disk_path("bm"), disk_path("bm")), 0);
+	assert_int_equal(
+	    run("qemu-img create -q -f qcow2 '%s' 4M && qemu-img bitmap --add -g 64k '%s' b0 && "
+		"qemu-io -c 'write 128k 64k' -c 'write 1M 1k' '%s' >/dev/null",
+		disk_path("bm"), disk_path("bm"), disk_path("bm")),
+	    0);
 	struct blockdev *bd = disk_open("bm", "qcow2", NULL, true, BLK_CACHE_WRITEBACK);
 
 	assert_int_equal(qcow2_bitmap_read(bd, "b0", &bits, &n, &gran, &e), 0);

@@ -137,8 +137,13 @@ __attribute__((unused)) static struct blockdev *disk_open(const char *name, cons
 {
 	static const char *const ignore[] = { "backing=ignore", NULL };
 	struct err e = { 0 };
-	struct blk_spec s = { .driver = driver, .label = name, .fd = disk_fd(name, ro ? O_RDONLY : O_RDWR),
-			      .read_only = ro, .discard = true, .cache = cache, .backing = backing,
+	struct blk_spec s = { .driver = driver,
+			      .label = name,
+			      .fd = disk_fd(name, ro ? O_RDONLY : O_RDWR),
+			      .read_only = ro,
+			      .discard = true,
+			      .cache = cache,
+			      .backing = backing,
 			      .opts = backing ? NULL : ignore };
 	struct blockdev *bd = blk_open(&s, &e);
 
@@ -149,7 +154,8 @@ __attribute__((unused)) static struct blockdev *disk_open(const char *name, cons
 
 __attribute__((unused)) static int qemu_check(const char *name)
 {
-	return run("qemu-img check -q -f qcow2 '%s' >'%s/check.out' 2>&1 || { r=$?; cat '%s/check.out' >&2; exit $r; }",
+	return run("qemu-img check -q -f qcow2 '%s' >'%s/check.out' 2>&1 || { r=$?; cat "
+		   "'%s/check.out' >&2; exit $r; }",
 		   disk_path(name), disk_dir, disk_dir);
 }
 

@@ -5,14 +5,20 @@
 
 static void rate_limit_spaces_requests_and_bytes(void **state)
 {
-	static const char *const iops[] = { "iops=100", NULL }, *const bps[] = { "bps=1048576", NULL };
+	static const char *const iops[] = { "iops=100", NULL }, *const bps[] = { "bps=1048576",
+										 NULL };
 	static const char *const *const limits[] = { iops, bps };
 	static uint8_t buf[64 * KIB];
 
 	(void)state;
 	for (int i = 0; i < 2; i++) {
-		struct blk_spec file = { .driver = "file", .label = "r", .fd = disk_fd("r", O_RDWR | O_CREAT), .cache = BLK_CACHE_WRITEBACK };
-		struct blk_spec rate = { .driver = "rate", .label = "r", .fd = -1, .child = &file, .opts = limits[i] };
+		struct blk_spec file = { .driver = "file",
+					 .label = "r",
+					 .fd = disk_fd("r", O_RDWR | O_CREAT),
+					 .cache = BLK_CACHE_WRITEBACK };
+		struct blk_spec rate = {
+			.driver = "rate", .label = "r", .fd = -1, .child = &file, .opts = limits[i]
+		};
 		struct err e = { 0 };
 		uint64_t t0;
 
@@ -21,9 +27,11 @@ static void rate_limit_spaces_requests_and_bytes(void **state)
 
 		assert_non_null(bd);
 		t0 = clock_mono_ns();
-		/* 30 operations at 100/s, or 320 KiB at 1 MiB/s, less a tenth of a second of burst */
+		/* 30 operations at 100/s, or 320 KiB at 1 MiB/s, less a tenth of a second of burst
+		 */
 		for (int k = 0; k < (i ? 5 : 30); k++)
-			assert_int_equal(blk_pwrite(bd, buf, i ? sizeof(buf) : 512, k * sizeof(buf)), 0);
+			assert_int_equal(
+			    blk_pwrite(bd, buf, i ? sizeof(buf) : 512, k * sizeof(buf)), 0);
 		assert_true(clock_mono_ns() - t0 >= 140 * NS_PER_MS);
 		assert_int_equal(blk_close(bd), 0);
 	}
@@ -31,9 +39,17 @@ static void rate_limit_spaces_requests_and_bytes(void **state)
 
 static void copy_on_read_brings_the_parent_into_the_top(void **state)
 {
-	struct qcow2_create cr = { .size_bytes = SIZE, .backing_name = "base", .backing_format = "raw" };
-	struct blk_spec back = { .driver = "file", .label = "base", .read_only = true, .cache = BLK_CACHE_WRITEBACK };
-	struct blk_spec top = { .driver = "qcow2", .label = "top", .discard = true, .backing = &back, .cache = BLK_CACHE_WRITEBACK };
+	struct qcow2_create cr = { .size_bytes = SIZE,
+				   .backing_name = "base",
+				   .backing_format = "raw" };
+	struct blk_spec back = {
+		.driver = "file", .label = "base", .read_only = true, .cache = BLK_CACHE_WRITEBACK
+	};
+	struct blk_spec top = { .driver = "qcow2",
+				.label = "top",
+				.discard = true,
+				.backing = &back,
+				.cache = BLK_CACHE_WRITEBACK };
 	struct blk_spec cor = { .driver = "copyread", .label = "cor", .fd = -1, .child = &top };
 	uint8_t *want = malloc(SIZE), *got = malloc(SIZE);
 	struct err e = { 0 };
@@ -73,7 +89,11 @@ static void copy_on_read_brings_the_parent_into_the_top(void **state)
 static void detect_zeroes_stores_none(void **state)
 {
 	struct qcow2_create cr = { .size_bytes = SIZE };
-	struct blk_spec s = { .driver = "qcow2", .label = "dz", .discard = true, .detect_zeroes = true, .cache = BLK_CACHE_WRITEBACK };
+	struct blk_spec s = { .driver = "qcow2",
+			      .label = "dz",
+			      .discard = true,
+			      .detect_zeroes = true,
+			      .cache = BLK_CACHE_WRITEBACK };
 	static uint8_t zero[256 * KIB], one[4096] = { 1 };
 	struct err e = { 0 };
 	struct blk_extent x;
@@ -101,8 +121,13 @@ static void detect_zeroes_stores_none(void **state)
 static void delay_makes_each_request_slow(void **state)
 {
 	static const char *const opts[] = { "us=20000", NULL };
-	struct blk_spec file = { .driver = "file", .label = "d", .fd = disk_fd("d", O_RDWR | O_CREAT), .cache = BLK_CACHE_WRITEBACK };
-	struct blk_spec slow = { .driver = "delay", .label = "d", .fd = -1, .child = &file, .opts = opts };
+	struct blk_spec file = { .driver = "file",
+				 .label = "d",
+				 .fd = disk_fd("d", O_RDWR | O_CREAT),
+				 .cache = BLK_CACHE_WRITEBACK };
+	struct blk_spec slow = {
+		.driver = "delay", .label = "d", .fd = -1, .child = &file, .opts = opts
+	};
 	struct err e = { 0 };
 	uint8_t buf[512];
 	uint64_t t0;

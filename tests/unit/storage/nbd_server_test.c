@@ -1,5 +1,5 @@
-/* nbd_server_test.c - the NBD server against real clients (qemu-io, qemu-img, nbdinfo, nbdcopy, fio)
- * and against clients that mean harm. */
+/* nbd_server_test.c - the NBD server against real clients (qemu-io, qemu-img, nbdinfo, nbdcopy,
+ * fio) and against clients that mean harm. */
 #include "tests/unit/storage/disk_test.h"
 
 #include <pthread.h>
@@ -42,7 +42,10 @@ static void serve(struct served *s, const char *image)
 	s->listen = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	assert_int_equal(bind(s->listen, (struct sockaddr *)&a, sizeof(a)), 0);
 	assert_int_equal(listen(s->listen, 16), 0);
-	struct nbd_export x[] = { { .name = "disk", .description = "the test's disk", .bd = s->bd, .read_only = s->read_only },
+	struct nbd_export x[] = { { .name = "disk",
+				    .description = "the test's disk",
+				    .bd = s->bd,
+				    .read_only = s->read_only },
 				  { .name = "ro", .bd = s->bd, .read_only = true } };
 
 	s->server = nbd_server_new(s->loop, s->listen, x, 2, &s->limits, &e);
@@ -78,19 +81,37 @@ static void real_clients_read_write_map_and_copy(void **state)
 	image_new("img");
 	serve(&s, "img");
 	snprintf(uri, sizeof(uri), "nbd+unix:///disk?socket=%.90s/sock", disk_dir);
-	assert_int_equal(run("qemu-io -f raw -c 'write -P 5 1M 2M' -c 'write -z -u 2M 64k' -c 'write -f -P 6 63M 1M' -c 'discard 1M 128k' -c flush"
-			     " -c 'read -P 5 1280k 700k' -c 'read -P 0 2M 64k' '%s' >/dev/null", uri), 0);
-	assert_int_equal(run("nbdinfo --size '%s' | grep -qx %llu", uri, (unsigned long long)SIZE), 0);
+	assert_int_equal(run("qemu-io -f raw -c 'write -P 5 1M 2M' -c 'write -z -u 2M 64k' -c "
+			     "'write -f -P 6 63M 1M' -c 'discard 1M 128k' -c flush"
+			     " -c 'read -P 5 1280k 700k' -c 'read -P 0 2M 64k' '%s' >/dev/null",
+			     uri),
+			 0);
+	assert_int_equal(run("nbdinfo --size '%s' | grep -qx %llu", uri, (unsigned long long)SIZE),
+			 0);
 	assert_int_equal(run("nbdinfo --list '%s' | grep -q 'test.s disk'", uri), 0);
-	assert_int_equal(run("nbdinfo --can multi-conn '%s' && nbdinfo --can fua '%s' && nbdinfo --can trim '%s'", uri, uri, uri), 0);
-	assert_int_equal(run("nbdinfo --json --map '%s' | jq -e '[.[] | select(.type == 0) | .length] | add == 2949120'  >/dev/null || { nbdinfo --map '%s' >&2; false; }", uri, uri), 0);
+	assert_int_equal(run("nbdinfo --can multi-conn '%s' && nbdinfo --can fua '%s' && nbdinfo "
+			     "--can trim '%s'",
+			     uri, uri, uri),
+			 0);
+	assert_int_equal(
+	    run("nbdinfo --json --map '%s' | jq -e '[.[] | select(.type == 0) | .length] | add == "
+		"2949120'  >/dev/null || { nbdinfo --map '%s' >&2; false; }",
+		uri, uri),
+	    0);
 	assert_int_equal(run("nbdcopy '%s' '%s'", uri, disk_path("copy")), 0);
-	assert_int_equal(run("qemu-img compare -q -f raw -F raw '%s' '%s'", uri, disk_path("copy")), 0);
-	assert_int_equal(run("qemu-img convert -n -f raw -O raw -W -m 8 '%s' '%s'", disk_path("copy"), uri), 0);
-	assert_int_equal(run("qemu-img compare -q -f raw -F raw '%s' '%s'", uri, disk_path("copy")), 0);
+	assert_int_equal(run("qemu-img compare -q -f raw -F raw '%s' '%s'", uri, disk_path("copy")),
+			 0);
+	assert_int_equal(
+	    run("qemu-img convert -n -f raw -O raw -W -m 8 '%s' '%s'", disk_path("copy"), uri), 0);
+	assert_int_equal(run("qemu-img compare -q -f raw -F raw '%s' '%s'", uri, disk_path("copy")),
+			 0);
 	/* the read-only export refuses */
-	assert_int_not_equal(run("qemu-io -f raw -c 'write 0 4k' 'nbd+unix:///ro?socket=%.90s/sock' >/dev/null 2>&1", disk_dir), 0);
-	assert_int_not_equal(run("nbdinfo 'nbd+unix:///none?socket=%.90s/sock' >/dev/null 2>&1", disk_dir), 0);
+	assert_int_not_equal(
+	    run("qemu-io -f raw -c 'write 0 4k' 'nbd+unix:///ro?socket=%.90s/sock' >/dev/null 2>&1",
+		disk_dir),
+	    0);
+	assert_int_not_equal(
+	    run("nbdinfo 'nbd+unix:///none?socket=%.90s/sock' >/dev/null 2>&1", disk_dir), 0);
 	served_stop(&s);
 	assert_int_equal(qemu_check("img"), 0);
 }
@@ -104,15 +125,20 @@ static void fio_verifies_what_it_wrote(void **state)
 		skip();
 	image_new("fio");
 	serve(&s, "fio");
-	assert_int_equal(run("cd '%s' && fio --name=v --ioengine=nbd --uri='nbd+unix:///disk?socket=%.90s/sock' --rw=randwrite --bs=4k-64k --size=32M"
-			     " --iodepth=32 --verify=crc32c --do_verify=1 --verify_fatal=1 --randrepeat=1 >fio.out 2>&1 || { cat fio.out >&2; false; }",
-			     disk_dir, disk_dir), 0);
+	assert_int_equal(
+	    run("cd '%s' && fio --name=v --ioengine=nbd --uri='nbd+unix:///disk?socket=%.90s/sock' "
+		"--rw=randwrite --bs=4k-64k --size=32M"
+		" --iodepth=32 --verify=crc32c --do_verify=1 --verify_fatal=1 --randrepeat=1 "
+		">fio.out 2>&1 || { cat fio.out >&2; false; }",
+		disk_dir, disk_dir),
+	    0);
 	served_stop(&s);
 	if (have_qemu())
 		assert_int_equal(qemu_check("fio"), 0);
 }
 
-/* --- by hand ----------------------------------------------------------------------------------------- */
+/* --- by hand
+ * ----------------------------------------------------------------------------------------- */
 
 static int dial(void)
 {
@@ -195,9 +221,9 @@ static void bad_requests_get_errors_and_the_connection_lives(void **state)
 		uint64_t off;
 		uint32_t len, error;
 	} bad[] = {
-		{ 0, NBD_CMD_READ, SIZE, 512, 22 }, { 0, NBD_CMD_READ, UINT64_MAX, 512, 22 },
-		{ 0, NBD_CMD_READ, 1, 512, 22 },    { 0, NBD_CMD_READ, 0, UINT32_MAX, 75 },
-		{ 0xff00, NBD_CMD_READ, 0, 512, 22 }, { 0, 99, 0, 0, 22 },
+		{ 0, NBD_CMD_READ, SIZE, 512, 22 },	   { 0, NBD_CMD_READ, UINT64_MAX, 512, 22 },
+		{ 0, NBD_CMD_READ, 1, 512, 22 },	   { 0, NBD_CMD_READ, 0, UINT32_MAX, 75 },
+		{ 0xff00, NBD_CMD_READ, 0, 512, 22 },	   { 0, 99, 0, 0, 22 },
 		{ 0, NBD_CMD_TRIM, SIZE - 512, 1024, 22 }, { 0, NBD_CMD_WRITE_ZEROES, 3, 512, 22 },
 		{ 0, NBD_CMD_BLOCK_STATUS, 0, 512, 22 }, /* no context was chosen */
 	};
@@ -290,7 +316,8 @@ static void a_client_that_never_reads_is_not_fed_without_end(void **state)
 	serve(&s, "slow");
 	fd = enter();
 	request(req, 0, NBD_CMD_READ, 0, MIB);
-	/* ask for far more than may be in flight; the server must stop reading before we could send all */
+	/* ask for far more than may be in flight; the server must stop reading before we could send
+	 * all */
 	fcntl(fd, F_SETFL, O_NONBLOCK);
 	for (;;) {
 		struct pollfd p = { .fd = fd, .events = POLLOUT };

@@ -1,7 +1,8 @@
 /* qcow2_crash_test.c - every state that a crash can leave is a good image with all flushed data.
  *
- * Random operations run over the log filter. Then for each prefix of the log: what the last completed
- * sync covers is there, and of the rest all, or a random subset, torn at random 512-byte sectors.
+ * Random operations run over the log filter. Then for each prefix of the log: what the last
+ * completed sync covers is there, and of the rest all, or a random subset, torn at random 512-byte
+ * sectors.
  * In each such state the checker must find no error (leaks are allowed), and each sector must hold
  * what it held at the last completed flush or what was written to it later. A sample of the states
  * is judged by qemu-img and written on. VMD_TEST_LONG=1 makes ten times the states.
@@ -13,7 +14,7 @@
 #include "storage/blk_log.h"
 #include "storage/qcow2.h"
 
-#define FILE_CAP (6 * MIB)
+#define FILE_CAP    (6 * MIB)
 #define HISTORY_MAX 64
 
 struct crash_case {
@@ -64,8 +65,8 @@ static void sector_make(uint8_t *p, uint64_t sector, uint32_t version)
 	}
 }
 
-static void crash_write(struct crash *k, struct blockdev *bd, uint64_t sector, uint64_t n, uint32_t version,
-			bool zero)
+static void crash_write(struct crash *k, struct blockdev *bd, uint64_t sector, uint64_t n,
+			uint32_t version, bool zero)
 {
 	static uint8_t buf[256 * 512];
 
@@ -86,13 +87,30 @@ static void crash_write(struct crash *k, struct blockdev *bd, uint64_t sector, u
 static void crash_record(struct crash *k)
 {
 	char opt[64];
-	const char *const opts[] = { opt, NULL }, *const q_opts[] = { k->c->name[0] == 'p' ? "prealloc=on" : "prealloc=off", NULL };
+	const char *const opts[] = { opt, NULL }, *const q_opts[] = {
+		k->c->name[0] == 'p' ? "prealloc=on" : "prealloc=off", NULL
+	};
 	struct err e = { 0 };
-	struct blk_spec file = { .driver = "file", .label = "file", .fd = disk_fd("crash", O_RDWR), .discard = true,
+	struct blk_spec file = { .driver = "file",
+				 .label = "file",
+				 .fd = disk_fd("crash", O_RDWR),
+				 .discard = true,
 				 .cache = BLK_CACHE_WRITEBACK };
-	struct blk_spec log = { .driver = "log", .label = "log", .fd = -1, .discard = true, .child = &file, .opts = opts };
-	struct blk_spec back = { .driver = "file", .label = "back", .read_only = true, .cache = BLK_CACHE_WRITEBACK };
-	struct blk_spec top = { .driver = "qcow2", .label = "crash", .fd = -1, .discard = true, .child = &log, .opts = q_opts };
+	struct blk_spec log = { .driver = "log",
+				.label = "log",
+				.fd = -1,
+				.discard = true,
+				.child = &file,
+				.opts = opts };
+	struct blk_spec back = {
+		.driver = "file", .label = "back", .read_only = true, .cache = BLK_CACHE_WRITEBACK
+	};
+	struct blk_spec top = { .driver = "qcow2",
+				.label = "crash",
+				.fd = -1,
+				.discard = true,
+				.child = &log,
+				.opts = q_opts };
 	struct blockdev *bd;
 
 	snprintf(opt, sizeof(opt), "log=%p", (void *)k->log);
@@ -128,8 +146,8 @@ static void crash_record(struct crash *k)
 	k->log->n = n; /* what closing wrote is not replayed, and is leaked on purpose */
 }
 
-/* sector_is() - a sector is written whole or not at all, so its ends tell; each 16th state is compared
- * to the last byte. */
+/* sector_is() - a sector is written whole or not at all, so its ends tell; each 16th state is
+ * compared to the last byte. */
 static bool sector_is(const uint8_t *p, uint64_t sector, uint32_t version, bool whole)
 {
 	uint8_t want[512];
@@ -144,15 +162,24 @@ static bool sector_is(const uint8_t *p, uint64_t sector, uint32_t version, bool 
 	return memcmp(p, want, 512) == 0;
 }
 
-/* --- judging a state --------------------------------------------------------------------------- */
+/* --- judging a state ---------------------------------------------------------------------------
+ */
 
 static struct blockdev *crash_open(struct crash *k, bool ro)
 {
 	static const char *const opts[] = { "repair=no", "prealloc=off", "lock=off", NULL };
 	struct err e = { 0 };
-	struct blk_spec back = { .driver = "file", .label = "back", .read_only = true, .cache = BLK_CACHE_WRITEBACK, .opts = opts };
-	struct blk_spec top = { .driver = "qcow2", .label = "state", .fd = dup(k->memfd), .read_only = ro,
-				.cache = BLK_CACHE_UNSAFE, .opts = opts };
+	struct blk_spec back = { .driver = "file",
+				 .label = "back",
+				 .read_only = true,
+				 .cache = BLK_CACHE_WRITEBACK,
+				 .opts = opts };
+	struct blk_spec top = { .driver = "qcow2",
+				.label = "state",
+				.fd = dup(k->memfd),
+				.read_only = ro,
+				.cache = BLK_CACHE_UNSAFE,
+				.opts = opts };
 	struct blockdev *bd;
 
 	if (k->c->backing) {
@@ -191,13 +218,16 @@ static void crash_judge(struct crash *k, size_t prefix)
 			ok = sector_is(got + s * 512, s, h->version[i], k->tried % 16 == 0);
 		}
 		if (!ok)
-			fail_msg("%s: prefix %zu of %zu, state %llu: sector %llu holds neither its flushed nor a later content",
-				 k->c->name, prefix, k->log->n, (unsigned long long)k->tried, (unsigned long long)s);
+			fail_msg("%s: prefix %zu of %zu, state %llu: sector %llu holds neither its "
+				 "flushed nor a later content",
+				 k->c->name, prefix, k->log->n, (unsigned long long)k->tried,
+				 (unsigned long long)s);
 	}
 	assert_int_equal(blk_close(bd), 0);
 }
 
-/* --- building states ------------------------------------------------------------------------------ */
+/* --- building states
+ * ------------------------------------------------------------------------------ */
 
 static void crash_apply(uint8_t *to, const struct blk_log_rec *r, bool torn)
 {
@@ -270,7 +300,9 @@ static void crash_sample(struct crash *k)
 
 static void crash_replay(struct crash *k)
 {
-	size_t stable_n = 0, each = MAX(k->c->states * (test_long() ? 10 : 1) / MAX(k->log->n, (size_t)1), (size_t)1);
+	size_t stable_n = 0,
+	       each = MAX(k->c->states * (test_long() ? 10 : 1) / MAX(k->log->n, (size_t)1),
+			  (size_t)1);
 	size_t samples = MAX(k->log->n / 6, (size_t)1);
 
 	for (size_t p = 0; p <= k->log->n; p++) {
@@ -286,7 +318,8 @@ static void crash_replay(struct crash *k)
 		for (size_t t = 0; t < each; t++) {
 			for (size_t i = stable_n; i < p; i++)
 				if (t == 0 || (rng() & 8))
-					crash_apply(k->file, &k->log->rec[i], t > 0 && (rng() & 16));
+					crash_apply(k->file, &k->log->rec[i],
+						    t > 0 && (rng() & 16));
 			crash_judge(k, p);
 			if (t == 1 && p % samples == 0)
 				crash_sample(k);
@@ -338,12 +371,34 @@ static void crash_run(const struct crash_case *c)
 static void no_crash_loses_flushed_data_or_damages_the_image(void **state)
 {
 	static const struct crash_case cases[] = {
-		{ "extended L2, 16K, overlay", { .size_bytes = 256 * KIB, .cluster_size = 16384 }, true, 150, 21000 },
+		{ "extended L2, 16K, overlay",
+		  { .size_bytes = 256 * KIB, .cluster_size = 16384 },
+		  true,
+		  150,
+		  21000 },
 		{ "preallocating, 128K", { .size_bytes = 512 * KIB }, true, 80, 10000 },
 		{ "64K compat", { .size_bytes = 256 * KIB, .compat = true }, false, 100, 10000 },
-		{ "4K, overlay", { .size_bytes = 256 * KIB, .cluster_size = 4096, .compat = true }, true, 150, 21000 },
-		{ "512, refcount 64: growing tables", { .size_bytes = 256 * KIB, .cluster_size = 512, .compat = true, .refcount_bits = 64 }, true, 150, 22000 },
-		{ "1K, refcount 1", { .size_bytes = 192 * KIB, .cluster_size = 1024, .compat = true, .refcount_bits = 1 }, false, 150, 20000 },
+		{ "4K, overlay",
+		  { .size_bytes = 256 * KIB, .cluster_size = 4096, .compat = true },
+		  true,
+		  150,
+		  21000 },
+		{ "512, refcount 64: growing tables",
+		  { .size_bytes = 256 * KIB,
+		    .cluster_size = 512,
+		    .compat = true,
+		    .refcount_bits = 64 },
+		  true,
+		  150,
+		  22000 },
+		{ "1K, refcount 1",
+		  { .size_bytes = 192 * KIB,
+		    .cluster_size = 1024,
+		    .compat = true,
+		    .refcount_bits = 1 },
+		  false,
+		  150,
+		  20000 },
 	};
 
 	(void)state;

@@ -91,9 +91,12 @@ static struct blockdev *chain_open(struct blk_spec *specs, unsigned top, enum bl
 
 	for (unsigned i = 0; i <= top; i++) {
 		layer_name(names[i], i);
-		specs[i] = (struct blk_spec){ .driver = "qcow2", .label = names[i],
+		specs[i] = (struct blk_spec){ .driver = "qcow2",
+					      .label = names[i],
 					      .fd = disk_fd(names[i], i == top ? O_RDWR : O_RDONLY),
-					      .read_only = i != top, .discard = true, .cache = cache,
+					      .read_only = i != top,
+					      .discard = true,
+					      .cache = cache,
 					      .backing = i ? &specs[i - 1] : NULL };
 	}
 	bd = blk_open(&specs[top], &e);
@@ -110,8 +113,10 @@ static void diff_run(const struct diff_case *c, unsigned steps)
 	print_message("  %s\n", c->name);
 	for (unsigned layer = 0; layer < c->depth; layer++) {
 		char name[32], below[32];
-		struct qcow2_create cr = { .size_bytes = DISK_SIZE, .cluster_size = c->cluster,
-					   .compat = c->compat, .lazy_refcounts = c->lazy,
+		struct qcow2_create cr = { .size_bytes = DISK_SIZE,
+					   .cluster_size = c->cluster,
+					   .compat = c->compat,
+					   .lazy_refcounts = c->lazy,
 					   .refcount_bits = c->refcount_bits };
 
 		layer_name(name, layer);
@@ -137,7 +142,9 @@ static void diff_run(const struct diff_case *c, unsigned steps)
 	char top[32];
 
 	layer_name(top, c->depth - 1);
-	assert_int_equal(run("qemu-img convert -f qcow2 -O raw '%s' '%s'", disk_path(top), disk_path("flat")), 0);
+	assert_int_equal(
+	    run("qemu-img convert -f qcow2 -O raw '%s' '%s'", disk_path(top), disk_path("flat")),
+	    0);
 	diff_file_equals("flat", shadow, DISK_SIZE);
 	free(shadow);
 }
@@ -149,7 +156,8 @@ static const struct diff_case diff_cases[] = {
 	{ "compat 64K, chain of 5", 0, true, false, 0, 5, BLK_CACHE_WRITEBACK },
 	{ "cluster 512", 512, true, false, 0, 2, BLK_CACHE_WRITEBACK },
 	{ "cluster 4096, refcount 1", 4096, true, false, 1, 2, BLK_CACHE_WRITEBACK },
-	{ "cluster 16K, extended L2, refcount 64", 16384, false, false, 64, 2, BLK_CACHE_WRITEBACK },
+	{ "cluster 16K, extended L2, refcount 64", 16384, false, false, 64, 2,
+	  BLK_CACHE_WRITEBACK },
 	{ "cluster 2M, extended L2, refcount 2", 2 * MIB, false, false, 2, 2, BLK_CACHE_NONE },
 	{ "cluster 2M, refcount 8, lazy", 2 * MIB, true, true, 8, 2, BLK_CACHE_WRITEBACK },
 	{ "cluster 32K, refcount 32", 32768, true, false, 32, 1, BLK_CACHE_WRITEBACK },
@@ -201,8 +209,10 @@ static void qemu_writes_are_read_back_by_us(void **state)
 
 		rng_seed(100 + i);
 		memset(shadow, 0, DISK_SIZE);
-		assert_int_equal(run("rm -f '%s'; qemu-img create -q -f qcow2 -o %s '%s' %llu", disk_path("q"),
-				     options[i], disk_path("q"), (unsigned long long)DISK_SIZE), 0);
+		assert_int_equal(run("rm -f '%s'; qemu-img create -q -f qcow2 -o %s '%s' %llu",
+				     disk_path("q"), options[i], disk_path("q"),
+				     (unsigned long long)DISK_SIZE),
+				 0);
 		FILE *script = fopen(disk_path("script"), "w");
 		for (int k = 0; k < 120; k++) {
 			uint64_t off = rng_below(DISK_SIZE / 512 - 300) * 512;
@@ -210,15 +220,19 @@ static void qemu_writes_are_read_back_by_us(void **state)
 			unsigned pat = 1 + rng_below(255);
 
 			if (rng_below(5) == 0) {
-				fprintf(script, "write -z -u %llu %llu\n", (unsigned long long)off, (unsigned long long)len);
+				fprintf(script, "write -z -u %llu %llu\n", (unsigned long long)off,
+					(unsigned long long)len);
 				memset(shadow + off, 0, len);
 			} else {
-				fprintf(script, "write -P %u %llu %llu\n", pat, (unsigned long long)off, (unsigned long long)len);
+				fprintf(script, "write -P %u %llu %llu\n", pat,
+					(unsigned long long)off, (unsigned long long)len);
 				memset(shadow + off, pat, len);
 			}
 		}
 		fclose(script);
-		assert_int_equal(run("qemu-io -f qcow2 '%s' <'%s' >/dev/null", disk_path("q"), disk_path("script")), 0);
+		assert_int_equal(run("qemu-io -f qcow2 '%s' <'%s' >/dev/null", disk_path("q"),
+				     disk_path("script")),
+				 0);
 		bd = disk_open("q", "qcow2", NULL, true, BLK_CACHE_WRITEBACK);
 		diff_read_all(bd, shadow, DISK_SIZE);
 		assert_int_equal(blk_close(bd), 0);
@@ -230,17 +244,23 @@ static void qemu_writes_are_read_back_by_us(void **state)
 			diff_step(bd, shadow, DISK_SIZE);
 		assert_int_equal(blk_close(bd), 0);
 		assert_int_equal(qemu_check("q"), 0);
-		assert_int_equal(run("qemu-img convert -f qcow2 -O raw '%s' '%s'", disk_path("q"), disk_path("flat")), 0);
+		assert_int_equal(run("qemu-img convert -f qcow2 -O raw '%s' '%s'", disk_path("q"),
+				     disk_path("flat")),
+				 0);
 		diff_file_equals("flat", shadow, DISK_SIZE);
 		/* compressed by QEMU, read by us, then written over */
-		assert_int_equal(run("qemu-img convert -c -f qcow2 -O qcow2 -o %s '%s' '%s'", options[i], disk_path("q"), disk_path("c")), 0);
+		assert_int_equal(run("qemu-img convert -c -f qcow2 -O qcow2 -o %s '%s' '%s'",
+				     options[i], disk_path("q"), disk_path("c")),
+				 0);
 		bd = disk_open("c", "qcow2", NULL, false, BLK_CACHE_WRITEBACK);
 		diff_read_all(bd, shadow, DISK_SIZE);
 		for (int k = 0; k < 100; k++)
 			diff_step(bd, shadow, DISK_SIZE);
 		assert_int_equal(blk_close(bd), 0);
 		assert_int_equal(qemu_check("c"), 0);
-		assert_int_equal(run("qemu-img convert -f qcow2 -O raw '%s' '%s'", disk_path("c"), disk_path("flat")), 0);
+		assert_int_equal(run("qemu-img convert -f qcow2 -O raw '%s' '%s'", disk_path("c"),
+				     disk_path("flat")),
+				 0);
 		diff_file_equals("flat", shadow, DISK_SIZE);
 	}
 	free(shadow);
@@ -249,9 +269,13 @@ static void qemu_writes_are_read_back_by_us(void **state)
 static void a_qcow2_over_a_raw_parent_that_is_shorter_reads_zeroes_past_it(void **state)
 {
 	struct err e = { 0 };
-	struct blk_spec back = { .driver = "file", .label = "base", .read_only = true, .cache = BLK_CACHE_WRITEBACK };
+	struct blk_spec back = {
+		.driver = "file", .label = "base", .read_only = true, .cache = BLK_CACHE_WRITEBACK
+	};
 	uint8_t *shadow = calloc(1, DISK_SIZE);
-	struct qcow2_create cr = { .size_bytes = DISK_SIZE, .backing_name = "base", .backing_format = "raw" };
+	struct qcow2_create cr = { .size_bytes = DISK_SIZE,
+				   .backing_name = "base",
+				   .backing_format = "raw" };
 	int fd = disk_fd("base", O_RDWR | O_CREAT | O_TRUNC);
 
 	(void)state;
@@ -263,7 +287,10 @@ static void a_qcow2_over_a_raw_parent_that_is_shorter_reads_zeroes_past_it(void 
 	close(fd);
 	disk_create("over", &cr);
 	back.fd = disk_fd("base", O_RDONLY);
-	struct blk_spec top = { .driver = "qcow2", .label = "over", .fd = disk_fd("over", O_RDWR), .discard = true,
+	struct blk_spec top = { .driver = "qcow2",
+				.label = "over",
+				.fd = disk_fd("over", O_RDWR),
+				.discard = true,
 				.backing = &back };
 	struct blockdev *bd = blk_open(&top, &e);
 
@@ -273,7 +300,9 @@ static void a_qcow2_over_a_raw_parent_that_is_shorter_reads_zeroes_past_it(void 
 		diff_step(bd, shadow, i % 3 ? 6 * MIB : DISK_SIZE);
 	assert_int_equal(blk_close(bd), 0);
 	assert_int_equal(qemu_check("over"), 0);
-	assert_int_equal(run("qemu-img convert -f qcow2 -O raw '%s' '%s'", disk_path("over"), disk_path("flat")), 0);
+	assert_int_equal(
+	    run("qemu-img convert -f qcow2 -O raw '%s' '%s'", disk_path("over"), disk_path("flat")),
+	    0);
 	diff_file_equals("flat", shadow, DISK_SIZE);
 	free(shadow);
 }
@@ -310,7 +339,9 @@ static void resize_keeps_content_and_new_space_reads_zero(void **state)
 		assert_int_equal(blk_close(bd), 0);
 		if (have_qemu()) {
 			assert_int_equal(qemu_check("r"), 0);
-			assert_int_equal(run("qemu-img convert -f qcow2 -O raw '%s' '%s'", disk_path("r"), disk_path("flat")), 0);
+			assert_int_equal(run("qemu-img convert -f qcow2 -O raw '%s' '%s'",
+					     disk_path("r"), disk_path("flat")),
+					 0);
 			diff_file_equals("flat", shadow, size);
 		}
 	}

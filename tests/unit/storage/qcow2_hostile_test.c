@@ -1,7 +1,7 @@
 /* qcow2_hostile_test.c - images made to harm: each is refused or read within its own bounds, with a
- * sentence that names the disk. Shapes from history: CVE-2014-0144 (header fields that overflow table
- * sizes), CVE-2024-32498 (a data file or backing name that opens a host file), CVE-2024-4467 (json:
- * names in the header).
+ * sentence that names the disk. Shapes from history: CVE-2014-0144 (header fields that overflow
+ * table sizes), CVE-2024-32498 (a data file or backing name that opens a host file), CVE-2024-4467
+ * (json: names in the header).
  */
 #include "tests/unit/storage/disk_test.h"
 
@@ -49,8 +49,11 @@ static void fresh(const char *name, bool ext, bool data)
 static void refused(const char *name, bool ro, int num)
 {
 	struct err e = { 0 };
-	struct blk_spec s = { .driver = "qcow2", .label = "disk evil", .fd = disk_fd(name, ro ? O_RDONLY : O_RDWR),
-			      .read_only = ro, .cache = BLK_CACHE_WRITEBACK };
+	struct blk_spec s = { .driver = "qcow2",
+			      .label = "disk evil",
+			      .fd = disk_fd(name, ro ? O_RDONLY : O_RDWR),
+			      .read_only = ro,
+			      .cache = BLK_CACHE_WRITEBACK };
 	struct blockdev *bd = blk_open(&s, &e);
 
 	if (bd)
@@ -67,18 +70,18 @@ static void qcow2_refuses_header_fields_out_of_range(void **state)
 		unsigned bytes;
 		int num;
 	} bad[] = {
-		{ 0, 0x12345678, 4, EUCLEAN },	     /* magic */
-		{ 4, 4, 4, EUCLEAN },		     /* version */
+		{ 0, 0x12345678, 4, EUCLEAN }, /* magic */
+		{ 4, 4, 4, EUCLEAN },	       /* version */
 		{ 4, 1, 4, EUCLEAN },
-		{ 20, 8, 4, EUCLEAN },		     /* cluster bits */
+		{ 20, 8, 4, EUCLEAN }, /* cluster bits */
 		{ 20, 22, 4, EUCLEAN },
 		{ 20, 63, 4, EUCLEAN },
 		{ 20, 0xffffffff, 4, EUCLEAN },
-		{ 24, UINT64_MAX, 8, EUCLEAN },	     /* size */
-		{ 24, 1ULL << 62, 8, EUCLEAN },	     /* L1 too small for it */
-		{ 32, 1, 4, ENOTSUP },		     /* encryption */
-		{ 36, 0xffffffff, 4, EUCLEAN },	     /* CVE-2014-0144: L1 entries */
-		{ 36, 0x20000001, 4, EUCLEAN },	     /* times 8 overflows 32 bits */
+		{ 24, UINT64_MAX, 8, EUCLEAN }, /* size */
+		{ 24, 1ULL << 62, 8, EUCLEAN }, /* L1 too small for it */
+		{ 32, 1, 4, ENOTSUP },		/* encryption */
+		{ 36, 0xffffffff, 4, EUCLEAN }, /* CVE-2014-0144: L1 entries */
+		{ 36, 0x20000001, 4, EUCLEAN }, /* times 8 overflows 32 bits */
 		{ 36, 0, 4, EUCLEAN },
 		{ 40, 0xfffffffffffff000ULL, 8, EUCLEAN }, /* L1 offset */
 		{ 40, 512, 8, EUCLEAN },
@@ -88,19 +91,19 @@ static void qcow2_refuses_header_fields_out_of_range(void **state)
 		{ 56, 0, 4, EUCLEAN },
 		{ 56, 0xffffffff, 4, EUCLEAN },
 		{ 56, 1 << 20, 4, EUCLEAN },
-		{ 60, 0xffffffff, 4, EUCLEAN },	     /* snapshots */
-		{ 72, 1ULL << 60, 8, ENOTSUP },	     /* unknown incompatible feature */
-		{ 72, 1 << 2, 8, ENOTSUP },	     /* CVE-2024-32498: external data file */
-		{ 72, 1 << 3, 8, 0 },		     /* zlib announced: harmless */
-		{ 96, 7, 4, EUCLEAN },		     /* refcount width */
+		{ 60, 0xffffffff, 4, EUCLEAN }, /* snapshots */
+		{ 72, 1ULL << 60, 8, ENOTSUP }, /* unknown incompatible feature */
+		{ 72, 1 << 2, 8, ENOTSUP },	/* CVE-2024-32498: external data file */
+		{ 72, 1 << 3, 8, 0 },		/* zlib announced: harmless */
+		{ 96, 7, 4, EUCLEAN },		/* refcount width */
 		{ 96, 0xffffffff, 4, EUCLEAN },
-		{ 100, 0, 4, EUCLEAN },		     /* header length */
+		{ 100, 0, 4, EUCLEAN }, /* header length */
 		{ 100, 103, 4, EUCLEAN },
 		{ 100, 0xfffffff8, 4, EUCLEAN },
-		{ 104, 2, 1, EUCLEAN },		     /* compression type */
+		{ 104, 2, 1, EUCLEAN },			    /* compression type */
 		{ 112, 0xdeadbeefffffffffULL, 8, EUCLEAN }, /* extension past the cluster */
 		{ 112, 0x0537be7700000010ULL, 8, ENOTSUP }, /* LUKS */
-		{ 16, 0xffffffff, 4, 0 },	     /* backing length without an offset */
+		{ 16, 0xffffffff, 4, 0 },		    /* backing length without an offset */
 	};
 
 	(void)state;
@@ -108,7 +111,8 @@ static void qcow2_refuses_header_fields_out_of_range(void **state)
 		fresh("h", false, false);
 		put("h", bad[i].off, bad[i].v, bad[i].bytes);
 		if (!bad[i].num) {
-			assert_int_equal(blk_close(disk_open("h", "qcow2", NULL, true, BLK_CACHE_WRITEBACK)), 0);
+			assert_int_equal(
+			    blk_close(disk_open("h", "qcow2", NULL, true, BLK_CACHE_WRITEBACK)), 0);
 			continue;
 		}
 		refused("h", true, bad[i].num);
@@ -118,8 +122,10 @@ static void qcow2_refuses_header_fields_out_of_range(void **state)
 
 static void qcow2_refuses_a_backing_name_it_was_not_given(void **state)
 {
-	static const char *const names[] = { "/etc/shadow", "json:{\"driver\":\"file\",\"filename\":\"/etc/shadow\"}",
-					     "nbd://127.0.0.1/x", "../../x", "a\nb" };
+	static const char *const names[] = {
+		"/etc/shadow", "json:{\"driver\":\"file\",\"filename\":\"/etc/shadow\"}",
+		"nbd://127.0.0.1/x", "../../x", "a\nb"
+	};
 
 	(void)state;
 	for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
@@ -278,8 +284,11 @@ static void chains_are_capped_and_unknown_drivers_refused(void **state)
 	(void)state;
 	fresh("chain", false, false);
 	for (int i = 0; i < n; i++)
-		specs[i] = (struct blk_spec){ .driver = "qcow2", .label = "deep", .fd = disk_fd("chain", O_RDONLY),
-					      .read_only = true, .backing = i + 1 < n ? &specs[i + 1] : NULL };
+		specs[i] = (struct blk_spec){ .driver = "qcow2",
+					      .label = "deep",
+					      .fd = disk_fd("chain", O_RDONLY),
+					      .read_only = true,
+					      .backing = i + 1 < n ? &specs[i + 1] : NULL };
 	assert_null(blk_open(&specs[0], &e));
 	assert_int_equal(e.num, ELOOP);
 	for (int i = 0; i < n; i++) {
@@ -326,8 +335,11 @@ static void repair_all_mends_what_a_scribbler_did(void **state)
 		fresh("w", seed & 1, true);
 		rng_seed(seed);
 		for (int k = 0; k < 3; k++)
-			put("w", spots[rng_below(4)] + rng_below(24) * 8, rng_below(2) ? rng() : rng_below(40) * 65536, 8);
-		struct blk_spec s = { .driver = "qcow2", .label = "w", .fd = disk_fd("w", O_RDWR), .opts = opts };
+			put("w", spots[rng_below(4)] + rng_below(24) * 8,
+			    rng_below(2) ? rng() : rng_below(40) * 65536, 8);
+		struct blk_spec s = {
+			.driver = "qcow2", .label = "w", .fd = disk_fd("w", O_RDWR), .opts = opts
+		};
 		struct blockdev *bd = blk_open(&s, &e);
 
 		if (!bd)

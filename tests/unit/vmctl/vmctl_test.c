@@ -1,5 +1,5 @@
-/* vmctl_test.c - the vmctl program against a real api process whose core is played by the test: output, exit codes, waiting, and that
- * help, manual and completion agree with the table.
+/* vmctl_test.c - the vmctl program against a real api process whose core is played by the test:
+ * output, exit codes, waiting, and that help, manual and completion agree with the table.
  */
 #include "tests/unit/api/fixture.h"
 
@@ -22,12 +22,12 @@
 
 #define UUID1 "11111111-1111-4111-8111-111111111111"
 #define UUID2 "22222222-2222-4222-8222-222222222222"
-#define OP1 "99999999-9999-4999-8999-999999999999"
+#define OP1   "99999999-9999-4999-8999-999999999999"
 
-#define assert_has(text, part)                                                      \
-	do {                                                                        \
-		if (!strstr(text, part))                                            \
-			fail_msg("\"%s\" is not in: %s", part, text);               \
+#define assert_has(text, part) \
+	do { \
+		if (!strstr(text, part)) \
+			fail_msg("\"%s\" is not in: %s", part, text); \
 	} while (0)
 
 struct run {
@@ -101,8 +101,12 @@ static int vmctl(struct fixture *f, const char *words)
 
 static void two_guests(struct fixture *f)
 {
-	core_put(f, "guest", UUID1, "web", 7, "{\"name\":\"web\",\"state\":\"running\",\"cpus\":2,\"memory\":1073741824,\"labels\":{\"tier\":\"front\"}}");
-	core_put(f, "guest", UUID2, "db", 9, "{\"name\":\"db\",\"state\":\"stopped\",\"cpus\":1,\"memory\":536870912,\"labels\":{}}");
+	core_put(f, "guest", UUID1, "web", 7,
+		 "{\"name\":\"web\",\"state\":\"running\",\"cpus\":2,\"memory\":1073741824,"
+		 "\"labels\":{\"tier\":\"front\"}}");
+	core_put(f, "guest", UUID2, "db", 9,
+		 "{\"name\":\"db\",\"state\":\"stopped\",\"cpus\":1,\"memory\":536870912,"
+		 "\"labels\":{}}");
 	core_synced(f);
 }
 
@@ -157,18 +161,23 @@ static void create_sends_what_the_flags_say(void **state)
 	char body[1024];
 
 	two_guests(f);
-	vmctl_start(f, "create new --cpus 2 --memory 1G --image deb --disk data,cache=none --disk size=2G,read_only --net lan,mac=52:54:00:00:00:01 "
+	vmctl_start(f, "create new --cpus 2 --memory 1G --image deb --disk data,cache=none --disk "
+		       "size=2G,read_only --net lan,mac=52:54:00:00:00:01 "
 		       "--serial tcp:127.0.0.1:4000,connect --label a=b --no-autostart");
 	m = core_expect_request(f, &b);
 	snprintf(body, sizeof(body), "%.*s", (int)m.body.len, (const char *)m.body.p);
 	assert_has(body, "\"cpus\":2");
 	assert_has(body, "\"memory\":1073741824");
-	assert_has(body, "\"disks\":[{\"image\":\"deb\"},{\"disk\":\"data\",\"cache\":\"none\"},{\"size\":2147483648,\"read_only\":true}]");
+	assert_has(body, "\"disks\":[{\"image\":\"deb\"},{\"disk\":\"data\",\"cache\":\"none\"},{"
+			 "\"size\":2147483648,\"read_only\":true}]");
 	assert_has(body, "\"nics\":[{\"network\":\"lan\",\"mac\":\"52:54:00:00:00:01\"}]");
 	assert_has(body, "\"serials\":[{\"spec\":\"tcp:127.0.0.1:4000,connect\"}]");
 	assert_has(body, "\"labels\":{\"a\":\"b\"}");
 	assert_has(body, "\"autostart\":false");
-	core_reply(f, b.id, &(struct msg_a_reply){ .status = 201, .fd = -1, .body = { (const uint8_t *)"{\"name\":\"new\"}", 14 } });
+	core_reply(f, b.id,
+		   &(struct msg_a_reply){ .status = 201,
+					  .fd = -1,
+					  .body = { (const uint8_t *)"{\"name\":\"new\"}", 14 } });
 	assert_int_equal(vmctl_end(), 0);
 	assert_string_equal(run.text, "create new: done\n");
 	wire_buf_clear(&b);
@@ -182,9 +191,14 @@ static void slow_verb_waits_and_tells_the_failure(void **state)
 	two_guests(f);
 	vmctl_start(f, "start db");
 	core_expect_request(f, &b);
-	core_put(f, "operation", OP1, "", 1, "{\"id\":\"" OP1 "\",\"state\":\"running\",\"progress\":10}");
+	core_put(f, "operation", OP1, "", 1,
+		 "{\"id\":\"" OP1 "\",\"state\":\"running\",\"progress\":10}");
 	core_reply(f, b.id, &(struct msg_a_reply){ .status = 202, .op = OP1, .fd = -1 });
-	core_put(f, "operation", OP1, "", 2, "{\"id\":\"" OP1 "\",\"state\":\"failed\",\"error\":{\"status\":409,\"code\":\"no-kernel\",\"detail\":\"guest db: it has no kernel\",\"hint\":\"vmctl set db --kernel NAME\"}}");
+	core_put(
+	    f, "operation", OP1, "", 2,
+	    "{\"id\":\"" OP1
+	    "\",\"state\":\"failed\",\"error\":{\"status\":409,\"code\":\"no-kernel\",\"detail\":"
+	    "\"guest db: it has no kernel\",\"hint\":\"vmctl set db --kernel NAME\"}}");
 	assert_int_equal(vmctl_end(), 4);
 	assert_has(run.text, "vmctl: guest db: it has no kernel");
 	assert_has(run.text, "hint: vmctl set db --kernel NAME");
@@ -215,7 +229,9 @@ static void import_uploads_the_file(void **state)
 	assert_has(body, "\"name\":\"deb\"");
 	assert_has(body, "\"format\":\"qcow2\"");
 	assert_has(body, "\"size\":5");
-	core_reply(f, b.id, &(struct msg_a_reply){ .status = 201, .fd = -1, .body = { (const uint8_t *)"{}", 2 } });
+	core_reply(
+	    f, b.id,
+	    &(struct msg_a_reply){ .status = 201, .fd = -1, .body = { (const uint8_t *)"{}", 2 } });
 	m = core_expect_request(f, &b);
 	assert_string_equal(m.sub, "begin");
 	got = open(f->dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
@@ -223,7 +239,9 @@ static void import_uploads_the_file(void **state)
 	core_reply(f, b.id, &(struct msg_a_reply){ .status = 200, .fd = got });
 	m = core_expect_request(f, &b);
 	assert_string_equal(m.sub, "end");
-	core_reply(f, b.id, &(struct msg_a_reply){ .status = 200, .fd = -1, .body = { (const uint8_t *)"{}", 2 } });
+	core_reply(
+	    f, b.id,
+	    &(struct msg_a_reply){ .status = 200, .fd = -1, .body = { (const uint8_t *)"{}", 2 } });
 	assert_int_equal(vmctl_end(), 0);
 	assert_has(run.text, "image deb: imported");
 	assert_int_equal(pread(got, body, 5, 0), 5);
@@ -258,7 +276,10 @@ static void events_of_the_past_end(void **state)
 	struct fixture *f = *state;
 
 	two_guests(f);
-	core_event(f, 1, "{\"seq\":1,\"time\":\"2026-01-01T00:00:00Z\",\"kind\":\"guest.started\",\"object\":\"guest\",\"name\":\"web\",\"text\":\"up\"}", 0);
+	core_event(f, 1,
+		   "{\"seq\":1,\"time\":\"2026-01-01T00:00:00Z\",\"kind\":\"guest.started\","
+		   "\"object\":\"guest\",\"name\":\"web\",\"text\":\"up\"}",
+		   0);
 	client_ask(f, "GET /v1/version HTTP/1.1\r\nHost: localhost\r\n\r\n");
 	assert_int_equal(vmctl(f, "-o json events --since 0 --follow=false"), 0);
 	assert_has(run.text, "\"kind\":\"guest.started\"");
@@ -278,7 +299,9 @@ static void help_names_every_verb_and_flag_of_the_table(void **state)
 		assert_has(all, schema_routes[i].cli);
 		snprintf(words, sizeof(words), "help %s", schema_routes[i].cli);
 		assert_int_equal(vmctl(NULL, words), 0);
-		for (const struct schema_field *g = schema_routes[i].query ? schema_routes[i].query->fields : NULL; g && g->name; g++)
+		for (const struct schema_field *g =
+			 schema_routes[i].query ? schema_routes[i].query->fields : NULL;
+		     g && g->name; g++)
 			if (g->cli)
 				assert_has(run.text, g->help);
 	}

@@ -1,4 +1,5 @@
-/* core_daemon_test.c - core as a whole over real socket pairs: the test plays priv, api and the guest's process.
+/* core_daemon_test.c - core as a whole over real socket pairs: the test plays priv, api and the
+ * guest's process.
  * What the test answers is what those peers answer by proto.def; nothing of core is replaced. */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -22,8 +23,8 @@ struct world {
 	struct loop *l;
 	struct core *c;
 	struct wire_conn *priv, *api, *guest;
-	int guest_core_end;	/* what spawn hands to core */
-	int life[2];		/* pipe in a pidfd's place: its end is the process's end */
+	int guest_core_end; /* what spawn hands to core */
+	int life[2];	    /* pipe in a pidfd's place: its end is the process's end */
 	unsigned replies, status, killed, cleaned;
 	char code[48], body[8192], hint[200];
 	uint32_t reply_id;
@@ -31,7 +32,9 @@ struct world {
 	bool refuse_build;
 };
 
-static void on_close(void *arg, struct wire_conn *c, int why) {}
+static void on_close(void *arg, struct wire_conn *c, int why)
+{
+}
 
 static void on_guest(void *arg, struct wire_conn *c, struct wire_buf *b)
 {
@@ -75,7 +78,8 @@ static void on_priv(void *arg, struct wire_conn *c, struct wire_buf *b)
 		w->cleaned++;
 		break;
 	case MSG_p_guest_spawn:
-		assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair), 0);
+		assert_int_equal(
+		    socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair), 0);
 		assert_int_equal(pipe2(w->life, O_CLOEXEC), 0);
 		if (w->guest)
 			wire_conn_free(w->guest);
@@ -124,8 +128,10 @@ static void world_up(struct world *w)
 	int p[2], a[2];
 	struct err e = { 0 };
 
-	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, p), 0);
-	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, a), 0);
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, p),
+			 0);
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, a),
+			 0);
 	w->priv = wire_conn_new(w->l, p[0], 16, on_priv, on_close, w);
 	w->api = wire_conn_new(w->l, a[0], 16, on_api, on_close, w);
 	w->c = core_new(w->l, p[1], a[1], w->path, "", &e);
@@ -171,7 +177,8 @@ static int teardown(void **state)
 
 static uint32_t next_id = 100;
 
-static void send_req(struct world *w, enum route_id route, const char *name, const char *body, const char *idem)
+static void send_req(struct world *w, enum route_id route, const char *name, const char *body,
+		     const char *idem)
 {
 	struct msg_a_request m = { .route = route, .role = ROLE_ADMIN, .wait_ms = 15000, .fd = -1 };
 
@@ -192,8 +199,9 @@ static void ask(struct world *w, enum route_id route, const char *name, const ch
 
 static void with_kernel(struct world *w)
 {
-	struct obj *o = obj_new(w->c, K_IMAGE, "0a0a0a0a-0000-4000-8000-000000000001", "linux",
-				json_pack("{s:s, s:s, s:s}", "name", "linux", "state", "ready", "format", "raw"));
+	struct obj *o = obj_new(
+	    w->c, K_IMAGE, "0a0a0a0a-0000-4000-8000-000000000001", "linux",
+	    json_pack("{s:s, s:s, s:s}", "name", "linux", "state", "ready", "format", "raw"));
 
 	obj_put(w->c, o, PUT_FACT);
 }
@@ -273,7 +281,8 @@ static void core_keeps_a_thousand_guests_over_a_restart(void **state)
 		send_req(w, ROUTE_GUEST_CREATE, "", body, NULL);
 	}
 	turn_until(w, &w->replies, want);
-	print_message("1,000 creates: %llu ms\n", (unsigned long long)((clock_mono_ns() - t) / NS_PER_MS));
+	print_message("1,000 creates: %llu ms\n",
+		      (unsigned long long)((clock_mono_ns() - t) / NS_PER_MS));
 	world_down(w);
 	world_up(w);
 	assert_int_equal(obj_count(w->c, K_GUEST), 1000);
@@ -304,9 +313,11 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(core_starts_and_stops_a_guest, setup, teardown),
-		cmocka_unit_test_setup_teardown(core_unwinds_a_start_whose_build_fails, setup, teardown),
+		cmocka_unit_test_setup_teardown(core_unwinds_a_start_whose_build_fails, setup,
+						teardown),
 		cmocka_unit_test_setup_teardown(core_records_a_guest_that_dies, setup, teardown),
-		cmocka_unit_test_setup_teardown(core_keeps_a_thousand_guests_over_a_restart, setup, teardown),
+		cmocka_unit_test_setup_teardown(core_keeps_a_thousand_guests_over_a_restart, setup,
+						teardown),
 		cmocka_unit_test_setup_teardown(core_answers_a_repeated_key_once, setup, teardown),
 	};
 

@@ -1,4 +1,5 @@
-/* core_store_test.c - the store: migrations from each old version, damage, transactions; and the table of guest states. */
+/* core_store_test.c - the store: migrations from each old version, damage, transactions; and the
+ * table of guest states. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -46,9 +47,12 @@ static int seen_row(void *arg, const struct store_row *row)
 static void fixture(int version)
 {
 	static const char *const made[] = {
-		"CREATE TABLE objects(kind TEXT NOT NULL, id TEXT NOT NULL, name TEXT, revision INTEGER NOT NULL, doc TEXT NOT NULL,"
-		" PRIMARY KEY(kind, id)) WITHOUT ROWID; CREATE TABLE events(seq INTEGER PRIMARY KEY, json TEXT NOT NULL);",
-		"ALTER TABLE objects ADD COLUMN rt TEXT; CREATE UNIQUE INDEX objects_name ON objects(kind, name) WHERE name IS NOT NULL;"
+		"CREATE TABLE objects(kind TEXT NOT NULL, id TEXT NOT NULL, name TEXT, revision "
+		"INTEGER NOT NULL, doc TEXT NOT NULL,"
+		" PRIMARY KEY(kind, id)) WITHOUT ROWID; CREATE TABLE events(seq INTEGER PRIMARY "
+		"KEY, json TEXT NOT NULL);",
+		"ALTER TABLE objects ADD COLUMN rt TEXT; CREATE UNIQUE INDEX objects_name ON "
+		"objects(kind, name) WHERE name IS NOT NULL;"
 		"CREATE TABLE audit(seq INTEGER PRIMARY KEY AUTOINCREMENT, json TEXT NOT NULL);",
 	};
 	char sql[64];
@@ -57,8 +61,12 @@ static void fixture(int version)
 	assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
 	for (int i = 0; i < version && i < 2; i++)
 		assert_int_equal(sqlite3_exec(db, made[i], NULL, NULL, NULL), SQLITE_OK);
-	assert_int_equal(sqlite3_exec(db, "INSERT INTO objects(kind, id, name, revision, doc) VALUES('guest',"
-					  "'11111111-2222-4333-8444-555555555555', 'web', 7, '{\"name\":\"web\"}')", NULL, NULL, NULL), SQLITE_OK);
+	assert_int_equal(
+	    sqlite3_exec(db,
+			 "INSERT INTO objects(kind, id, name, revision, doc) VALUES('guest',"
+			 "'11111111-2222-4333-8444-555555555555', 'web', 7, '{\"name\":\"web\"}')",
+			 NULL, NULL, NULL),
+	    SQLITE_OK);
 	snprintf(sql, sizeof(sql), "PRAGMA user_version = %d", version);
 	assert_int_equal(sqlite3_exec(db, sql, NULL, NULL, NULL), SQLITE_OK);
 	sqlite3_close(db);
@@ -128,7 +136,8 @@ static void store_rolls_back_as_a_whole(void **state)
 	bool moved;
 	unsigned n = 0;
 	struct store *s = store_sqlite.open(path, &moved, &e);
-	struct store_row a = { "guest", "1", "web", 1, "{}", NULL }, b = { "guest", "2", "web", 1, "{}", NULL };
+	struct store_row a = { "guest", "1", "web", 1, "{}", NULL },
+			 b = { "guest", "2", "web", 1, "{}", NULL };
 
 	assert_non_null(s);
 	assert_int_equal(store_sqlite.begin(s, &e), 0);

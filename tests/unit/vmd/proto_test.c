@@ -14,7 +14,9 @@
 
 static void a_typed_message_survives_the_trip(void **s)
 {
-	struct msg_g_disk m = { .name = "vda", .layer = 2, .driver = "qcow2", .fd = eventfd(0, 0), .read_only = 1 };
+	struct msg_g_disk m = {
+		.name = "vda", .layer = 2, .driver = "qcow2", .fd = eventfd(0, 0), .read_only = 1
+	};
 	struct msg_g_disk got;
 	struct wire_buf tx = { 0 }, rx = { 0 };
 	int sv[2];
