@@ -37,6 +37,12 @@ static void read_missing(struct conn *c)
 
 	snprintf(code, sizeof(code), "%s-not-found", o->name);
 	snprintf(hint, sizeof(hint), "GET /v1/%s lists them", o->plural);
+	for (unsigned i = 0; i < ROUTE_COUNT; i++) {
+		const struct schema_route *r = &schema_routes[i];
+
+		if (r->resource == o && r->cli && (r->flags & RF_CACHED) && !strchr(r->path, '{'))
+			snprintf(hint, sizeof(hint), "vmctl %s lists them", r->cli);
+	}
 	conn_refuse(c, 404, code, hint, "%s \"%s\" does not exist", o->name, c->name);
 }
 

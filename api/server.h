@@ -223,7 +223,8 @@ void wait_tick(struct api *a);
 void handle_healthz(struct conn *c);
 void handle_version(struct conn *c);
 int openapi_build(struct text *t);
-void metrics_add(struct api *a, struct text *t);
+/* @core: the counters core sent, a JSON object; empty where it did not answer */
+void metrics_add(struct api *a, const char *core, size_t core_len, struct text *t);
 
 /* ---- sse.c ---- */
 void sse_start(struct conn *c);

@@ -193,8 +193,9 @@ static int args_unknown(const struct schema_route *r, const char *flag, uint32_t
 	     f && f->name && n < 120; f++)
 		if (f->cli)
 			names[n++] = f->cli;
-	if (r->id == ROUTE_GUEST_CREATE)
-		names[n++] = "image";
+	for (const struct args_own *o = args_own; o->flag; o++)
+		if (o->route == r->id)
+			names[n++] = o->flag;
 	names[n] = NULL;
 	near = suggest(flag, names);
 	err_set(e, EINVAL, "usage", "%s knows no flag --%s", r->cli ? r->cli : "this verb", flag);
@@ -203,6 +204,30 @@ static int args_unknown(const struct schema_route *r, const char *flag, uint32_t
 	else
 		err_hint(e, "vmctl help %s", r->cli ? r->cli : "");
 	return -EINVAL;
+}
+
+const struct args_own args_own[] = {
+	{ ROUTE_GUEST_CREATE, "image", "VALUE",
+	  "image that its first disk is an overlay of; a value with a slash is uploaded" },
+	{ ROUTE_GUEST_CONSOLE, "read-only", "", "watch, do not type" },
+	{ ROUTE_GUEST_INFO, "counters", "", "with the counters of its devices" },
+	{ 0 },
+};
+
+static const struct args_own *args_is_own(const struct schema_route *r, const char *flag)
+{
+	for (const struct args_own *o = args_own; o->flag; o++)
+		if (o->route == r->id && !strcmp(o->flag, flag))
+			return o;
+	return NULL;
+}
+
+/* the flags without a value: one a route */
+static int args_set_own(struct args *a)
+{
+	a->read_only = a->route->id == ROUTE_GUEST_CONSOLE;
+	a->counters = a->route->id == ROUTE_GUEST_INFO;
+	return 0;
 }
 
 static int args_one_flag(struct vmctl *v, struct args *a, int argc, char **argv, int *i,
@@ -221,7 +246,9 @@ static int args_one_flag(struct vmctl *v, struct args *a, int argc, char **argv,
 	if (!f && !strncmp(flag, "no-", 3) && (f = args_flag(r->body, flag + 3, need)) &&
 	    f->type == ST_BOOL)
 		negated = true;
-	else if (!f && r->id == ROUTE_GUEST_CREATE && !strcmp(flag, "image"))
+	else if (!f && args_is_own(r, flag) && !value && !*args_is_own(r, flag)->value)
+		return args_set_own(a);
+	else if (!f && args_is_own(r, flag) && *args_is_own(r, flag)->value)
 		;
 	else if (!f)
 		return args_unknown(r, flag, need, e);
@@ -293,7 +320,7 @@ int args_parse(struct vmctl *v, const struct schema_route *r, int argc, char **a
 	}
 	if (n < 0)
 		return n;
-	if (strchr(r->path, '{') && !a->name) {
+	if (strchr(r->path, '{') && !a->name && r->id != ROUTE_NET_LEASES) {
 		err_set(e, EINVAL, "usage", "%s wants the name of a %s", r->cli, r->resource->name);
 		err_hint(e, "vmctl help %s", r->cli);
 		return -EINVAL;

@@ -174,7 +174,7 @@ static int console_connect(struct vmctl *v, struct args *a)
 
 	if (a->rest_count)
 		json_object_set_new(body, "port", json_string(a->rest[0]));
-	if (a->silent)
+	if (a->read_only)
 		json_object_set_new(body, "read_only", json_true());
 	text = json_dumps(body, JSON_COMPACT);
 	json_decref(body);

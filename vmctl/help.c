@@ -64,6 +64,8 @@ static void help_synopsis(const struct schema_route *r, const char *verb, char *
 		snprintf(buf + n, len - n, " [FILE]");
 	else if (r->id == ROUTE_GUEST_CONSOLE)
 		snprintf(buf + n, len - n, " [PORT]");
+	else if (r->id == ROUTE_NET_LEASES)
+		snprintf(buf, len, "%s [NETWORK]", verb);
 	else
 		for (const struct schema_field *f =
 			 r->body && strcmp(r->method, "PATCH") ? r->body->fields : NULL;
@@ -85,9 +87,9 @@ static void help_flags(const struct schema_route *r, help_flag_fn *fn)
 	for (const struct schema_field *f = r->body ? r->body->fields : NULL; f && f->name; f++)
 		if (help_flag_shown(r, f))
 			fn(f->cli, help_value(f), f->help);
-	if (r->id == ROUTE_GUEST_CREATE)
-		fn("image", "VALUE",
-		   "image that its first disk is an overlay of; a value with a slash is uploaded");
+	for (const struct args_own *o = args_own; o->flag; o++)
+		if (o->route == r->id)
+			fn(o->flag, o->value, o->help);
 	for (const struct schema_field *f = r->query ? r->query->fields : NULL; f && f->name; f++)
 		if (f->cli)
 			fn(f->cli, help_value(f), f->help);
@@ -138,6 +140,26 @@ static void help_all(void)
 	}
 }
 
+bool help_group(const char *group)
+{
+	size_t n = strlen(group);
+	char line[256];
+	bool any = false;
+
+	for (unsigned i = 0; i < ROUTE_COUNT; i++) {
+		const char *cli = schema_routes[i].cli;
+
+		if (!cli || strncmp(cli, group, n) || cli[n] != ' ')
+			continue;
+		if (!any)
+			printf("verbs of %s (vmctl help VERB lists their flags):\n", group);
+		any = true;
+		help_synopsis(&schema_routes[i], cli, line, sizeof(line));
+		printf("  %-34s %s\n", line, schema_routes[i].help);
+	}
+	return any;
+}
+
 int help_run(struct vmctl *v, int argc, char **argv)
 {
 	char two[128];
@@ -153,7 +175,7 @@ int help_run(struct vmctl *v, int argc, char **argv)
 		return EX_DONE;
 	}
 	snprintf(two, sizeof(two), "%s%s%s", argv[0], argc > 1 ? " " : "", argc > 1 ? argv[1] : "");
-	if (help_usage(two) == EX_DONE)
+	if (help_usage(two) == EX_DONE || (argc == 1 && help_group(argv[0])))
 		return EX_DONE;
 	for (const struct verb_extra *x = verb_extras; x->name; x++)
 		if (!strcmp(x->name, argv[0])) {

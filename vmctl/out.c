@@ -64,6 +64,8 @@ const char *out_cell(const struct schema_field *f, const json_t *j, char *buf, s
 			units_format_duration((uint64_t)json_integer_value(j), buf, len);
 		else if (f && !strcmp(f->name, "progress"))
 			snprintf(buf, len, "%lld %%", (long long)json_integer_value(j));
+		else if (f && !strcmp(f->name, "cpu_ns"))
+			snprintf(buf, len, "%.2f s", (double)json_integer_value(j) / 1e9);
 		else
 			snprintf(buf, len, "%lld", (long long)json_integer_value(j));
 	} else if (json_is_real(j)) {
@@ -126,6 +128,16 @@ static void out_yaml(const json_t *j, unsigned depth, bool in_list)
 
 /* ---- tables ---- */
 
+/* heads that are not the member's name in capitals */
+static const struct {
+	const char *name, *head;
+} out_heads[] = {
+	{ "cpu_percent", "CPU%" },
+	{ "accel_used", "ACCEL" },
+	{ "accel", "ACCEL WANTED" },
+	{ "cpu_ns", "CPU TIME" },
+};
+
 struct column {
 	const char *name;
 	const struct schema_field *f;
@@ -162,14 +174,25 @@ static int out_width(const char *s)
 	return n;
 }
 
+static const char *out_head(const char *name, char *buf, size_t len)
+{
+	for (size_t i = 0; i < sizeof(out_heads) / sizeof(out_heads[0]); i++)
+		if (!strcmp(out_heads[i].name, name))
+			return out_heads[i].head;
+	snprintf(buf, len, "%s", name);
+	for (char *p = buf; *p; p++)
+		*p = *p == '_' ? ' ' : (char)toupper((unsigned char)*p);
+	return buf;
+}
+
 static void out_table(struct vmctl *v, const struct schema_object *o, const json_t *items)
 {
 	struct column col[OUT_COLUMNS];
 	unsigned n = out_columns(v, o, items, col);
-	char cell[1024];
+	char cell[1024], head[64];
 
 	for (unsigned c = 0; c < n; c++) {
-		col[c].width = (int)strlen(col[c].name);
+		col[c].width = (int)strlen(out_head(col[c].name, head, sizeof(head)));
 		bool number = false;
 
 		col[c].right = true;
@@ -185,13 +208,8 @@ static void out_table(struct vmctl *v, const struct schema_object *o, const json
 	}
 	printf("%s", v->color ? "\033[1m" : "");
 	for (unsigned c = 0; c < n; c++) {
-		char head[64];
-
-		snprintf(head, sizeof(head), "%s", col[c].name);
-		for (char *p = head; *p; p++)
-			*p = *p == '_' ? ' ' : (char)toupper((unsigned char)*p);
 		printf(col[c].right ? "%*s" : "%-*s", c + 1 < n || col[c].right ? col[c].width : 0,
-		       head);
+		       out_head(col[c].name, head, sizeof(head)));
 		printf("%s", c + 1 < n ? "  " : "");
 	}
 	printf("%s\n", v->color ? "\033[0m" : "");
@@ -316,7 +334,10 @@ static void out_long(const struct schema_object *o, const json_t *j, unsigned de
 		}
 		printf("\n");
 		if (json_is_object(val)) {
-			out_long(f ? f->object : NULL, val, depth + 1);
+			out_long(f			 ? f->object
+				 : !strcmp(key, "usage") ? &top_shape
+							 : NULL,
+				 val, depth + 1);
 			continue;
 		}
 		for (size_t i = 0; i < json_array_size(val); i++) {

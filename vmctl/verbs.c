@@ -124,7 +124,10 @@ static void verb_say(struct vmctl *v, const struct schema_route *r, const struct
 
 	if (!name)
 		name = a->name ? a->name : json_string_value(json_object_get(a->body, "name"));
-	if (r->id == ROUTE_DOCTOR || r->id == ROUTE_TOP || r->id == ROUTE_NET_LEASES)
+	/* counters are many; most who ask want to know what the guest is */
+	if (r->id == ROUTE_GUEST_INFO && v->out == OUT_TABLE && !a->counters)
+		json_object_del(p->json, "counters");
+	if (r->id == ROUTE_DOCTOR || r->id == ROUTE_NET_LEASES)
 		shape = NULL;
 	if (!strcmp(r->method, "GET") && json_is_array(items)) {
 		out_items(v, shape, items);
@@ -388,6 +391,58 @@ static int metrics_run(struct vmctl *v)
 	return status;
 }
 
+/* the leases of every network, with its name before them */
+static int leases_all(struct vmctl *v)
+{
+	struct reply nets = { 0 }, p = { 0 };
+	json_t *all = json_array(), *net, *lease;
+	struct text path = { 0 };
+	struct err e = { 0 };
+	int status = EX_DONE;
+	size_t i, k;
+
+	if (client_request(v, "GET", "/v1/networks", NULL, NULL, 0, &nets, &e) < 0)
+		status = EX_UNREACHABLE;
+	else if (nets.status >= 300)
+		status = out_problem(v, &nets);
+	json_array_foreach(json_object_get(nets.json, "items"), i, net)
+	{
+		const char *name = json_string_value(json_object_get(net, "name"));
+
+		text_clear(&path);
+		text_add(&path, "/v1/networks/");
+		args_encode(&path, name);
+		text_add(&path, "/leases");
+		reply_free(&p);
+		if (client_request(v, "GET", path.s, NULL, NULL, 0, &p, &e) < 0) {
+			status = EX_UNREACHABLE;
+			break;
+		}
+		if (p.status == 404) /* removed meanwhile */
+			continue;
+		if (p.status >= 300) {
+			status = out_problem(v, &p);
+			break;
+		}
+		json_array_foreach(json_object_get(p.json, "items"), k, lease)
+		{
+			json_t *row = json_pack("{s:s}", "network", name);
+
+			json_object_update(row, lease);
+			json_array_append_new(all, row);
+		}
+	}
+	if (status == EX_UNREACHABLE)
+		out_error(v, &e);
+	if (status == EX_DONE)
+		out_items(v, NULL, all);
+	reply_free(&nets);
+	reply_free(&p);
+	text_free(&path);
+	json_decref(all);
+	return status;
+}
+
 static int verb_dispatch(struct vmctl *v, struct args *a)
 {
 	const struct schema_route *r = a->route;
@@ -407,6 +462,10 @@ static int verb_dispatch(struct vmctl *v, struct args *a)
 		return console_run(v, a);
 	case ROUTE_METRICS:
 		return metrics_run(v);
+	case ROUTE_TOP:
+		return top_run(v);
+	case ROUTE_NET_LEASES:
+		return a->name ? verb_call(v, r, a) : leases_all(v);
 	default:
 		if (!strcmp(r->method, "GET") && (r->flags & RF_CACHED) && !strchr(r->path, '{'))
 			return verb_list(v, r, a);
@@ -439,6 +498,8 @@ int verb_run(struct vmctl *v, int argc, char **argv)
 		r = launch ? verb_route("create") : verb_route(argv[0]);
 		used = 1;
 	}
+	if (!r && (argc == 1 || argv[1][0] == '-') && help_group(argv[0]))
+		return argc == 1 ? EX_USAGE_ : EX_DONE;
 	if (!r)
 		return verb_unknown(v, argc, argv);
 	for (int i = used; i < argc && strcmp(argv[i], "--"); i++)

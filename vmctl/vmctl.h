@@ -89,7 +89,15 @@ struct args {
 	const char *image; /* --image of create and launch */
 	bool follow_up;	   /* launch */
 	bool silent;	   /* say nothing when it went well */
+	bool read_only;	   /* console: watch, do not type */
+	bool counters;	   /* info: with the devices' counters */
 };
+/* flags that are vmctl's own: they stand in no body and no query */
+struct args_own {
+	enum route_id route;
+	const char *flag, *value, *help; /* value "": none */
+};
+extern const struct args_own args_own[]; /* ends with a NULL flag */
 int args_parse(struct vmctl *v, const struct schema_route *r, int argc, char **argv, struct args *a,
 	       struct err *e);
 void args_free(struct args *a);
@@ -119,10 +127,17 @@ int stream_events(struct vmctl *v, struct args *a);
 /* ---- console.c ---- */
 int console_run(struct vmctl *v, struct args *a);
 
+/* ---- top.c ---- */
+/* refreshes on a terminal until interrupted; elsewhere once */
+int top_run(struct vmctl *v);
+extern const struct schema_object top_shape; /* what a guest's process uses */
+
 /* ---- help.c ---- */
 int help_run(struct vmctl *v, int argc, char **argv);
 int help_completion(struct vmctl *v, int argc, char **argv);
 void help_man(void);
 int help_usage(const char *verb);
+/* the verbs that begin with @group ("disk"); false: there are none */
+bool help_group(const char *group);
 
 #endif

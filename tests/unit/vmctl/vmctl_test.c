@@ -116,7 +116,7 @@ static void ls_shows_a_table_json_csv_yaml_and_names(void **state)
 
 	two_guests(f);
 	assert_int_equal(vmctl(f, "ls"), 0);
-	assert_has(run.text, "NAME  STATE    CPUS   MEMORY  ACCEL USED  STARTED");
+	assert_has(run.text, "NAME  STATE    CPUS   MEMORY  ACCEL  STARTED");
 	assert_has(run.text, "web   running     2    1 GiB");
 	assert_int_equal(vmctl(f, "-o json ls --state running"), 0);
 	assert_has(run.text, "\"memory\": 1073741824");
