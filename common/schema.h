@@ -19,19 +19,17 @@
  *   the object's name here, id its UUID (pool, network: the name), name its name (disk: NAME or
  *   POOL/NAME). RF_CACHED routes are
  *   answered by api from there and never reach core. Replies of other lists are {"items":[...]}.
- * - RF_SLOW: core answers 202 with op; `Prefer: wait` arrives as wait_ms, and where core answers
- * 202 before that is over, api
- *   watches the operation's a_put. A failed operation carries error {status, code, detail, hint}.
+ * - RF_SLOW: core answers 202 with op; `Prefer: wait` arrives as wait_ms, and where core answers 202
+ *   before that is over, api watches the operation's a_put. A failed operation carries error
+ *   {status, code, detail, hint}.
  * - IMAGE_UPLOAD comes twice: sub "begin", body {"length":N} → a_reply with fd to write; then sub
- * "end", body
- *   {"length":N,"sha256":"hex"} → the final reply; or sub "abort" (client gone, disk full) → the
- *   half upload is removed.
+ *   "end", body {"length":N,"sha256":"hex"} → the final reply; or sub "abort" (client gone, disk
+ *   full) → the half upload is removed.
  * - GUEST_CONSOLE_TICKET is api's own. GUEST_CONSOLE: sub = port ("" = the first), body
- * {"read_only":bool} → a_reply with fd,
- *   a stream socket to the guest's port. GUEST_LOGS, IMAGE_EXPORT → a_reply with fd, a file open
- *   for reading from offset 0.
- * - METRICS: body is Prometheus text, without the api's own counters. GUEST_WAIT, EVENT_STREAM,
- * OPENAPI, HEALTHZ, VERSION stay in api.
+ *   {"read_only":bool} → a_reply with fd, a stream socket to the guest's port. GUEST_LOGS,
+ *   IMAGE_EXPORT → a_reply with fd, a file open for reading from offset 0.
+ * - METRICS: body is an object of core's counters; api makes Prometheus text of it and adds its own.
+ *   GUEST_WAIT, EVENT_STREAM, OPENAPI, HEALTHZ, VERSION stay in api.
  */
 #ifndef COMMON_SCHEMA_H
 #define COMMON_SCHEMA_H
