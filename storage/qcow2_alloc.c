@@ -481,7 +481,7 @@ int q2_refcount_set_locked(struct qcow2 *q, uint64_t cluster, uint64_t v)
 int q2_alloc_locked(struct qcow2 *q, uint64_t n, bool meta, uint64_t *host, bool *zeroed)
 {
 	uint64_t start, v;
-	bool bumped;
+	bool bumped = false;
 	int r = q2_alloc_ready_locked(q);
 
 	while (!r) {
