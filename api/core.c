@@ -155,7 +155,7 @@ int core_request(struct conn *c, const struct schema_route *route, const char *s
 	do {
 		size_t n = len - off < CORE_PART ? len - off : CORE_PART;
 
-		m.body = (struct proto_bytes){ (const uint8_t *)body + off, n };
+		m.body = (struct proto_bytes){ n ? (const uint8_t *)body + off : NULL, n };
 		off += n;
 		m.more = off < len;
 		r = msg_a_request_send(a->core, &m, p->id);
