@@ -88,7 +88,7 @@ void console_ticket(struct conn *c)
 	const struct model_obj *o = model_find(a->model, &schema_guest, c->name);
 	json_t *j = json_loadb(c->body ? c->body : "{}", c->body ? c->body_len : 2, 0, NULL);
 	const char *port = json_string_value(json_object_get(j, "port"));
-	struct ticket *t;
+	struct ticket *oldest, *t;
 	uint8_t raw[16];
 	char body[200];
 
@@ -97,8 +97,9 @@ void console_ticket(struct conn *c)
 			    c->name);
 		goto out;
 	}
-	if (a->ticket_count >= CONSOLE_TICKETS_MAX)
-		ticket_free(a, list_first(&a->tickets, struct ticket, node));
+	oldest = list_first(&a->tickets, struct ticket, node);
+	if (a->ticket_count >= CONSOLE_TICKETS_MAX && oldest)
+		ticket_free(a, oldest);
 	t = calloc(1, sizeof(*t));
 	if (!t || getrandom(raw, sizeof(raw), 0) != (ssize_t)sizeof(raw)) {
 		free(t);

@@ -393,11 +393,10 @@ void core_reply_done(struct conn *c, struct pending *p)
 		n += snprintf(extra + n, sizeof(extra) - (size_t)n, "ETag: \"%lld\"\r\n",
 			      (long long)p->revision);
 	if (*p->location && !strpbrk(p->location, "\r\n"))
-		n +=
-		    snprintf(extra + n, sizeof(extra) - (size_t)n, "Location: %s\r\n", p->location);
+		snprintf(extra + n, sizeof(extra) - (size_t)n, "Location: %s\r\n", p->location);
 	else if (p->status == 202 && *p->op)
-		n += snprintf(extra + n, sizeof(extra) - (size_t)n,
-			      "Location: /v1/operations/%s\r\n", p->op);
+		snprintf(extra + n, sizeof(extra) - (size_t)n, "Location: /v1/operations/%s\r\n",
+			 p->op);
 	if (!p->body.len && *p->op) {
 		const struct model_obj *o = model_find(c->api->model, &schema_operation, p->op);
 

@@ -284,7 +284,7 @@ json_t *validate_body(const char *text, size_t len, const struct schema_object *
 		      enum validate_mode mode, struct err *e, char field[VALIDATE_FIELD_LEN])
 {
 	struct validate v = { .e = e, .field = field, .mode = mode };
-	json_error_t je;
+	json_error_t je = { 0 };
 	json_t *in, *out;
 
 	field[0] = '\0';

@@ -162,11 +162,12 @@ void virtio_needs_reset(struct virtio_dev *d, const char *why)
 static void vp_doorbell(struct virtio_pci *vp, unsigned q, bool on)
 {
 	uint64_t addr = vp->notify_base + q * VP_NOTIFY_STEP;
-	struct bus *bus = vp->dev.vm->mmio;
+	struct bus *bus;
 
 	on = on && vp->notify_base && vp->doorbell[q] >= 0;
-	if (on == vp->doorbell_on[q])
+	if (!vp->dev.vm || on == vp->doorbell_on[q]) /* not yet on the bus; nothing changes */
 		return;
+	bus = vp->dev.vm->mmio;
 	if (!on) {
 		bus_doorbell_del(bus, addr, 0, false, 0, vp->doorbell[q]);
 		vp->doorbell_on[q] = false;

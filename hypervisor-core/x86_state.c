@@ -316,7 +316,7 @@ static int x86_load_cpu(struct x86_state *s, const struct state_reader *r)
 static int x86_load_events(struct x86_state *s, const struct state_reader *r)
 {
 	uint8_t b[NEVENTS + 4];
-	uint64_t mp;
+	uint64_t mp = 0;
 	int ret = state_get_bytes(r, TAG_EVENTS, b, sizeof(b));
 
 	if (ret == 0)

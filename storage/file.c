@@ -237,7 +237,7 @@ static int file_io(struct file *f, bool write, struct iovec *iov, int n, uint64_
 		len -= r;
 		for (; n > 0 && (size_t)r >= iov->iov_len; iov++, n--)
 			r -= iov->iov_len;
-		if (r) {
+		if (r && n > 0) {
 			iov->iov_base = (char *)iov->iov_base + r;
 			iov->iov_len -= r;
 			/* O_DIRECT stops at a ragged end of file: the rest is past it */

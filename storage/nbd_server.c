@@ -654,7 +654,7 @@ void nbd_server_free(struct nbd_server *s)
 		if (s->nclients && loop_run_once(s->loop, 100) < 0)
 			break;
 	}
-	for (unsigned i = 0; i < s->nexports; i++) {
+	for (unsigned i = 0; s->exports && i < s->nexports; i++) {
 		free((char *)(uintptr_t)s->exports[i].name);
 		free((char *)(uintptr_t)s->exports[i].description);
 	}

@@ -462,14 +462,14 @@ static int q2_reftable_grow(struct qcow2 *q, uint64_t need_top)
 
 int q2_refcount_set_locked(struct qcow2 *q, uint64_t cluster, uint64_t v)
 {
-	struct q2_slice *s;
+	struct q2_slice *s = NULL;
 	uint32_t i, bits = 1u << q->refcount_order;
 	int r = q2_refblock_make(q, cluster >> q2_block_bits(q));
 
 	if (!r)
 		r = q2_refcount_slice(q, cluster, &s, &i);
-	if (r)
-		return r;
+	if (r || !s)
+		return r ? r : -EIO;
 	q2_refcount_put(q, s->data, i, v);
 	q2_slice_mark(q, s, (uint64_t)i * bits / 8, MAX(bits / 8, 1u));
 	return 0;
@@ -546,7 +546,7 @@ int q2_alloc_quick_locked(struct qcow2 *q, uint64_t *host)
 
 int q2_alloc_zeroed_meta_locked(struct qcow2 *q, uint64_t n, uint64_t *host)
 {
-	bool zeroed;
+	bool zeroed = false;
 	int r = q2_alloc_locked(q, n, true, host, &zeroed);
 
 	if (!r && !zeroed) {

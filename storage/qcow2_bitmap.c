@@ -185,7 +185,7 @@ int qcow2_bitmap_read(struct blockdev *bd, const char *name, uint8_t **bits, uin
 	*bits = NULL;
 	if (n < 0)
 		return n;
-	for (int i = 0; i < n; i++) {
+	for (int i = 0; b && i < n; i++) {
 		if (strcmp(b[i].name, name))
 			continue;
 		if (!q2_bitmap_consistent(q, &b[i])) {

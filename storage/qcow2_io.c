@@ -452,15 +452,15 @@ static int q2_drop_empty(struct qcow2 *q, uint64_t off)
 static int q2_zero_units(struct qcow2 *q, uint64_t off, uint64_t len, bool unmap)
 {
 	uint64_t mask = q2_unit_mask(q, off, len), all = (1ULL << q->units) - 1;
-	struct q2_range range;
-	struct q2_entry old, en;
+	struct q2_range range = { 0 };
+	struct q2_entry old = { 0 }, en;
 	bool freed, whole, empty = false;
 	int r;
 
 	if (mask == all || !q->ext_l2)
 		q2_range_take(q, &range, ALIGN_DOWN(off, q->cluster_size),
 			      ALIGN_DOWN(off, q->cluster_size) + q->cluster_size);
-	else if ((r = q2_lock_units(q, &range, off, len)) < 0)
+	else if ((r = q2_lock_units(q, &range, off, len)) != 0)
 		return r;
 	pthread_rwlock_wrlock(&q->lock);
 	r = q2_entry_locked(q, off, &old);

@@ -143,10 +143,10 @@ int qcow2_snapshot_list(struct blockdev *bd, struct qcow2_snapshot_info **list, 
 
 static int q2_snapshot_find(const struct q2_snapshot *s, int n, const char *name)
 {
-	for (int i = 0; i < n; i++)
+	for (int i = 0; s && i < n; i++)
 		if (strcmp(s[i].id, name) == 0)
 			return i;
-	for (int i = 0; i < n; i++)
+	for (int i = 0; s && i < n; i++)
 		if (strcmp(s[i].name, name) == 0)
 			return i;
 	return -1;

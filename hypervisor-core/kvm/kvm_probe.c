@@ -83,14 +83,16 @@ static int kvm_probe_enter_long_mode(int vcpu)
 /* kvm_probe_open() - 64 KiB of identity-mapped RAM with the loop in it. */
 static int kvm_probe_open(int kvm_fd, struct kvm_probe_vm *p)
 {
-	static const uint8_t loop[] = { 0x48, 0xff,	      0xc9, /* dec rcx */ 0x75,
-					0xfb, /* jnz */ 0xe6, 0x10 /* out */ };
+	/* dec rcx; jnz; out */
+	static const uint8_t loop[] = { 0x48, 0xff, 0xc9, 0x75, 0xfb, 0xe6, 0x10 };
 	int size = ioctl(kvm_fd, KVM_GET_VCPU_MMAP_SIZE, 0);
 
 	*p = (struct kvm_probe_vm){ .vm = -1, .vcpu = -1 };
 	p->vm = ioctl(kvm_fd, KVM_CREATE_VM, 0UL);
-	if (p->vm < 0 || size <= 0)
+	if (p->vm < 0)
 		return -errno;
+	if (size < (int)sizeof(struct kvm_run))
+		return -EIO;
 	uint8_t *ram =
 	    mmap(NULL, PROBE_RAM, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (ram == MAP_FAILED)
@@ -128,7 +130,7 @@ static int kvm_probe_time(struct kvm_probe_vm *p, uint64_t rounds, double *ns)
 		if ((errno != EINTR && errno != EAGAIN && errno != ENOMEM) || tries > 100)
 			return -errno;
 	*ns = (double)(clock_mono_ns() - start) / (2.0 * (double)rounds);
-	return p->run->exit_reason == KVM_EXIT_IO ? 0 : -EIO;
+	return p->run && p->run->exit_reason == KVM_EXIT_IO ? 0 : -EIO;
 }
 
 static void kvm_probe_measure(int kvm_fd, struct accel_probe *out)

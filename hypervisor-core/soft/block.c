@@ -414,6 +414,8 @@ const struct op *soft_code_find(struct cpu *c)
 		soft_code_flush(c);
 		p = cpage_get(c, pfn);
 		b = soft_arena_alloc(c, sizeof(*b) + nops * sizeof(struct op));
+		if (!b)
+			abort(); /* an empty arena holds any block */
 	}
 	c->n_blocks++;
 	memcpy(b->ops, tmp, nops * sizeof(struct op));

@@ -17,7 +17,7 @@
 #include "vmd/proto.h"
 
 #define GUESTS 1000
-#define GETS   50000
+#define GETS   50000u
 #define LISTS  300
 
 static char buf[8 << 20];

@@ -495,7 +495,7 @@ static void battery_time(const char *dir)
 			us[j] = us[j - 1];
 			us[j - 1] = t;
 		}
-	printf("jail set-up, fork to exec: p50 %llu us, p99 %llu us (%u runs)\n",
+	printf("jail set-up, fork to exec: p50 %llu us, p99 %llu us (%d runs)\n",
 	       (unsigned long long)us[N / 2], (unsigned long long)us[N * 99 / 100], N);
 }
 

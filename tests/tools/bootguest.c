@@ -495,10 +495,10 @@ static void fill_ports(const struct options *o, struct mc_port *serials, struct 
 
 int main(int argc, char **argv)
 {
-	struct options *o = calloc(1, sizeof(*o));
+	_cleanup_free_ struct options *o = calloc(1, sizeof(*o));
 	struct guest g = { .status = -1, .serial_fd = -1, .out = LOOP_FD_NONE, .in = LOOP_FD_NONE };
-	struct mc_port *serials = calloc(MC_SERIALS_MAX, sizeof(*serials));
-	struct mc_port *consoles = calloc(MC_CONSOLES_MAX, sizeof(*consoles));
+	_cleanup_free_ struct mc_port *serials = calloc(MC_SERIALS_MAX, sizeof(*serials));
+	_cleanup_free_ struct mc_port *consoles = calloc(MC_CONSOLES_MAX, sizeof(*consoles));
 	struct loop_timer timer;
 	struct err e = { 0 };
 	int pair[2], kvm_fd;
@@ -600,8 +600,5 @@ int main(int argc, char **argv)
 	close_fd(&g.serial_fd);
 	close_fd(&kvm_fd);
 	free(g.seen);
-	free(serials);
-	free(consoles);
-	free(o);
 	return g.status < 0 ? 1 : g.status;
 }

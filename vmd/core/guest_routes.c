@@ -861,7 +861,6 @@ int route_guest_console(struct core *c, struct req *r, struct err *e)
 {
 	struct guest *g = guest_live(c, r, GV_CONSOLE, e);
 	struct msg_g_console m = { .fd = -1 };
-	_cleanup_close_ int far = -1;
 	int pair[2];
 
 	if (!g)
@@ -870,10 +869,11 @@ int route_guest_console(struct core *c, struct req *r, struct err *e)
 		return err_set(e, errno, "no-socket", "no pair of sockets: %s", strerror(errno));
 	close_fd(&r->fd);
 	r->fd = pair[0];
-	far = m.fd = pair[1];
+	m.fd = pair[1];
 	m.read_only = jbool(r->body, "read_only", false);
 	snprintf(m.port, sizeof(m.port), "%.31s",
 		 jstr_or(r->body, "port", *r->sub ? r->sub : "serial0"));
 	peer_call(g->link, MSG_g_console, &m, 0, 10000, console_attached, r);
+	close(pair[1]); /* the guest has its own now */
 	return 0;
 }

@@ -446,7 +446,7 @@ int guests_clean(struct priv *p, const struct msg_p_guest_clean *m, struct err *
 /* guest_adopt_one() - a socket by that name: its listener, if it lives, is a guest again. */
 static struct guest_proc *guest_adopt_one(struct priv *p, const char *uuid)
 {
-	struct ucred cred;
+	struct ucred cred = { 0 };
 	int sock = guest_connect(p, uuid, &cred);
 
 	if (sock < 0) {
