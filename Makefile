@@ -15,6 +15,12 @@ ifneq ($(findstring clang,$(CC)),)
 WARN += -Wno-gnu-variable-sized-type-not-at-end -Wno-string-concatenation -Wno-atomic-alignment
 LIBS_CC := -latomic
 endif
+# sanitizers hide from gcc what is set where; the plain build checks it
+ifneq ($(SAN),)
+ifeq ($(findstring clang,$(CC)),)
+WARN += -Wno-maybe-uninitialized
+endif
+endif
 HARDEN := -fPIE -fstack-protector-strong -fcf-protection
 ifeq ($(SAN),)
 HARDEN += -D_FORTIFY_SOURCE=2

@@ -43,6 +43,7 @@ BODY(console_body);
 static const struct schema_field resize_body_fields[] = {
 	{ .name = "size", .type = ST_SIZE, .flags = C | SF_REQUIRED, .min = 512, .max = 64LL << 40, .help = "new size" },
 	{ .name = "shrink", .type = ST_BOOL, .flags = C, .cli = "shrink", .help = "allow a smaller size; what lies beyond must be zeroes" },
+	{ .name = "force", .type = ST_BOOL, .flags = C, .cli = "force", .help = "with --shrink: let go of what lies beyond, whatever it is" },
 	{ 0 },
 };
 BODY(resize_body);
@@ -70,6 +71,20 @@ static const struct schema_field convert_body_fields[] = {
 	{ 0 },
 };
 BODY(convert_body);
+
+static const struct schema_field rebase_body_fields[] = {
+	{ .name = "backing", .type = ST_STRING, .flags = C, .format = "volume", .cli = "backing", .help = "disk to build it on" },
+	{ .name = "image", .type = ST_STRING, .flags = C, .format = "name", .cli = "image", .help = "image to build it on (neither: it stands alone)" },
+	{ .name = "unsafe", .type = ST_BOOL, .flags = C, .cli = "unsafe", .help = "change only the record: you know that both parents hold the same" },
+	{ 0 },
+};
+BODY(rebase_body);
+
+static const struct schema_field compare_body_fields[] = {
+	{ .name = "with", .type = ST_STRING, .flags = C | SF_REQUIRED, .format = "volume", .help = "the other disk" },
+	{ 0 },
+};
+BODY(compare_body);
 
 /* ---- queries ---- */
 
@@ -178,6 +193,9 @@ const struct schema_route schema_routes[ROUTE_COUNT] = {
 	R(DISK_CHECK, "POST", "/v1/disks/{disk}/check", OPERATOR, RF_SLOW, &schema_disk, &check_body, NULL, "disk check", "check a disk's metadata"),
 	R(DISK_MAP, "POST", "/v1/disks/{disk}/map", OPERATOR, RF_SLOW, &schema_disk, NULL, NULL, "disk map", "show which parts of a disk are allocated, and where"),
 	R(DISK_CONVERT, "POST", "/v1/disks/{disk}/convert", OPERATOR, RF_SLOW, &schema_disk, &convert_body, NULL, "disk convert", "copy a disk into another format"),
+	R(DISK_COMMIT, "POST", "/v1/disks/{disk}/commit", OPERATOR, RF_SLOW, &schema_disk, NULL, NULL, "disk commit", "write what a disk holds into the disk that it is built on"),
+	R(DISK_REBASE, "POST", "/v1/disks/{disk}/rebase", OPERATOR, RF_SLOW, &schema_disk, &rebase_body, NULL, "disk rebase", "build a disk on another, or on nothing, with the same content"),
+	R(DISK_COMPARE, "POST", "/v1/disks/{disk}/compare", OPERATOR, RF_SLOW, &schema_disk, &compare_body, NULL, "disk compare", "do two disks hold the same? Exit status 1: they differ"),
 
 	R(IMAGE_LIST, "GET", "/v1/images", VIEWER, RF_CACHED, &schema_image, NULL, &list_query, "image ls", "list images"),
 	R(IMAGE_CREATE, "POST", "/v1/images", OPERATOR, 0, &schema_image, &schema_image, NULL, "image import", "import a file as an image"),

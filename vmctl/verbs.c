@@ -147,8 +147,7 @@ static void verb_say(struct vmctl *v, const struct schema_route *r, const struct
 			out_value(v, shape, p->json);
 		return;
 	}
-	if (!strcmp(r->method, "GET") || r->id == ROUTE_DISK_MAP || r->id == ROUTE_DISK_CHECK ||
-	    r->id == ROUTE_TOKEN_CREATE) {
+	if (!strcmp(r->method, "GET") || r->id == ROUTE_TOKEN_CREATE) {
 		if (p->json)
 			out_value(v, shape, p->json);
 		return;
@@ -230,6 +229,10 @@ int verb_call(struct vmctl *v, const struct schema_route *r, struct args *a)
 	}
 	if (!status && p.status >= 300)
 		status = out_problem(v, &p);
+	else if (!status && !v->dry_run && p.status == 200 &&
+		 (r->id == ROUTE_DISK_CHECK || r->id == ROUTE_DISK_MAP ||
+		  r->id == ROUTE_DISK_COMPARE))
+		status = disk_found(v, r, a->name, p.json);
 	else if (!status && !a->silent)
 		verb_say(v, r, a, &p);
 out:

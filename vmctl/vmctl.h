@@ -120,6 +120,10 @@ int image_export(struct vmctl *v, struct args *a);
 int image_of_path(struct vmctl *v, const char *path, const char *kind, char name[64],
 		  struct err *e);
 
+/* ---- disk.c ---- */
+/* says what an operation of check, map or compare found in disk @name; exit code */
+int disk_found(struct vmctl *v, const struct schema_route *route, const char *name, json_t *op);
+
 /* ---- stream.c ---- */
 int stream_logs(struct vmctl *v, struct args *a);
 int stream_events(struct vmctl *v, struct args *a);

@@ -171,6 +171,16 @@ void out_flush(struct core *c, bool refused)
 	}
 }
 
+void out_drop(struct core *c)
+{
+	list_for_each_safe (p, &c->out) {
+		struct out_msg *m = container_of(p, struct out_msg, node);
+
+		if (!m->req_id)
+			out_free(m);
+	}
+}
+
 /* ---- in ---- */
 
 static struct partial *partial_find(struct core *c, uint32_t id)

@@ -15,8 +15,6 @@
 #include "common/text.h"
 #include "vmd/core/internal.h"
 
-#define CHAIN_MAX 16
-
 const char *disk_driver(const char *format)
 {
 	return !strcmp(format, "qcow2") ? "qcow2" : "file";
@@ -47,7 +45,19 @@ struct obj *disk_find(struct core *c, const char *name, struct err *e)
 	return obj_find(c, K_DISK, name, e);
 }
 
-int disk_chain(struct core *c, struct obj *disk, struct chain_layer *l, unsigned max, struct err *e)
+struct obj *disk_child(struct core *c, const struct obj *o, const struct obj *but)
+{
+	list_for_each (p, &c->kinds[K_DISK].all) {
+		struct obj *d = container_of(p, struct obj, node);
+
+		if (d != but && !strcmp(jstr_or(d->doc, "backing", ""), o->name))
+			return d;
+	}
+	return NULL;
+}
+
+int disk_chain(struct core *c, struct obj *disk, struct chain_layer *l, unsigned max, bool for_job,
+	       struct err *e)
 {
 	struct obj *o = disk;
 	unsigned n = 0;
@@ -62,7 +72,7 @@ int disk_chain(struct core *c, struct obj *disk, struct chain_layer *l, unsigned
 			return -ERANGE;
 		}
 		if (strcmp(jstr_or(o->doc, "state", ""), "ready") &&
-		    !(o == disk && !strcmp(jstr_or(o->doc, "state", ""), "busy")))
+		    !(for_job && !strcmp(jstr_or(o->doc, "state", ""), "busy")))
 			return err_set(e, EBUSY, "disk-not-ready", "%s \"%s\" is %s",
 				       kind_name(o->kind), o->name, jstr_or(o->doc, "state", "?"));
 		l[n++] = (struct chain_layer){ o, o->kind == K_IMAGE };
@@ -156,7 +166,7 @@ struct make {
 	bool created;
 };
 
-static void file_gone(void *arg, const struct err *e)
+void disk_file_gone(void *arg, const struct err *e)
 {
 	if (e && e->num != ENOENT)
 		log_warn("a disk's file could not be removed: %s", e->detail);
@@ -167,7 +177,7 @@ static void make_end(struct make *m, const struct err *e)
 	struct obj *o = obj_by_id(m->c, K_DISK, m->id);
 
 	if (o && e && m->created)
-		disk_remove_file(m->c, o, file_gone, NULL);
+		disk_remove_file(m->c, o, disk_file_gone, NULL);
 	if (o) {
 		obj_before(m->c, o);
 		json_object_set_new(o->doc, "state", json_string(e ? "error" : "ready"));
@@ -298,7 +308,7 @@ static void create_abort(struct op *op, const struct err *e)
 {
 	if (!op->target || !op->o)
 		return;
-	disk_remove_file(op->c, op->target, file_gone, NULL);
+	disk_remove_file(op->c, op->target, disk_file_gone, NULL);
 	obj_del(op->c, op->target, PUT_FACT);
 	op->target = NULL;
 }
@@ -324,331 +334,11 @@ int route_disk_create(struct core *c, struct req *r, struct err *e)
 	return op ? op_answer(op, r) : -e->num;
 }
 
-/* A job over a disk's whole chain: layers are opened, then the verb runs. */
-struct disk_job {
-	struct op *op;
-	struct chain_layer chain[CHAIN_MAX];
-	struct job_layer layers[CHAIN_MAX + 1];
-	int fds[CHAIN_MAX + 1];
-	char label[CHAIN_MAX + 1][160];
-	unsigned n, open;
-	struct err err;
-	const char *verb;
-	char args[256];
-	bool write;
-	struct image_job *job;
-	struct obj *dest;
-};
-struct layer_arg {
-	struct disk_job *d;
-	unsigned i;
-};
-
-static void disk_job_free(void *p)
-{
-	struct disk_job *d = p;
-
-	for (unsigned i = 0; d && i <= CHAIN_MAX; i++)
-		close_fd(&d->fds[i]);
-	free(d);
-}
-
-static void disk_job_progress(void *arg, uint64_t done, uint64_t total)
-{
-	struct op *op = arg;
-
-	op_progress(op, total ? (int)(done >= total ? 99 : done * 100 / total) : 0, NULL);
-}
-
-static void disk_job_done(void *arg, const struct err *e, json_t *out)
-{
-	struct op *op = arg;
-	struct disk_job *d = op->data;
-
-	d->job = NULL;
-	if (out)
-		json_object_set(op->o->doc, "result", out);
-	op_finish(op, e);
-}
-
-static void disk_job_go(struct disk_job *d)
-{
-	struct op *op = d->op;
-
-	if (d->err.num) {
-		op_finish(op, &d->err);
-		return;
-	}
-	d->job = image_job_run(op->c, d->layers, d->n, d->verb, d->args, disk_job_progress,
-			       disk_job_done, op);
-}
-
-static void disk_job_layer(void *arg, enum call_event ev, struct wire_buf *b, const struct err *e)
-{
-	struct layer_arg *a = arg;
-	struct disk_job *d = a->d;
-	struct msg_result m;
-
-	if (ev == CALL_ITEM)
-		return;
-	if (e && !d->err.num)
-		d->err = *e;
-	if (!e && msg_result_decode(&m, b) == 0) {
-		d->fds[a->i] = d->layers[a->i].fd = m.fd;
-		m.fd = -1;
-		msg_result_close(&m);
-	}
-	free(a);
-	if (!--d->open)
-		disk_job_go(d);
-}
-
-static void disk_job_open(struct disk_job *d, struct obj *o, unsigned side, unsigned layer,
-			  uint64_t mode)
-{
-	struct msg_p_volume_open m = { .mode = mode };
-	struct layer_arg *a = calloc(1, sizeof(*a));
-	unsigned i = d->n++;
-
-	if (!a)
-		return;
-	*a = (struct layer_arg){ d, i };
-	snprintf(d->label[i], sizeof(d->label[i]), "%s %.120s", kind_name(o->kind), o->name);
-	d->layers[i] =
-	    (struct job_layer){ side,	     layer, disk_driver(jstr_or(o->doc, "format", "raw")),
-				d->label[i], -1,    mode == 0 };
-	volume_file(o, m.pool, m.name);
-	d->open++;
-	peer_call(d->op->c->priv, MSG_p_volume_open, &m, 0, 30000, disk_job_layer, a);
-}
-
-static void disk_job_start(struct op *op, const char *verb, bool write, struct obj *dest)
-{
-	struct disk_job *d = calloc(1, sizeof(*d));
-	struct err e = { 0 };
-	int n;
-
-	if (!d)
-		return;
-	for (unsigned i = 0; i <= CHAIN_MAX; i++)
-		d->fds[i] = -1;
-	d->op = op;
-	d->verb = verb;
-	op->data = d;
-	op->free_data = disk_job_free;
-	n = disk_chain(op->c, op->target, d->chain, CHAIN_MAX, &e);
-	if (n < 0) {
-		op_finish(op, &e);
-		return;
-	}
-	snprintf(d->args, sizeof(d->args),
-		 "size=%lld\nshrink=%d\nrepair=%s\nformat=%s\ncompress=%s\n",
-		 (long long)jsize(op->args, "size", 0), jbool(op->args, "shrink", false),
-		 jstr_or(op->args, "repair", "no"), jstr_or(op->args, "format", "qcow2"),
-		 jstr_or(op->args, "compress", "no"));
-	for (int i = 0; i < n; i++)
-		disk_job_open(d, d->chain[i].o, 0, (unsigned)i, i == 0 && write ? 1 : 0);
-	if (dest)
-		disk_job_open(d, dest, 1, 0, 2);
-}
-
-/* Nobody else may write while a job reads or changes it. */
-static int disk_job_prepare(struct op *op, struct err *e)
-{
-	struct obj *o = op->target;
-	const char *guest = jstr(o->doc, "guest");
-	struct obj *g = guest ? obj_by_name(op->c, K_GUEST, guest) : NULL;
-
-	if (strcmp(jstr_or(o->doc, "state", ""), "ready"))
-		return err_set(e, EBUSY, "disk-busy", "disk \"%s\" is %s", o->name,
-			       jstr_or(o->doc, "state", "?"));
-	if (g && gstate_has_process(((struct guest *)g->mem)->state)) {
-		err_set(e, EBUSY, "disk-in-use", "disk \"%s\" is in use by guest \"%s\"", o->name,
-			guest);
-		err_hint(e, "vmctl stop %s", guest);
-		return -EBUSY;
-	}
-	obj_before(op->c, o);
-	json_object_set_new(o->doc, "state", json_string("busy"));
-	obj_put(op->c, o, PUT_ASKED);
-	return 0;
-}
-
-static void disk_ready(struct op *op)
-{
-	if (!op->target)
-		return;
-	obj_before(op->c, op->target);
-	json_object_set_new(op->target->doc, "state", json_string("ready"));
-	obj_put(op->c, op->target, PUT_FACT);
-}
-
-static void disk_job_abort(struct op *op, const struct err *e)
-{
-	disk_ready(op);
-}
-static void disk_job_cancel(struct op *op)
-{
-	struct disk_job *d = op->data;
-
-	if (d && d->job)
-		image_job_cancel(d->job);
-}
-
-static void check_run(struct op *op)
-{
-	disk_job_start(op, "check", strcmp(jstr_or(op->args, "repair", "no"), "no") != 0, NULL);
-}
-static void map_run(struct op *op)
-{
-	disk_job_start(op, "map", false, NULL);
-}
-const struct op_ops op_disk_check = { "disk-check", false,	    disk_job_prepare, check_run,
-				      disk_ready,   disk_job_abort, disk_job_cancel };
-const struct op_ops op_disk_map = { "disk-map", false,		disk_job_prepare, map_run,
-				    disk_ready, disk_job_abort, disk_job_cancel };
-
-static void resize_commit(struct op *op)
-{
-	obj_before(op->c, op->target);
-	json_object_set_new(op->target->doc, "size",
-			    json_integer((json_int_t)jsize(op->args, "size", 0)));
-	disk_ready(op);
-}
-
-static struct guest *disk_live_guest(struct op *op)
-{
-	const char *guest = jstr(op->target->doc, "guest");
-	struct obj *g = guest ? obj_by_name(op->c, K_GUEST, guest) : NULL;
-
-	return g && ((struct guest *)g->mem)->link ? g->mem : NULL;
-}
-
-static int resize_prepare(struct op *op, struct err *e)
-{
-	int64_t size = jsize(op->args, "size", 0), old = jint(op->target->doc, "size", 0);
-
-	if (size <= 0 || size % 512)
-		return err_set(e, EINVAL, "bad-size",
-			       "disk \"%s\": the size must be a multiple of 512", op->target->name);
-	if (size < old && (!jbool(op->args, "shrink", false) || disk_live_guest(op))) {
-		err_set(e, EINVAL, "would-shrink",
-			"disk \"%s\" has %lld bytes; %lld would cut it off", op->target->name,
-			(long long)old, (long long)size);
-		err_hint(e, "stop the guest and use --shrink");
-		return -EINVAL;
-	}
-	return disk_live_guest(op) ? 0 : disk_job_prepare(op, e);
-}
-
-static void resize_live_done(void *arg, enum call_event ev, struct wire_buf *b, const struct err *e)
-{
-	if (ev == CALL_DONE)
-		op_finish(arg, e);
-}
-
-static void resize_run(struct op *op)
-{
-	struct guest *g = disk_live_guest(op);
-	struct msg_g_disk_resize m = { .size_bytes = (uint64_t)jsize(op->args, "size", 0) };
-	size_t i;
-	json_t *d;
-
-	if (!g) {
-		disk_job_start(op, "resize", true, NULL);
-		return;
-	}
-	json_array_foreach(json_object_get(g->o->doc, "disks"), i,
-			   d) if (disk_find(op->c, jstr_or(d, "disk", ""), NULL) == op->target)
-	    snprintf(m.name, sizeof(m.name), "%.31s", jstr_or(d, "name", ""));
-	peer_call(g->link, MSG_g_disk_resize, &m, 0, 60000, resize_live_done, op);
-}
-
-const struct op_ops op_disk_resize = { "disk-resize", false,	     resize_prepare,
-				       resize_run,    resize_commit, disk_job_abort,
-				       NULL };
-
-static int convert_prepare(struct op *op, struct err *e)
-{
-	json_t *spec = json_pack(
-	    "{s:s, s:s, s:O}", "pool",
-	    jstr_or(op->args, "pool", jstr_or(op->target->doc, "pool", "default")), "format",
-	    jstr_or(op->args, "format", "qcow2"), "size", json_object_get(op->target->doc, "size"));
-	int r = disk_job_prepare(op, e);
-	struct obj *o = r ? NULL : disk_record(op->c, spec, jstr_or(op->args, "name", ""), NULL, e);
-
-	json_decref(spec);
-	if (!r && !o) {
-		disk_ready(op);
-		r = -e->num;
-	}
-	if (o)
-		jset_str(op->args, "dest", o->name);
-	return r;
-}
-
-static void convert_run(struct op *op)
-{
-	disk_job_start(op, "convert", false, obj_by_name(op->c, K_DISK, jstr(op->args, "dest")));
-}
-
-static void convert_commit(struct op *op)
-{
-	struct obj *o = obj_by_name(op->c, K_DISK, jstr(op->args, "dest"));
-
-	disk_ready(op);
-	if (!o)
-		return;
-	obj_before(op->c, o);
-	json_object_set_new(o->doc, "state", json_string("ready"));
-	obj_put(op->c, o, PUT_FACT);
-}
-
-static void convert_abort(struct op *op, const struct err *e)
-{
-	struct obj *o = obj_by_name(op->c, K_DISK, jstr(op->args, "dest"));
-
-	disk_ready(op);
-	if (!o || !op->o)
-		return;
-	disk_remove_file(op->c, o, file_gone, NULL);
-	obj_del(op->c, o, PUT_FACT);
-}
-
-const struct op_ops op_disk_convert = { "disk-convert", false,	       convert_prepare, convert_run,
-					convert_commit, convert_abort, disk_job_cancel };
-
 /* ---- routes ---- */
-
-static int disk_verb(struct core *c, struct req *r, const struct op_ops *ops, struct err *e)
-{
-	struct obj *o = disk_find(c, r->name, e);
-	struct op *op =
-	    o ? op_new(c, ops, o, o->name, json_deep_copy(r->body), r->principal, e) : NULL;
-
-	return op ? op_answer(op, r) : -e->num;
-}
-
-int route_disk_resize(struct core *c, struct req *r, struct err *e)
-{
-	return disk_verb(c, r, &op_disk_resize, e);
-}
-int route_disk_check(struct core *c, struct req *r, struct err *e)
-{
-	return disk_verb(c, r, &op_disk_check, e);
-}
-int route_disk_map(struct core *c, struct req *r, struct err *e)
-{
-	return disk_verb(c, r, &op_disk_map, e);
-}
-int route_disk_convert(struct core *c, struct req *r, struct err *e)
-{
-	return disk_verb(c, r, &op_disk_convert, e);
-}
 
 int route_disk_delete(struct core *c, struct req *r, struct err *e)
 {
-	struct obj *o = disk_find(c, r->name, e);
+	struct obj *o = disk_find(c, r->name, e), *child;
 
 	if (!o)
 		return -ENOENT;
@@ -660,16 +350,16 @@ int route_disk_delete(struct core *c, struct req *r, struct err *e)
 	}
 	if (!strcmp(jstr_or(o->doc, "state", ""), "busy"))
 		return err_set(e, EBUSY, "disk-busy", "disk \"%s\" is being worked on", o->name);
-	list_for_each (p, &c->kinds[K_DISK].all) {
-		struct obj *d = container_of(p, struct obj, node);
-
-		if (!strcmp(jstr_or(d->doc, "backing", ""), o->name) &&
-		    !jbool(r->query, "force", false))
-			return err_set(e, EBUSY, "disk-is-backing",
-				       "disk \"%s\" is what disk \"%s\" is built on", o->name,
-				       d->name);
+	child = disk_child(c, o, NULL);
+	if (child && !jbool(r->query, "force", false)) {
+		err_set(e, EBUSY, "disk-is-backing", "disk \"%s\" is what disk \"%s\" is built on",
+			o->name, child->name);
+		err_hint(e, "vmctl disk rebase %s", child->name);
+		return -EBUSY;
 	}
-	disk_remove_file(c, o, file_gone, NULL);
+	if (req_dry(r, o))
+		return 0;
+	disk_remove_file(c, o, disk_file_gone, NULL);
 	obj_del(c, o, PUT_ASKED);
 	req_reply(r, 204, NULL, 0, NULL);
 	return 0;

@@ -806,6 +806,8 @@ int route_guest_nmi(struct core *c, struct req *r, struct err *e)
 
 	if (!g)
 		return -e->num;
+	if (req_dry(r, g->o))
+		return 0;
 	memset(&m, 0, sizeof(m));
 	peer_call(g->link, MSG_g_nmi, &m, 0, 10000, guest_plain_done, r);
 	return 0;

@@ -211,7 +211,7 @@ static int start_disks(struct start *s, struct err *e)
 
 		if (!disk)
 			return -ENOENT;
-		n = disk_chain(c, disk, layers, 16, e);
+		n = disk_chain(c, disk, layers, DISK_CHAIN_MAX, false, e);
 		if (n < 0)
 			return n;
 		for (int l = 0; l < n; l++)

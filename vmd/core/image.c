@@ -254,6 +254,8 @@ int route_image_delete(struct core *c, struct req *r, struct err *e)
 			return -EBUSY;
 		}
 	}
+	if (req_dry(r, o))
+		return 0;
 	disk_remove_file(c, o, image_file_gone, NULL);
 	obj_del(c, o, PUT_ASKED);
 	req_reply(r, 204, NULL, 0, NULL);

@@ -15,7 +15,7 @@
 #include "vmd/core/internal.h"
 
 #define JOBS_MAX       16
-#define JOB_LAYERS     20
+#define JOB_LAYERS     (2 * DISK_CHAIN_MAX + 1)
 #define JOB_OUTPUT_MAX (4u << 20)
 #define JOB_TIMEOUT_MS (3600u * 1000)
 

@@ -81,6 +81,8 @@ size_t obj_count(struct core *c, enum kind k);
  * when the round's asked-for writes were refused and @asked. */
 void round_touch(struct core *c);
 void round_commit(struct core *c);
+/* round_drop() - what a dry run changed goes back; nobody hears of it. */
+void round_drop(struct core *c);
 /* The snapshot kept before the first change of an object in a round. */
 void obj_before(struct core *c, struct obj *o);
 
@@ -138,6 +140,8 @@ void req_reply_fd(struct req *r, unsigned status, json_t *body, int fd);
 void req_fail(struct req *r, const struct err *e, const char *field, const char *op_id);
 void req_obj(struct req *r, unsigned status,
 	     struct obj *o); /* the object, its revision, its location */
+/* req_dry() - was it a dry run? Then it is answered with @o, and the handler returns 0. */
+bool req_dry(struct req *r, struct obj *o);
 int req_if_match(struct req *r, const struct obj *o, struct err *e);
 int req_role(struct req *r, enum role least, const char *what, struct err *e);
 void req_gone(struct core *c, uint32_t id); /* its client went away */
@@ -310,12 +314,21 @@ struct chain_layer {
 	struct obj *o;
 	bool image;
 };
-int disk_chain(struct core *c, struct obj *disk, struct chain_layer *l, unsigned max,
-	       struct err *e); /* layers, or -errno */
+#define DISK_CHAIN_MAX 16
+/* disk_chain() - @disk and what it is built on, top first. All must be ready; @for_job: or busy, which
+ * is what the job made them. Return: layers, or -errno. */
+int disk_chain(struct core *c, struct obj *disk, struct chain_layer *l, unsigned max, bool for_job,
+	       struct err *e);
+/* disk_child() - a disk that is built on @o, other than @but; NULL: none. */
+struct obj *disk_child(struct core *c, const struct obj *o, const struct obj *but);
+/* how priv opens a volume (p_volume_open's mode) */
+enum volume_mode { VOLUME_READ, VOLUME_WRITE, VOLUME_CREATE };
 struct obj *disk_find(struct core *c, const char *name, struct err *e);
 /* disk_make() - file of @disk (record there already) is created; calls back once. */
 void disk_make(struct core *c, struct obj *disk, void (*done)(void *arg, const struct err *e),
 	       void *arg);
+/* for disk_remove_file(): a failure is logged */
+void disk_file_gone(void *arg, const struct err *e);
 void disk_remove_file(struct core *c, struct obj *disk,
 		      void (*done)(void *arg, const struct err *e), void *arg);
 struct obj *disk_record(struct core *c, const json_t *spec, const char *name, const char *owner,
@@ -344,8 +357,9 @@ route_fn route_guest_create, route_guest_patch, route_guest_delete, route_guest_
     route_guest_resume, route_guest_rename, route_guest_wait, route_guest_info, route_guest_nmi,
     route_guest_logs, route_guest_console_ticket, route_guest_console;
 route_fn route_disk_create, route_disk_delete, route_disk_resize, route_disk_attach,
-    route_disk_detach, route_disk_check, route_disk_map, route_disk_convert, route_image_create,
-    route_image_upload, route_image_delete, route_image_export;
+    route_disk_detach, route_disk_check, route_disk_map, route_disk_convert, route_disk_commit,
+    route_disk_rebase, route_disk_compare, route_image_create, route_image_upload,
+    route_image_delete, route_image_export;
 route_fn route_pool_create, route_pool_get, route_pool_delete, route_net_create, route_net_delete,
     route_net_leases, route_op_cancel, route_token_list, route_token_create, route_token_delete,
     route_host_get, route_top, route_doctor, route_metrics, route_version, route_obj_get,
@@ -353,7 +367,8 @@ route_fn route_pool_create, route_pool_get, route_pool_delete, route_net_create,
 
 extern const struct op_ops op_guest_create, op_guest_start, op_guest_stop, op_guest_restart,
     op_guest_reset, op_guest_pause, op_guest_resume, op_guest_delete, op_disk_create,
-    op_disk_resize, op_disk_check, op_disk_map, op_disk_convert, op_image_upload;
+    op_disk_resize, op_disk_check, op_disk_map, op_disk_convert, op_disk_commit, op_disk_rebase,
+    op_disk_compare, op_image_upload;
 extern const struct op_ops *const op_table[];
 
 /* ---- the daemon ---- */
@@ -424,6 +439,7 @@ void log_idem_add(struct core *c, const char *key, const char *answer);
 struct obj *token_find(struct core *c, const char *sha256, struct err *e);
 void api_send_event(struct core *c, int64_t seq, const char *json);
 void out_flush(struct core *c, bool refused);
+void out_drop(struct core *c); /* what waits to be told to api, but for replies */
 int uid_slot_take(struct core *c);
 void uid_slot_put(struct core *c, int slot);
 

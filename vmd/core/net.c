@@ -150,6 +150,8 @@ int route_pool_create(struct core *c, struct req *r, struct err *e)
 	if (!o)
 		return err_set(e, ENOMEM, "no-memory", "no memory");
 	obj_put(c, o, PUT_ASKED);
+	if (req_dry(r, o))
+		return 0;
 	pool_open(c, o, r, true);
 	return 0;
 }
@@ -360,6 +362,8 @@ int route_net_delete(struct core *c, struct req *r, struct err *e)
 						     "network \"%s\" is used by guest \"%s\"",
 						     o->name, jstr_or(g->doc, "name", "?"));
 	}
+	if (req_dry(r, o))
+		return 0;
 	snprintf(m.net, sizeof(m.net), "%.63s", o->name);
 	snprintf(m.bridge, sizeof(m.bridge), "%.15s", jstr_or(o->doc, "bridge", ""));
 	m.made_bridge = jbool(o->rt, "made_bridge", false);

@@ -472,6 +472,15 @@ void round_commit(struct core *c)
 	op_start_pending(c);
 }
 
+void round_drop(struct core *c)
+{
+	round_undo(c);
+	log_round_undo(c);
+	op_drop_pending(c);
+	out_drop(c);
+	c->undone = false;
+}
+
 /* ---- loading ---- */
 
 struct load_arg {

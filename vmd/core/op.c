@@ -19,9 +19,12 @@
 #define OPS_KEEP 1000
 
 const struct op_ops *const op_table[] = {
-	&op_guest_create, &op_guest_start,  &op_guest_stop,   &op_guest_restart, &op_guest_reset,
-	&op_guest_pause,  &op_guest_resume, &op_guest_delete, &op_disk_create,	 &op_disk_resize,
-	&op_disk_check,	  &op_disk_map,	    &op_disk_convert, &op_image_upload,	 NULL,
+	&op_guest_create,  &op_guest_start,  &op_guest_stop,
+	&op_guest_restart, &op_guest_reset,  &op_guest_pause,
+	&op_guest_resume,  &op_guest_delete, &op_disk_create,
+	&op_disk_resize,   &op_disk_check,   &op_disk_map,
+	&op_disk_convert,  &op_disk_commit,  &op_disk_rebase,
+	&op_disk_compare,  &op_image_upload, NULL,
 };
 
 static void op_free(struct op *op)
@@ -241,6 +244,10 @@ static void op_wait_over(void *arg)
 
 int op_answer(struct op *op, struct req *r)
 {
+	if (r->dry_run) { /* it was prepared, and request_handle() takes that back */
+		req_reply(r, 200, op->target ? json_incref(op->target->doc) : NULL, 0, NULL);
+		return 0;
+	}
 	r->op = op;
 	r->abandonable = true;
 	if (!r->wait_ms && !r->reply_target) {
@@ -289,6 +296,8 @@ int route_op_cancel(struct core *c, struct req *r, struct err *e)
 			jstr_or(o->doc, "state", "?"));
 		return -EBUSY;
 	}
+	if (req_dry(r, o))
+		return 0;
 	res = op_cancel(o->mem, e);
 	if (res < 0)
 		return res;

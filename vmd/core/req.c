@@ -18,11 +18,12 @@ static const struct {
 	int num;
 	unsigned status;
 } req_status[] = {
-	{ ENOENT, 404 }, { EEXIST, 409 },     { EBUSY, 409 },	  { EINVAL, 400 },
-	{ ERANGE, 400 }, { EPERM, 403 },      { EACCES, 403 },	  { ESTALE, 412 },
-	{ EROFS, 503 },	 { ENOSPC, 507 },     { ETIMEDOUT, 504 }, { EOPNOTSUPP, 501 },
-	{ E2BIG, 413 },	 { ECANCELED, 409 },  { EUCLEAN, 422 },	  { ECONNRESET, 502 },
-	{ EPIPE, 502 },	 { EADDRINUSE, 409 }, { EMFILE, 503 },	  { ENOTUNIQ, 422 },
+	{ ENOENT, 404 },    { EEXIST, 409 },	 { EBUSY, 409 },     { EINVAL, 400 },
+	{ ERANGE, 400 },    { EPERM, 403 },	 { EACCES, 403 },    { ESTALE, 412 },
+	{ EROFS, 503 },	    { ENOSPC, 507 },	 { ETIMEDOUT, 504 }, { EOPNOTSUPP, 501 },
+	{ E2BIG, 413 },	    { ECANCELED, 409 },	 { EUCLEAN, 422 },   { ECONNRESET, 502 },
+	{ EPIPE, 502 },	    { EADDRINUSE, 409 }, { EMFILE, 503 },    { ENOTUNIQ, 422 },
+	{ ENOTEMPTY, 409 }, { EDQUOT, 507 },	 { ENOTSUP, 501 },
 };
 
 unsigned err_status(const struct err *e)
@@ -70,6 +71,10 @@ static void req_answer(struct req *r, const struct msg_a_reply *m, const char *b
 	struct core *c = r->c;
 
 	r->answered = true;
+	if (r->dry_run) { /* nothing hangs on the data base */
+		r->mutates = r->wrote = false;
+		*r->idem = '\0';
+	}
 	if (r->mutates)
 		audit_add(c, r, m->status < 400 ? "ok" : m->code);
 	if (!r->gone)
@@ -128,6 +133,13 @@ void req_fail(struct req *r, const struct err *e, const char *field, const char 
 	if (op_id)
 		snprintf(m.location, sizeof(m.location), "/v1/operations/%s", op_id);
 	req_answer(r, &m, NULL);
+}
+
+bool req_dry(struct req *r, struct obj *o)
+{
+	if (r->dry_run)
+		req_obj(r, 200, o);
+	return r->dry_run;
 }
 
 void req_obj(struct req *r, unsigned status, struct obj *o)

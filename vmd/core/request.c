@@ -42,6 +42,9 @@ static route_fn *const request_routes[ROUTE_COUNT] = {
 	[ROUTE_DISK_CHECK] = route_disk_check,
 	[ROUTE_DISK_MAP] = route_disk_map,
 	[ROUTE_DISK_CONVERT] = route_disk_convert,
+	[ROUTE_DISK_COMMIT] = route_disk_commit,
+	[ROUTE_DISK_REBASE] = route_disk_rebase,
+	[ROUTE_DISK_COMPARE] = route_disk_compare,
 	[ROUTE_IMAGE_LIST] = route_obj_list,
 	[ROUTE_IMAGE_CREATE] = route_image_create,
 	[ROUTE_IMAGE_GET] = route_obj_get,
@@ -126,6 +129,7 @@ void request_handle(struct core *c, struct req *r)
 {
 	const struct schema_route *row;
 	struct err e = { 0 };
+	bool dry;
 	int res;
 
 	c->n.requests++;
@@ -150,6 +154,11 @@ void request_handle(struct core *c, struct req *r)
 		req_fail(r, &e, NULL, NULL);
 		return;
 	}
+	/* a dry run has a round to itself: prepared in earnest, then taken back. What cannot be taken
+	 * back its handler leaves, by req_dry() */
+	dry = r->mutates && r->dry_run;
+	if (dry)
+		round_commit(c);
 	c->cur = r;
 	res = request_routes[r->route](c, r, &e);
 	/* a handler that answered has freed the request and cleared c->cur */
@@ -157,4 +166,6 @@ void request_handle(struct core *c, struct req *r)
 		req_fail(r, &e, *c->bad_field ? c->bad_field : NULL, NULL);
 	c->bad_field[0] = '\0';
 	c->cur = NULL;
+	if (dry)
+		round_drop(c);
 }

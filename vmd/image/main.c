@@ -57,7 +57,8 @@ struct image_job {
 static const uint32_t image_clone[] = { CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND |
 					CLONE_THREAD | CLONE_SYSVSEM | CLONE_SETTLS |
 					CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID };
-static const uint32_t image_fcntl[] = { F_GETFL, F_SETFL, F_GETFD, F_SETFD, F_DUPFD_CLOEXEC };
+static const uint32_t image_fcntl[] = { F_GETFL,	 F_SETFL,     F_GETFD,	  F_SETFD,
+					F_DUPFD_CLOEXEC, F_OFD_SETLK, F_OFD_GETLK };
 static const uint32_t image_prctl[] = { PR_SET_NAME };
 static const uint32_t image_empty_path[] = { AT_EMPTY_PATH };
 

@@ -1,0 +1,75 @@
+/* disk.c - what the verbs that look into disks found: check, map, compare.
+ *
+ * The finding is the operation's result; programs get it as it is (with -o json the shapes of qemu-img
+ * check, map, as the daemon sends them), people a sentence or a table. Exit status 1: errors are left,
+ * or the disks differ.
+ */
+#include "vmctl/vmctl.h"
+
+#include <stdio.h>
+
+static long long disk_number(const json_t *r, const char *key)
+{
+	return (long long)json_integer_value(json_object_get(r, key));
+}
+
+static int disk_checked(struct vmctl *v, const char *name, const json_t *r)
+{
+	long long errors = disk_number(r, "errors"), leaks = disk_number(r, "leaks"),
+		  fixed = disk_number(r, "errors_fixed"), back = disk_number(r, "leaks_fixed");
+
+	if (v->out == OUT_TABLE || v->out == OUT_WIDE) {
+		if (fixed || back)
+			printf("disk %s: mended %lld errors and %lld leaked clusters\n", name,
+			       fixed, back);
+		if (errors)
+			printf("disk %s: %lld errors; vmctl disk check %s --repair all mends what "
+			       "can be mended\n",
+			       name, errors, name);
+		if (leaks)
+			printf(
+			    "disk %s: %lld leaked clusters: space lost, nothing else; vmctl disk "
+			    "check %s --repair leaks\n",
+			    name, leaks, name);
+		if (!errors && !leaks)
+			printf(
+			    "disk %s: no errors; %lld of %lld clusters in use, %lld compressed\n",
+			    name, disk_number(r, "data_clusters"), disk_number(r, "total_clusters"),
+			    disk_number(r, "compressed_clusters"));
+	}
+	return errors ? EX_FAILED_ : EX_DONE;
+}
+
+static int disk_compared(struct vmctl *v, const char *name, const json_t *r)
+{
+	bool equal = json_is_true(json_object_get(r, "equal"));
+
+	if ((v->out == OUT_TABLE || v->out == OUT_WIDE) && !v->quiet) {
+		if (equal)
+			printf("disk %s: equal\n", name);
+		else
+			printf("disk %s: differs from byte %lld on\n", name,
+			       disk_number(r, "first_difference"));
+	}
+	return equal ? EX_DONE : EX_FAILED_;
+}
+
+int disk_found(struct vmctl *v, const struct schema_route *route, const char *name, json_t *op)
+{
+	json_t *r = json_object_get(op, "result");
+	int status = EX_DONE;
+
+	if (!r)
+		return EX_DONE;
+	if (route->id == ROUTE_DISK_CHECK)
+		status = disk_checked(v, name, r);
+	else if (route->id == ROUTE_DISK_COMPARE)
+		status = disk_compared(v, name, r);
+	if (v->quiet)
+		return status;
+	if (json_is_array(r))
+		out_items(v, NULL, r);
+	else if (v->out != OUT_TABLE && v->out != OUT_WIDE)
+		out_value(v, NULL, r);
+	return status;
+}
