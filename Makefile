@@ -181,7 +181,7 @@ SAN_FLAGS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-o
 asan:
 	@$(MAKE) --no-print-directory BUILD=build-asan OPT=-O1 SAN="$(SAN_FLAGS)" KIND="$(or $(KIND),unit fuzz)" check
 tsan:
-	@$(MAKE) --no-print-directory BUILD=build-tsan OPT=-O1 SAN="-fsanitize=thread -Wno-tsan" KIND="$(or $(KIND),unit)" check
+	@TSAN_OPTIONS="suppressions=$(CURDIR)/tests/tsan.supp" UNIT_TIMEOUT=1200 $(MAKE) --no-print-directory BUILD=build-tsan OPT=-O1 SAN="-fsanitize=thread -Wno-tsan" KIND="$(or $(KIND),unit)" check
 
 # `make fuzz` replays every corpus under ASan; `make fuzz T=60` also explores each target T seconds
 FUZZ_BUILD := build-fuzz
