@@ -1,134 +1,28 @@
-/* lapic.c - local APIC: xAPIC page, x2APIC MSRs, timer, IPIs (Intel SDM vol. 3, chapter 10 and
- * 10.12).
+/* lapic.c - local APIC: xAPIC page, x2APIC MSRs, priorities, saved state (Intel SDM vol. 3, chapter
+ * 10 and 10.12). The timer is in lapic_timer.c, messages between CPUs in lapic_ipi.c.
  *
  * Locking: each LAPIC has its own mutex, a leaf: nothing is called with it held. The accelerator
  * calls in from vCPU threads without the machine lock, other chips with it. Arming the timer needs
  * the machine lock (vm_timer), so a vCPU thread first lets go of its LAPIC, then takes the machine
  * lock; the timer's callback checks the deadline again under the LAPIC's mutex, so a late one of an
  * older setting is harmless.
- * The timer counts 1 GHz, as KVM's does; TSC deadlines are converted by accel->tsc_to_ns.
  * Not modelled: SMI, remote read, relocation of the page, EOI-broadcast suppression, thermal and
  * performance interrupts (their LVT registers only store).
  * Trust: registers and messages come from the guest; reserved bits are masked, bad MSR values
  * answer false (#GP), vectors below 16 set the error status register.
  */
-#include "devices/lapic.h"
+#include "devices/lapic_impl.h"
 
 #include <errno.h>
-#include <pthread.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "common/overflow.h"
-#include "common/units.h"
-#include "hypervisor-core/vm.h"
-
-/* register numbers: MMIO offset >> 4, MSR - 0x800 */
-enum {
-	R_ID = 0x02,
-	R_VERSION = 0x03,
-	R_TPR = 0x08,
-	R_APR = 0x09,
-	R_PPR = 0x0a,
-	R_EOI = 0x0b,
-	R_LDR = 0x0d,
-	R_DFR = 0x0e,
-	R_SVR = 0x0f,
-	R_ISR = 0x10,
-	R_TMR = 0x18,
-	R_IRR = 0x20,
-	R_ESR = 0x28,
-	R_ICR = 0x30,
-	R_ICR2 = 0x31,
-	R_LVT_TIMER = 0x32,
-	R_LVT_ERROR = 0x37,
-	R_TIMER_INIT = 0x38,
-	R_TIMER_CUR = 0x39,
-	R_TIMER_DIV = 0x3e,
-	R_SELF_IPI = 0x3f,
-};
-enum { LVT_TIMER, LVT_THERMAL, LVT_PERF, LVT_LINT0, LVT_LINT1, LVT_ERROR, LVT_COUNT };
-enum { DM_FIXED, DM_LOWEST, DM_SMI, DM_REMRD, DM_NMI, DM_INIT, DM_SIPI, DM_EXTINT };
-
-#define MSR_APIC_BASE	 0x1bu
-#define MSR_TSC_DEADLINE 0x6e0u
-#define APIC_PAGE	 0xfee00000u
-#define BASE_BSP	 (1u << 8)
-#define BASE_X2APIC	 (1u << 10)
-#define BASE_ENABLE	 (1u << 11)
-#define SVR_ENABLE	 (1u << 8)
-#define LVT_MASKED	 (1u << 16)
-#define LVT_MODE(v)	 ((v) >> 17 & 3) /* timer: 0 one-shot, 1 periodic, 2 TSC deadline */
-#define APIC_VERSION	 (0x14u | (LVT_COUNT - 1) << 16)
-#define ESR_SEND_ILLEGAL (1u << 5)
-#define ESR_RECV_ILLEGAL (1u << 6)
-#define ESR_REGISTER	 (1u << 7)
-/* A guest may ask for a 1 ns period; the host timer goes no faster than this. */
-#define PERIOD_MIN_NS (100 * NS_PER_US)
 
 static const uint32_t lvt_writable[LVT_COUNT] = {
 	[LVT_TIMER] = 0x700ff, [LVT_THERMAL] = 0x107ff, [LVT_PERF] = 0x107ff,
 	[LVT_LINT0] = 0x1a7ff, [LVT_LINT1] = 0x1a7ff,	[LVT_ERROR] = 0x100ff,
 };
-
-struct lapic {
-	struct lapic_set *set;
-	unsigned index;
-	pthread_mutex_t lock;
-	uint64_t base; /* MSR 0x1b */
-	uint32_t id;   /* 8 bits in xAPIC mode */
-	uint32_t tpr, ldr, dfr, svr, esr, esr_latched, icr, icr2;
-	uint32_t isr[8], tmr[8], irr[8];
-	uint32_t lvt[LVT_COUNT];
-	uint32_t timer_init, timer_div;
-	uint64_t timer_start_ns, timer_due_ns; /* due 0 = not armed */
-	uint64_t tsc_deadline;
-	struct vm_timer timer;
-};
-
-struct lapic_set {
-	struct device dev;
-	struct vm *vm;
-	unsigned n;
-	void (*eoi)(void *opaque, uint8_t vector);
-	void *opaque;
-	_Atomic unsigned lowest_next; /* rotates among equals */
-	struct lapic cpu[];
-};
-
-static bool lapic_hw_on(const struct lapic *l)
-{
-	return l->base & BASE_ENABLE;
-}
-
-static bool lapic_x2(const struct lapic *l)
-{
-	return l->base & BASE_X2APIC;
-}
-
-static int lapic_highest(const uint32_t *bits)
-{
-	for (int i = 7; i >= 0; i--)
-		if (bits[i])
-			return i * 32 + 31 - __builtin_clz(bits[i]);
-	return -1;
-}
-
-static void lapic_bit_set(uint32_t *bits, unsigned v)
-{
-	bits[v >> 5] |= 1u << (v & 31);
-}
-
-static void lapic_bit_clear(uint32_t *bits, unsigned v)
-{
-	bits[v >> 5] &= ~(1u << (v & 31));
-}
-
-static bool lapic_bit(const uint32_t *bits, unsigned v)
-{
-	return bits[v >> 5] >> (v & 31) & 1;
-}
 
 static uint32_t lapic_ppr(const struct lapic *l)
 {
@@ -148,7 +42,7 @@ static int lapic_deliverable(const struct lapic *l)
 	return ((uint32_t)v & 0xf0) > (lapic_ppr(l) & 0xf0) ? v : -1;
 }
 
-static void lapic_wake(struct lapic *l)
+void lapic_wake(struct lapic *l)
 {
 	struct vm *vm = l->set->vm;
 
@@ -156,7 +50,7 @@ static void lapic_wake(struct lapic *l)
 		vm->accel->vcpu_interrupt(vm->vcpus[l->index]);
 }
 
-static void lapic_error(struct lapic *l, uint32_t bit)
+void lapic_error(struct lapic *l, uint32_t bit)
 {
 	uint32_t lvt = l->lvt[LVT_ERROR];
 
@@ -168,7 +62,7 @@ static void lapic_error(struct lapic *l, uint32_t bit)
 }
 
 /* lapic_accept() - a fixed interrupt arrives; @l locked. True where the vCPU should look. */
-static bool lapic_accept(struct lapic *l, uint8_t vector, bool level)
+bool lapic_accept(struct lapic *l, uint8_t vector, bool level)
 {
 	if (!lapic_hw_on(l) || !(l->svr & SVR_ENABLE))
 		return false;
@@ -183,126 +77,10 @@ static bool lapic_accept(struct lapic *l, uint8_t vector, bool level)
 		lapic_bit_clear(l->tmr, vector);
 	return true;
 }
-
-/* ---- timer ---- */
-
-static unsigned lapic_divisor(const struct lapic *l)
-{
-	unsigned d = (l->timer_div & 3) | (l->timer_div >> 1 & 4);
-
-	return d == 7 ? 1 : 2u << d;
-}
-
-static uint64_t lapic_period_ns(const struct lapic *l)
-{
-	return (uint64_t)l->timer_init * lapic_divisor(l);
-}
-
-static uint32_t lapic_timer_current(const struct lapic *l)
-{
-	uint64_t period = lapic_period_ns(l), past;
-
-	if (!period || LVT_MODE(l->lvt[LVT_TIMER]) == 2)
-		return 0;
-	past = vm_now_ns(l->set->vm) - l->timer_start_ns;
-	if (LVT_MODE(l->lvt[LVT_TIMER]) == 1)
-		past %= period;
-	else if (past >= period)
-		return 0;
-	return (uint32_t)((period - past + lapic_divisor(l) - 1) / lapic_divisor(l));
-}
-
-/* lapic_timer_due() - recompute the deadline from the registers; @l locked. */
-static void lapic_timer_due(struct lapic *l, uint64_t now)
-{
-	unsigned mode = LVT_MODE(l->lvt[LVT_TIMER]);
-	struct vm *vm = l->set->vm;
-
-	l->timer_due_ns = 0;
-	if (mode == 2) {
-		if (l->tsc_deadline) {
-			l->timer_due_ns =
-			    vm->accel->tsc_to_ns && l->index < vm->nvcpus
-				? vm->accel->tsc_to_ns(vm->vcpus[l->index], l->tsc_deadline)
-				: l->tsc_deadline;
-			if (!l->timer_due_ns)
-				l->timer_due_ns = 1;
-		}
-	} else if (l->timer_init) {
-		uint64_t period = lapic_period_ns(l);
-
-		if (mode == 1)
-			period = MAX(period, PERIOD_MIN_NS);
-		l->timer_due_ns = l->timer_start_ns + period;
-		if (mode == 1 && l->timer_due_ns <= now)
-			l->timer_due_ns = now + period;
-		else if (mode == 0 && l->timer_due_ns <= now)
-			l->timer_due_ns = 0; /* has run out already */
-	}
-}
-
-/* Machine lock held, @l not locked. */
-static void lapic_timer_arm(struct lapic *l)
-{
-	uint64_t due;
-
-	pthread_mutex_lock(&l->lock);
-	due = l->timer_due_ns;
-	pthread_mutex_unlock(&l->lock);
-	if (due)
-		vm_timer_set(&l->timer, due);
-	else
-		vm_timer_stop(&l->timer);
-}
-
-/* From a vCPU thread, no lock held. */
-static void lapic_timer_arm_locking(struct lapic *l)
-{
-	vm_lock(l->set->vm);
-	lapic_timer_arm(l);
-	vm_unlock(l->set->vm);
-}
-
-static void lapic_timer_fired(void *arg)
-{
-	struct lapic *l = arg;
-	uint64_t now = vm_now_ns(l->set->vm);
-	bool wake = false;
-
-	pthread_mutex_lock(&l->lock);
-	if (l->timer_due_ns && now >= l->timer_due_ns) {
-		uint32_t lvt = l->lvt[LVT_TIMER];
-
-		if (!(lvt & LVT_MASKED))
-			wake = lapic_accept(l, lvt & 0xff, false);
-		switch (LVT_MODE(lvt)) {
-		case 1: {
-			uint64_t period = MAX(lapic_period_ns(l), PERIOD_MIN_NS);
-
-			l->timer_due_ns += period;
-			if (l->timer_due_ns <= now) /* late by whole periods: those are lost */
-				l->timer_due_ns = now + period - (now - l->timer_due_ns) % period;
-			break;
-		}
-		case 2:
-			l->tsc_deadline = 0;
-			l->timer_due_ns = 0;
-			break;
-		default:
-			l->timer_due_ns = 0;
-			break;
-		}
-	}
-	pthread_mutex_unlock(&l->lock);
-	lapic_timer_arm(l);
-	if (wake)
-		lapic_wake(l);
-}
-
 /* ---- reset ---- */
 
 /* INIT or power-on; @l locked. @cold: the enable bits too. */
-static void lapic_regs_reset(struct lapic *l, bool cold)
+void lapic_regs_reset(struct lapic *l, bool cold)
 {
 	if (cold)
 		l->base = APIC_PAGE | BASE_ENABLE | (l->index == 0 ? BASE_BSP : 0);
@@ -322,133 +100,6 @@ static void lapic_regs_reset(struct lapic *l, bool cold)
 	l->timer_init = l->timer_div = 0;
 	l->timer_start_ns = l->timer_due_ns = l->tsc_deadline = 0;
 }
-
-/* ---- delivery ---- */
-
-static bool lapic_matches(const struct lapic *l, uint32_t dest, bool logical, bool x2_sender)
-{
-	bool broadcast = x2_sender ? dest == 0xffffffff : dest == 0xff;
-
-	if (!lapic_hw_on(l))
-		return false;
-	if (broadcast)
-		return true;
-	if (!logical)
-		return dest == l->id;
-	if (lapic_x2(l))
-		return dest >> 16 == l->ldr >> 16 && (dest & l->ldr & 0xffff);
-	if (l->dfr >> 28 == 0xf)
-		return l->ldr >> 24 & dest;
-	return (l->ldr >> 28) == (dest >> 4 & 0xf) && (l->ldr >> 24 & dest & 0xf);
-}
-
-static void lapic_deliver_one(struct lapic *l, unsigned mode, uint8_t vector, bool level)
-{
-	struct vm *vm = l->set->vm;
-	struct vcpu *v = l->index < vm->nvcpus ? vm->vcpus[l->index] : NULL;
-	bool wake = false;
-
-	switch (mode) {
-	case DM_FIXED:
-	case DM_LOWEST:
-		pthread_mutex_lock(&l->lock);
-		wake = lapic_accept(l, vector, level);
-		pthread_mutex_unlock(&l->lock);
-		if (wake)
-			lapic_wake(l);
-		break;
-	case DM_NMI:
-		if (v && vm->accel->vcpu_nmi)
-			vm->accel->vcpu_nmi(v);
-		break;
-	case DM_INIT:
-		/* A pending timer deadline is dropped by the callback's own check. */
-		pthread_mutex_lock(&l->lock);
-		lapic_regs_reset(l, false);
-		pthread_mutex_unlock(&l->lock);
-		if (v && vm->accel->vcpu_init_sipi)
-			vm->accel->vcpu_init_sipi(v, -1);
-		break;
-	case DM_SIPI:
-		if (v && vm->accel->vcpu_init_sipi)
-			vm->accel->vcpu_init_sipi(v, vector);
-		break;
-	default: /* SMI, remote read; ExtINT by message: the 8259 answers at LINT0 only */
-		break;
-	}
-}
-
-/* lapic_deliver() - to every LAPIC that matches. @except: index left out, or -1. No LAPIC lock
- * held. */
-static void lapic_deliver(struct lapic_set *s, uint32_t dest, bool logical, bool x2, unsigned mode,
-			  uint8_t vector, bool level, int except)
-{
-	unsigned first = mode == DM_LOWEST ? atomic_fetch_add(&s->lowest_next, 1) % s->n : 0;
-
-	for (unsigned i = 0; i < s->n; i++) {
-		struct lapic *l = &s->cpu[(first + i) % s->n];
-		bool match;
-
-		if ((int)l->index == except)
-			continue;
-		pthread_mutex_lock(&l->lock);
-		match = lapic_matches(l, dest, logical, x2);
-		if (mode == DM_LOWEST && !(l->svr & SVR_ENABLE))
-			match = false;
-		pthread_mutex_unlock(&l->lock);
-		if (!match)
-			continue;
-		lapic_deliver_one(l, mode, vector, level);
-		if (mode == DM_LOWEST)
-			return;
-	}
-}
-
-void lapic_msi(struct lapic_set *s, uint64_t addr, uint32_t data)
-{
-	unsigned mode = data >> 8 & 7;
-
-	if ((addr & 0xfff00000) != APIC_PAGE)
-		return;
-	if (mode == DM_SIPI || mode == DM_REMRD)
-		return; /* not allowed in a message */
-	lapic_deliver(s, addr >> 12 & 0xff, addr >> 2 & 1, false, mode, (uint8_t)data,
-		      data >> 15 & 1, -1);
-}
-
-/* ICR written; @l not locked. */
-static void lapic_send_ipi(struct lapic *l, uint32_t icr, uint32_t dest, bool x2)
-{
-	unsigned mode = icr >> 8 & 7, shorthand = icr >> 18 & 3;
-	uint8_t vector = (uint8_t)icr;
-	bool level = icr >> 15 & 1, assert = icr >> 14 & 1;
-	bool logical = icr >> 11 & 1;
-
-	if ((mode == DM_FIXED || mode == DM_LOWEST) && vector < 16) {
-		pthread_mutex_lock(&l->lock);
-		lapic_error(l, ESR_SEND_ILLEGAL);
-		pthread_mutex_unlock(&l->lock);
-		lapic_wake(l);
-		return;
-	}
-	if (mode == DM_INIT && level && !assert)
-		return; /* INIT level de-assert: arbitration ids only */
-	switch (shorthand) {
-	case 0:
-		lapic_deliver(l->set, dest, logical, x2, mode, vector, false, -1);
-		break;
-	case 1:
-		if (mode == DM_FIXED)
-			lapic_deliver_one(l, mode, vector, false);
-		break;
-	default: /* all including self, all but self */
-		lapic_deliver(l->set, 0xffffffff, false, true, mode, vector, false,
-			      shorthand == 3 || mode == DM_INIT || mode == DM_SIPI ? (int)l->index
-										   : -1);
-		break;
-	}
-}
-
 /* ---- what the accelerator asks ---- */
 
 int lapic_pending(struct lapic_set *s, unsigned cpu)
@@ -633,46 +284,6 @@ static void lapic_lvt_write(struct lapic *l, unsigned n, uint32_t val)
 	if (wake)
 		lapic_wake(l);
 }
-
-static void lapic_timer_init_write(struct lapic *l, uint32_t val)
-{
-	bool arm;
-
-	pthread_mutex_lock(&l->lock);
-	arm = LVT_MODE(l->lvt[LVT_TIMER]) != 2;
-	if (arm) {
-		uint64_t now = vm_now_ns(l->set->vm);
-
-		l->timer_init = val;
-		l->timer_start_ns = now;
-		lapic_timer_due(l, now);
-	}
-	pthread_mutex_unlock(&l->lock);
-	if (arm)
-		lapic_timer_arm_locking(l);
-}
-
-static void lapic_timer_div_write(struct lapic *l, uint32_t val)
-{
-	bool arm;
-
-	pthread_mutex_lock(&l->lock);
-	/* What is left of the count goes on at the new rate. */
-	arm = l->timer_due_ns && LVT_MODE(l->lvt[LVT_TIMER]) != 2 && l->timer_div != (val & 0xb);
-	if (arm) {
-		uint64_t now = vm_now_ns(l->set->vm);
-		uint32_t left = lapic_timer_current(l);
-
-		l->timer_div = val & 0xb;
-		l->timer_start_ns = now - (uint64_t)(l->timer_init - left) * lapic_divisor(l);
-		lapic_timer_due(l, now);
-	}
-	l->timer_div = val & 0xb;
-	pthread_mutex_unlock(&l->lock);
-	if (arm)
-		lapic_timer_arm_locking(l);
-}
-
 static void lapic_reg_write(struct lapic *l, unsigned reg, uint32_t val)
 {
 	uint32_t icr2;
@@ -780,22 +391,6 @@ static bool lapic_base_write(struct lapic *l, uint64_t val)
 	pthread_mutex_unlock(&l->lock);
 	return true;
 }
-
-static void lapic_tsc_deadline_write(struct lapic *l, uint64_t val)
-{
-	bool arm;
-
-	pthread_mutex_lock(&l->lock);
-	arm = LVT_MODE(l->lvt[LVT_TIMER]) == 2;
-	if (arm) {
-		l->tsc_deadline = val;
-		lapic_timer_due(l, 0);
-	}
-	pthread_mutex_unlock(&l->lock);
-	if (arm)
-		lapic_timer_arm_locking(l);
-}
-
 /* Which registers exist as MSRs, and how (SDM table 10-6). */
 static bool lapic_msr_readable(unsigned reg)
 {
