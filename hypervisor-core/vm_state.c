@@ -242,8 +242,30 @@ static int vm_load_section(struct vm *vm, const struct state_reader *r, struct x
 	return ret;
 }
 
+/* vm_in_flight() - vectors that @s's own LAPIC has accepted and the guest has not ended. */
+static void vm_in_flight(const struct x86_state *s, uint8_t flying[32])
+{
+	for (unsigned i = 0; s->has_lapic && i < 32; i++)
+		flying[i] |= s->lapic[0x100 + 16 * (i / 4) + i % 4] | /* ISR, then IRR */
+			     s->lapic[0x200 + 16 * (i / 4) + i % 4];
+}
+
+/* vm_end_lost() - an accelerator's LAPIC tells of the end of a level-triggered interrupt by an exit
+ * that may have been on its way when the vCPU was parked, and no state shows it. The pin would wait
+ * for ever. A vector that no LAPIC has any more was ended: say so; where the line is still up, the
+ * interrupt comes again. */
+static void vm_end_lost(struct vm *vm, const uint8_t flying[32])
+{
+	if (!(vm->accel->caps & ACCEL_HAS_LAPIC) || !vm->intc || !vm->intc->eoi)
+		return;
+	for (unsigned v = 16; v < 256; v++)
+		if (!(flying[v / 8] >> (v % 8) & 1))
+			vm->intc->eoi(vm->intc_opaque, (uint8_t)v);
+}
+
 int vm_load(struct vm *vm, const void *data, size_t len, struct err *e)
 {
+	uint8_t flying[32] = { 0 };
 	struct err own = { 0 };
 	struct state_reader r;
 	int ret;
@@ -265,7 +287,11 @@ int vm_load(struct vm *vm, const void *data, size_t len, struct err *e)
 		ret = vm_load_section(vm, &r, s, e);
 		if (ret < 0)
 			break;
+		if (strcmp(r.name, "vcpu") == 0)
+			vm_in_flight(s, flying);
 	}
+	if (ret == 0)
+		vm_end_lost(vm, flying);
 	free(s);
 	return ret;
 }

@@ -26,6 +26,7 @@ enum {
 	TAG_MP_STATE,
 	TAG_EVENTS,
 	TAG_LAPIC,
+	TAG_EXC_PAYLOAD, /* only where an exception has one */
 };
 
 #define SEG_BYTES 16u
@@ -232,6 +233,8 @@ void x86_state_save(const struct x86_state *s, struct state_writer *w)
 	memcpy(b, ev, NEVENTS);
 	put32(b + NEVENTS, s->exc_error);
 	state_put_bytes(w, TAG_EVENTS, b, NEVENTS + 4);
+	if (s->exc_has_payload)
+		state_put_u64(w, TAG_EXC_PAYLOAD, s->exc_payload);
 	if (s->has_lapic)
 		state_put_bytes(w, TAG_LAPIC, s->lapic, sizeof(s->lapic));
 }
@@ -323,8 +326,9 @@ static int x86_load_events(struct x86_state *s, const struct state_reader *r)
 		ret = state_get_u64(r, TAG_MP_STATE, &mp);
 	if (ret < 0)
 		return ret;
-	if (mp > X86_MP_HALTED)
+	if (mp > X86_MP_HALTED || b[0] > 2)
 		return -EBADMSG;
+	s->exc_has_payload = state_get_u64(r, TAG_EXC_PAYLOAD, &s->exc_payload) == 0;
 	s->mp_state = (enum x86_mp_state)mp;
 	uint8_t *const ev[NEVENTS - 1] = {
 		&s->exc_pending, &s->exc_nr,	 &s->exc_has_error, &s->intr_injected,

@@ -44,9 +44,11 @@ struct x86_state {
 	unsigned nmsrs;
 	struct x86_msr msr[X86_MSRS_MAX];
 	enum x86_mp_state mp_state;
-	/* events in flight */
-	uint8_t exc_pending, exc_nr, exc_has_error;
+	/* events in flight. exc_pending: 1 an exception is being delivered, 2 it is raised and its
+	 * payload (CR2 or DR6 bits, where exc_has_payload) is not in the registers yet */
+	uint8_t exc_pending, exc_nr, exc_has_error, exc_has_payload;
 	uint32_t exc_error;
+	uint64_t exc_payload;
 	uint8_t intr_injected, intr_nr, intr_soft, intr_shadow;
 	uint8_t nmi_injected, nmi_pending, nmi_masked;
 	uint8_t sipi_vector;

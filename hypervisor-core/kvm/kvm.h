@@ -25,7 +25,8 @@ struct kvm_route {
 struct kvm_vm {
 	int fd;
 	size_t run_bytes;
-	bool xcrs, debugregs, readonly_mem, user_msr;
+	bool xcrs, debugregs, readonly_mem, user_msr, exc_payload;
+	bool nested; /* the guest has VMX or SVM */
 	struct cpuid_table *supported;
 	unsigned nmsrs;
 	uint32_t msr[X86_MSRS_MAX];
@@ -65,6 +66,7 @@ static inline struct kvm_vcpu *kvm_vcpu_of(const struct vcpu *v)
 
 /* kvm_vm.c */
 int kvm_check(int kvm_fd, int cap);
+unsigned kvm_vcpus_max(int kvm_fd);
 int kvm_read_supported(int kvm_fd, struct cpuid_table *out);
 int kvm_slot_set(struct vm *vm, const struct mem_region *r, bool log, bool remove);
 /* kvm_probe.c */

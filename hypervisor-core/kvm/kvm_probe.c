@@ -205,10 +205,7 @@ int kvm_probe(int kvm_fd, bool measure, struct accel_probe *out)
 	out->nested = kvm_check(kvm_fd, KVM_CAP_NESTED_STATE) > 0;
 	out->dirty_ring = kvm_check(kvm_fd, KVM_CAP_DIRTY_LOG_RING_ACQ_REL) > 0;
 	out->sync_regs = kvm_check(kvm_fd, KVM_CAP_SYNC_REGS) > 0;
-	int most = kvm_check(kvm_fd, KVM_CAP_MAX_VCPUS);
-	out->vcpus_max = most <= 0			 ? 4
-			 : (unsigned)most > VM_VCPUS_MAX ? VM_VCPUS_MAX
-							 : (unsigned)most;
+	out->vcpus_max = kvm_vcpus_max(kvm_fd);
 	if (version != KVM_API_VERSION) {
 		snprintf(out->reason, sizeof(out->reason), "/dev/kvm speaks API version %d, not %d",
 			 version, KVM_API_VERSION);

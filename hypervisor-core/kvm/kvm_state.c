@@ -1,5 +1,7 @@
 /* kvm_state.c - a parked vCPU's state to and from KVM.
  *
+ * Order of reading: the run state first, because asking for it makes KVM act on an INIT or SIPI
+ * that waits, which changes everything else; then events, then registers.
  * Order of setting matters: CR and APIC base (SREGS) before the local APIC's registers, whose
  * layout depends on x2APIC mode; the local APIC before MSRs, because the TSC deadline is dropped
  * while its timer is not in that mode; events and the run state last. MSRs that this KVM does not
@@ -14,6 +16,9 @@
 #include "common/log.h"
 #include "common/overflow.h"
 #include "hypervisor-core/kvm/kvm.h"
+
+#define EFER_SVME (1u << 12)
+#define CR4_VMXE  (1u << 13)
 
 static struct kvm_msrs *kvm_msrs_new(void)
 {
@@ -236,9 +241,16 @@ static int kvm_get_events(int fd, struct x86_state *s)
 	struct kvm_vcpu_events ev = { 0 };
 	struct kvm_mp_state mp;
 
-	if (ioctl(fd, KVM_GET_VCPU_EVENTS, &ev) < 0 || ioctl(fd, KVM_GET_MP_STATE, &mp) < 0)
+	if (ioctl(fd, KVM_GET_MP_STATE, &mp) < 0 || ioctl(fd, KVM_GET_VCPU_EVENTS, &ev) < 0)
 		return -errno;
-	s->exc_pending = ev.exception.injected || ev.exception.pending;
+	/* pending is reported where payloads are; otherwise KVM has put it into injected and the
+	 * registers */
+	if (ev.exception.injected)
+		s->exc_pending = 1;
+	else if ((ev.flags & KVM_VCPUEVENT_VALID_PAYLOAD) && ev.exception.pending)
+		s->exc_pending = 2;
+	s->exc_has_payload = s->exc_pending == 2 && ev.exception_has_payload;
+	s->exc_payload = s->exc_has_payload ? ev.exception_payload : 0;
 	s->exc_nr = ev.exception.nr;
 	s->exc_has_error = ev.exception.has_error_code;
 	s->exc_error = ev.exception.error_code;
@@ -269,7 +281,7 @@ static int kvm_get_events(int fd, struct x86_state *s)
 	return 0;
 }
 
-static int kvm_set_events(int fd, const struct x86_state *s)
+static int kvm_set_events(const struct kvm_vm *kv, int fd, const struct x86_state *s)
 {
 	static const uint32_t mp_states[] = {
 		[X86_MP_RUNNABLE] = KVM_MP_STATE_RUNNABLE,
@@ -278,10 +290,13 @@ static int kvm_set_events(int fd, const struct x86_state *s)
 		[X86_MP_SIPI] = KVM_MP_STATE_SIPI_RECEIVED,
 		[X86_MP_HALTED] = KVM_MP_STATE_HALTED,
 	};
+	const bool raised = s->exc_pending == 2 && kv->exc_payload;
 	struct kvm_vcpu_events ev = {
 		.flags = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW |
-			 (s->sipi_vector ? KVM_VCPUEVENT_VALID_SIPI_VECTOR : 0),
-		.exception = { .injected = s->exc_pending,
+			 (s->sipi_vector ? KVM_VCPUEVENT_VALID_SIPI_VECTOR : 0) |
+			 (kv->exc_payload ? KVM_VCPUEVENT_VALID_PAYLOAD : 0),
+		.exception = { .injected = s->exc_pending && !raised,
+			       .pending = raised,
 			       .nr = s->exc_nr,
 			       .has_error_code = s->exc_has_error,
 			       .error_code = s->exc_error },
@@ -293,6 +308,8 @@ static int kvm_set_events(int fd, const struct x86_state *s)
 			 .pending = s->nmi_pending,
 			 .masked = s->nmi_masked },
 		.sipi_vector = s->sipi_vector,
+		.exception_has_payload = raised && s->exc_has_payload,
+		.exception_payload = raised ? s->exc_payload : 0,
 	};
 	struct kvm_mp_state mp = { .mp_state = mp_states[s->mp_state] };
 
@@ -318,10 +335,18 @@ int kvm_vcpu_get_state(struct vcpu *v, struct x86_state *s, struct err *e)
 	struct kvm_lapic_state lapic;
 
 	memset(s, 0, sizeof(*s));
+	ret = kvm_get_events(fd, s);
+	if (ret < 0)
+		return kvm_state_fail(v, e, "give", "pending events", ret);
 	ret = ioctl(fd, KVM_GET_REGS, &regs) < 0 ? -errno : kvm_get_sregs(fd, s);
 	if (ret < 0)
 		return kvm_state_fail(v, e, "give", what, ret);
 	kvm_regs_from(&regs, s);
+	if (kv->nested && ((s->efer & EFER_SVME) || (s->cr4 & CR4_VMXE)))
+		return err_set(e, ENOTSUP, "nested-state",
+			       "guest %s: it runs guests of its own, whose state cannot be saved; "
+			       "stop them first",
+			       v->vm->name);
 	what = "FPU";
 	ret = kvm_get_fpu(kv, fd, s);
 	if (ret == 0) {
@@ -339,10 +364,6 @@ int kvm_vcpu_get_state(struct vcpu *v, struct x86_state *s, struct err *e)
 		s->has_lapic = ret == 0;
 		memcpy(s->lapic, lapic.regs, sizeof(s->lapic));
 	}
-	if (ret == 0) {
-		what = "pending events";
-		ret = kvm_get_events(fd, s);
-	}
 	return ret < 0 ? kvm_state_fail(v, e, "give", what, ret) : 0;
 }
 
@@ -354,8 +375,13 @@ int kvm_vcpu_set_state(struct vcpu *v, const struct x86_state *s, struct err *e)
 	struct kvm_regs regs;
 	struct kvm_lapic_state lapic;
 	struct kvm_debugregs dr = { .dr6 = s->dr6, .dr7 = s->dr7 };
+	struct kvm_mp_state old;
 
 	kvm_vcpu_of(v)->completing = false;
+	/* what the last exit said of interrupts was said of another state */
+	kvm_vcpu_of(v)->run->ready_for_interrupt_injection = 0;
+	/* an INIT or SIPI still on its way is of the state that goes: let KVM take it now */
+	(void)ioctl(fd, KVM_GET_MP_STATE, &old);
 	int ret = kvm_set_sregs(fd, s);
 	if (ret == 0) {
 		what = "registers";
@@ -382,7 +408,7 @@ int kvm_vcpu_set_state(struct vcpu *v, const struct x86_state *s, struct err *e)
 	}
 	if (ret == 0) {
 		what = "pending events";
-		ret = kvm_set_events(fd, s);
+		ret = kvm_set_events(kv, fd, s);
 	}
 	return ret < 0 ? kvm_state_fail(v, e, "take", what, ret) : 0;
 }

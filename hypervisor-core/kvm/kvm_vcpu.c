@@ -51,6 +51,11 @@ static int kvm_set_cpuid(struct vcpu *v)
 
 	if (!c)
 		return -ENOMEM;
+	const struct cpuid_entry *intel = cpuid_find(&t, 1, 0),
+				 *amd = cpuid_find(&t, 0x80000001, 0);
+
+	kvm_vm_of(v->vm)->nested =
+	    (intel && (intel->ecx & 1u << 5)) || (amd && (amd->ecx & 1u << 2));
 	cpuid_for_vcpu(&t, v->index);
 	c->nent = t.n;
 	for (unsigned i = 0; i < t.n; i++)
@@ -151,29 +156,64 @@ int kvm_vcpu_nmi(struct vcpu *v)
 	return ioctl(kvm_vcpu_of(v)->fd, KVM_NMI, 0) < 0 ? -errno : 0;
 }
 
+/* kvm_pic_queue() - what KVM_INTERRUPT queues is shown by no ioctl and would be lost in a save. So
+ * the vector is put where GET_VCPU_EVENTS sees it: allowed at an instruction boundary with
+ * interrupts on and nothing half injected, which is what "ready" means. A guest with guests of its
+ * own is the exception: there the event would reach the inner guest, and such a guest is not saved.
+ */
+static int kvm_pic_queue(struct vcpu *v, int vector)
+{
+	int fd = kvm_vcpu_of(v)->fd;
+	struct kvm_vcpu_events ev;
+	struct kvm_mp_state mp;
+
+	if (kvm_vm_of(v->vm)->nested) {
+		struct kvm_interrupt k = { .irq = (uint32_t)vector };
+
+		return ioctl(fd, KVM_INTERRUPT, &k) < 0 ? -errno : 0;
+	}
+	if (ioctl(fd, KVM_GET_VCPU_EVENTS, &ev) < 0)
+		return -errno;
+	ev.flags = 0; /* an NMI that comes in meanwhile stays */
+	ev.interrupt.injected = 1;
+	ev.interrupt.nr = (uint8_t)vector;
+	ev.interrupt.soft = 0;
+	if (ioctl(fd, KVM_SET_VCPU_EVENTS, &ev) < 0 || ioctl(fd, KVM_GET_MP_STATE, &mp) < 0)
+		return -errno;
+	if (mp.mp_state != KVM_MP_STATE_HALTED)
+		return 0;
+	mp.mp_state = KVM_MP_STATE_RUNNABLE;
+	return ioctl(fd, KVM_SET_MP_STATE, &mp) < 0 ? -errno : 0;
+}
+
 /* kvm_pic_sync() - hand vCPU 0 a vector of the 8259 pair when it can take one, else ask to be told.
- * KVM says "ready" only where its local APIC lets ExtINT through. */
-static void kvm_pic_sync(struct vcpu *v)
+ * KVM says "ready" only where its local APIC lets ExtINT through. Return: false where an I/O
+ * instruction must be completed first. */
+static bool kvm_pic_sync(struct vcpu *v)
 {
 	struct vm *vm = v->vm;
 	struct kvm_run *run = kvm_vcpu_of(v)->run;
 
 	run->request_interrupt_window = 0;
 	if (!vm->intc || !vm->intc->pic_pending || !vm->intc->pic_pending(vm->intc_opaque))
-		return;
+		return true;
+	if (kvm_vcpu_of(v)->completing)
+		return false;
 	if (!run->ready_for_interrupt_injection) {
 		run->request_interrupt_window = 1;
-		return;
+		return true;
 	}
 	int vector = vm->intc->pic_ack(vm->intc_opaque);
 	if (vector < 0)
-		return;
-	struct kvm_interrupt k = { .irq = (uint32_t)vector };
-	if (ioctl(kvm_vcpu_of(v)->fd, KVM_INTERRUPT, &k) < 0)
-		log_debug("vCPU %u: KVM_INTERRUPT %d: %s", v->index, vector, strerror(errno));
+		return true;
+	int ret = kvm_pic_queue(v, vector);
+	if (ret < 0)
+		log_warn("vCPU %u: KVM does not take vector %d: %s", v->index, vector,
+			 strerror(-ret));
 	run->ready_for_interrupt_injection = 0;
 	/* more behind it: come back once this one is in */
 	run->request_interrupt_window = vm->intc->pic_pending(vm->intc_opaque);
+	return true;
 }
 
 static void kvm_signal_open(struct kvm_vcpu *kc)
@@ -222,8 +262,8 @@ enum vcpu_exit kvm_vcpu_run(struct vcpu *v)
 		} else {
 			if (req & VCPU_REQ_INTR)
 				atomic_fetch_and(&v->requests, ~(unsigned)VCPU_REQ_INTR);
-			if (v->index == 0)
-				kvm_pic_sync(v);
+			if (v->index == 0 && !kvm_pic_sync(v))
+				__atomic_store_n(&kc->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
 			kvm_routes_flush(v->vm);
 		}
 		int ret = kvm_enter(kc);

@@ -52,6 +52,22 @@ static bool kvm_host_misses_xsetbv(void)
 	return !strcmp(name, "TCGTCGTCGTCG");
 }
 
+/* How many vCPUs a VM may have here: a guest's, each with an APIC id of its own (KVM's ids may end
+ * sooner). */
+unsigned kvm_vcpus_max(int kvm_fd)
+{
+	int most = kvm_check(kvm_fd, KVM_CAP_MAX_VCPUS);
+	int ids = kvm_check(kvm_fd, KVM_CAP_MAX_VCPU_ID);
+
+	if (most <= 0)
+		most = kvm_check(kvm_fd, KVM_CAP_NR_VCPUS);
+	if (most <= 0)
+		most = 4; /* what the API promises where it says nothing */
+	if (ids > 0 && ids < most)
+		most = ids;
+	return MIN((unsigned)most, VM_VCPUS_MAX);
+}
+
 int kvm_read_supported(int kvm_fd, struct cpuid_table *out)
 {
 	const bool no_xsave = kvm_host_misses_xsetbv();
@@ -135,7 +151,7 @@ static void kvm_vm_options(struct kvm_vm *kv, int kvm_fd, const struct accel_con
 		kv->user_msr = kvm_enable(kv->fd, KVM_CAP_X86_USER_SPACE_MSR,
 					  KVM_MSR_EXIT_REASON_UNKNOWN) == 0;
 	if (kvm_check(kvm_fd, KVM_CAP_EXCEPTION_PAYLOAD))
-		(void)kvm_enable(kv->fd, KVM_CAP_EXCEPTION_PAYLOAD, 0);
+		kv->exc_payload = kvm_enable(kv->fd, KVM_CAP_EXCEPTION_PAYLOAD, 1) == 0;
 	int most = kvm_check(kvm_fd, KVM_CAP_DIRTY_LOG_RING_ACQ_REL);
 	if (cfg->dirty_ring && most >= (int)KVM_RING_BYTES &&
 	    kvm_enable(kv->fd, KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_RING_BYTES) == 0)
@@ -170,6 +186,14 @@ static int kvm_vm_init(struct vm *vm, const struct accel_config *cfg, struct err
 			return err_set(e, ENOTSUP, "kvm-too-old",
 				       "guest %s: this kernel's KVM lacks %s", vm->name,
 				       need[i].what);
+	unsigned most = kvm_vcpus_max(cfg->kvm_fd);
+	if (cfg->vcpus > most) {
+		err_set(e, ENOTSUP, "kvm-too-many-vcpus",
+			"guest %s: %u vCPUs asked, this host's KVM allows %u", vm->name, cfg->vcpus,
+			most);
+		err_hint(e, "give it at most %u vCPUs, or use --accel soft", most);
+		return -ENOTSUP;
+	}
 	struct kvm_vm *kv = calloc(1, sizeof(*kv));
 	int ret = kv ? 0 : -ENOMEM;
 	if (kv) {

@@ -68,6 +68,8 @@ static void every_field_survives_save_and_load(void **state)
 	a->nmsrs = X86_MSRS_MAX;
 	a->mp_state = X86_MP_HALTED;
 	a->has_lapic = 1;
+	a->exc_pending = 2;
+	a->exc_has_payload = 1;
 	assert_int_equal(there_and_back(a, b), 0);
 	assert_memory_equal(a->gpr, b->gpr, sizeof(a->gpr));
 	assert_int_equal(a->rip, b->rip);
@@ -86,6 +88,9 @@ static void every_field_survives_save_and_load(void **state)
 		assert_int_equal(a->msr[i].value, b->msr[i].value);
 	}
 	assert_int_equal(a->exc_error, b->exc_error);
+	assert_int_equal(b->exc_pending, 2);
+	assert_int_equal(b->exc_has_payload, 1);
+	assert_int_equal(a->exc_payload, b->exc_payload);
 	assert_int_equal(a->intr_shadow, b->intr_shadow);
 	assert_int_equal(a->nmi_masked, b->nmi_masked);
 	assert_int_equal(a->sipi_vector, b->sipi_vector);
@@ -103,6 +108,9 @@ static void missing_fields_and_wild_values_are_refused(void **state)
 
 	x86_state_reset(a, 0);
 	a->mp_state = (enum x86_mp_state)77;
+	assert_int_equal(there_and_back(a, b), -EBADMSG);
+	x86_state_reset(a, 0);
+	a->exc_pending = 3;
 	assert_int_equal(there_and_back(a, b), -EBADMSG);
 	x86_state_reset(a, 0);
 	a->xsave_len = 100;
