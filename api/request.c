@@ -462,7 +462,7 @@ static void handle_logs(struct conn *c)
 
 static void export_done(struct conn *c, struct pending *p)
 {
-	source_done(c, p, "application/octet-stream", false, 0);
+	source_done(c, p, "application/octet-stream", false, -1);
 }
 
 static void handle_export(struct conn *c)

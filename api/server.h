@@ -235,8 +235,8 @@ void sse_tick(struct api *a);
 void sse_free(struct conn *c);
 
 /* ---- source.c: a file to the client ---- */
-void source_start(struct conn *c, int fd, const char *type, bool follow,
-		  long tail_lines); /* takes fd */
+/* takes fd. @tail_lines: the last lines of a log, 0 all that it kept; -1 no log, but a file as it is */
+void source_start(struct conn *c, int fd, const char *type, bool follow, long tail_lines);
 void source_writable(struct conn *c);
 void source_free(struct conn *c);
 

@@ -133,6 +133,12 @@ void source_start(struct conn *c, int fd, const char *type, bool follow, long ta
 		return;
 	}
 	*s = (struct source){ .c = c, .fd = fd, .follow = follow, .end = (uint64_t)st.st_size };
+	/* what a log has let go of is a hole at its start */
+	if (tail_lines >= 0) {
+		off_t data = lseek(fd, 0, SEEK_DATA);
+
+		s->off = data > 0 ? (uint64_t)data : 0;
+	}
 	if (tail_lines > 0)
 		s->off = source_tail(fd, s->end, tail_lines);
 	loop_timer_init(c->api->loop, &s->timer, source_poll, s);

@@ -122,6 +122,7 @@ BODY(wait_query);
 static const struct schema_field logs_query_fields[] = {
 	{ .name = "tail", .type = ST_INT, .flags = C, .min = 1, .max = 1000000, .cli = "tail", .help = "only the last lines" },
 	{ .name = "follow", .type = ST_BOOL, .flags = C, .cli = "follow", .help = "go on as it grows" },
+	{ .name = "port", .type = ST_STRING, .flags = C, .format = "name", .max = 31, .cli = "port", .help = "a port of the kind log, as serial0; process: what its process says (default: the first such port)" },
 	{ 0 },
 };
 BODY(logs_query);

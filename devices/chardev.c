@@ -22,6 +22,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "common/cleanup.h"
@@ -36,6 +37,7 @@
 #define RING_MAX     (1u << 20)
 #define READ_CHUNK   512u
 #define CONSOLES_MAX 64u
+#define LOG_TRIM     (1u << 20)
 
 enum sink_kind { SINK_STREAM, SINK_FILE, SINK_LISTEN };
 
@@ -49,6 +51,9 @@ struct chardev_sink {
 	bool main;		     /* the configured far side, not a console */
 	bool read_only, input_waits; /* bytes are there, the guest had no room */
 	bool is_socket;
+	bool bounded;	   /* a log: only its end is kept */
+	uint64_t file_end; /* of a log: where it ends, and up to where it is a hole */
+	uint64_t hole_end;
 };
 
 struct chardev {
@@ -145,6 +150,22 @@ static void chardev_grow(struct chardev *c, size_t len)
 	c->size = size;
 }
 
+/* @len bytes more are in the log. Let go of what is too old, a good piece at a time; where the file
+ * system makes no holes, start anew instead. */
+static void chardev_log_trim(struct chardev_sink *s, uint64_t len)
+{
+	uint64_t keep_from;
+
+	s->file_end += len;
+	if (s->file_end - s->hole_end < CHARDEV_LOG_KEEP + LOG_TRIM)
+		return;
+	keep_from = ALIGN_DOWN(s->file_end - CHARDEV_LOG_KEEP, 4096u);
+	if (fallocate(s->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)keep_from) == 0)
+		s->hole_end = keep_from;
+	else if (ftruncate(s->fd, 0) == 0)
+		s->file_end = s->hole_end = 0;
+}
+
 /* Write what @s has not seen. False: the sink is gone. */
 static bool chardev_sink_flush(struct chardev_sink *s)
 {
@@ -178,6 +199,8 @@ static bool chardev_sink_flush(struct chardev_sink *s)
 			return false;
 		}
 		s->pos += (uint64_t)n;
+		if (s->bounded)
+			chardev_log_trim(s, (uint64_t)n);
 	}
 	return true;
 }
@@ -402,15 +425,24 @@ static int chardev_far_side(struct chardev *c, const struct chardev_config *cfg,
 {
 	static const enum sink_kind kinds[] = { [CHARDEV_STREAM] = SINK_STREAM,
 						[CHARDEV_LISTEN] = SINK_LISTEN,
-						[CHARDEV_FILE] = SINK_FILE };
+						[CHARDEV_FILE] = SINK_FILE,
+						[CHARDEV_LOG] = SINK_FILE };
+	struct chardev_sink *s;
+	struct stat st;
 	int ret;
 
 	if (cfg->kind == CHARDEV_NULL)
 		return 0;
-	ret = chardev_sink_add(c, cfg->fd, kinds[cfg->kind], true, false, NULL);
+	ret = chardev_sink_add(c, cfg->fd, kinds[cfg->kind], true, false, &s);
 	if (ret)
 		return err_set(e, -ret, "port-failed", "port %s: its far side cannot be used: %s",
 			       c->id, strerror(-ret));
+	if (cfg->kind == CHARDEV_LOG && fstat(s->fd, &st) == 0) {
+		s->bounded = true;
+		s->file_end = (uint64_t)st.st_size;
+		/* the last boot's holes: what is allocated is what is kept */
+		s->hole_end = s->file_end - MIN(s->file_end, (uint64_t)st.st_blocks * 512);
+	}
 	return 0;
 }
 

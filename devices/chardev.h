@@ -5,6 +5,8 @@
  * a file, or nothing. Besides that one redirection, any number of consoles may attach and detach at
  * run time (chardev_attach); each new one first gets the scrollback. Output never blocks the guest:
  * what the far side does not take within the ring is dropped and counted, except for files.
+ * A log is a file of its own making: appended to, and of all that was ever written only the last
+ * CHARDEV_LOG_KEEP bytes stay on the host; what is older becomes a hole, so that offsets stay.
  * Locking: owner's callbacks run on the main loop with the machine lock held; chardev_write() is
  * called with it held. Trust: bytes from the far side are data for the guest only.
  */
@@ -20,7 +22,15 @@
 struct vm;
 struct chardev;
 
-enum chardev_kind { CHARDEV_NULL, CHARDEV_STREAM, CHARDEV_LISTEN, CHARDEV_FILE };
+enum chardev_kind {
+	CHARDEV_NULL,
+	CHARDEV_STREAM,
+	CHARDEV_LISTEN,
+	CHARDEV_FILE,
+	CHARDEV_LOG,
+};
+
+#define CHARDEV_LOG_KEEP (8u << 20)
 
 struct chardev_config {
 	enum chardev_kind kind;

@@ -8,7 +8,7 @@ launch() { $VMCTL launch "$@" --accel soft --memory 64M --kernel "$T/idle" --ser
 
 check "launch" launch a >"$T/out" 2>&1
 [ "$(state_of a)" = running ] || fail "a runs"
-until_true 5 grep -aq idle "$RUN"/serial/*.log || fail "the guest's output is in its log"
+until_true 5 grep -aq idle "$STATE"/logs/*.serial0.log || fail "the guest's output is in its log"
 launch a >"$T/out" 2>&1 && fail "a second guest of the same name is refused"
 [ $? -eq 0 ] || grep -q 'a' "$T/out" || fail "the refusal names the guest: $(cat "$T/out")"
 check "pause" $VMCTL pause a >/dev/null 2>&1

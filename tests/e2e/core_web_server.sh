@@ -14,8 +14,8 @@ truncate -s 32M "$T/site.raw"
 check "image import" $VMCTL image import "$T/site.raw" site --format raw >/dev/null 2>&1
 check "launch" $VMCTL launch web --accel soft --memory 192M --kernel "$kernels/cloud/vmlinuz" --initrd "$T/initrd" --image site --net lan \
 	--cmdline 'console=ttyS0 quiet cryptomgr.notests=1 do=page' --serial log >/dev/null 2>&1
-until_true 60 grep -aq GUEST-SERVES "$RUN"/serial/*.log || { tail -5 "$RUN"/serial/*.log; fail "the guest serves within 60 s"; }
-ip=$(sed -n 's/.*GUEST-IP \([0-9.]*\).*/\1/p' "$RUN"/serial/*.log | head -1)
+until_true 60 grep -aq GUEST-SERVES "$STATE"/logs/*.serial0.log || { tail -5 "$STATE"/logs/*.serial0.log; fail "the guest serves within 60 s"; }
+ip=$(sed -n 's/.*GUEST-IP \([0-9.]*\).*/\1/p' "$STATE"/logs/*.serial0.log | head -1)
 [ -n "$ip" ] || fail "the guest got an address by DHCP"
 want=$($VMCTL -o json info web | jq -r '.nics[0].ip')
 [ "$ip" = "$want" ] || fail "the address is the one on record: $ip, $want"

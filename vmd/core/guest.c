@@ -261,7 +261,7 @@ void guest_exited(struct core *c, const char *uuid, pid_t pid, int status)
 	struct guest *g = o ? o->mem : NULL;
 	char how[128];
 
-	if (!g || (g->pid && pid && g->pid != pid))
+	if (!g)
 		return;
 	if (WIFSIGNALED(status))
 		snprintf(how, sizeof(how), "its process was killed by signal %d (%s)",
@@ -275,6 +275,9 @@ void guest_exited(struct core *c, const char *uuid, pid_t pid, int status)
 		obj_put(c, o, PUT_FACT);
 		return;
 	}
+	/* late news of the process before this one, which its pidfd told of: a start may be under way */
+	if (pid && g->pid != pid)
+		return;
 	guest_gone(g, how, !WIFEXITED(status) || WEXITSTATUS(status) != 0);
 }
 

@@ -27,7 +27,7 @@ static const struct {
 	unsigned chardev;
 } port_kinds[] = {
 	{ "null", "null", NULL, CHARDEV_NULL },
-	{ "log", "log", NULL, CHARDEV_FILE },
+	{ "log", "log", NULL, CHARDEV_LOG },
 	{ "pty", "pty", NULL, CHARDEV_STREAM },
 	{ "file", "file", NULL, CHARDEV_FILE },
 	{ "tty", "tty", NULL, CHARDEV_STREAM },
@@ -603,8 +603,15 @@ static int delete_prepare(struct op *op, struct err *e)
 	return 0;
 }
 
+static void guest_forgotten(void *arg, enum call_event ev, struct wire_buf *b, const struct err *e)
+{
+	if (ev != CALL_ITEM && e)
+		log_warn("a removed guest's logs stay: %s", e->detail);
+}
+
 static void delete_run(struct op *op)
 {
+	struct msg_p_guest_forget forget = { 0 };
 	struct core *c = op->c;
 	struct obj *o = op->target;
 	struct guest *g = o->mem;
@@ -653,6 +660,8 @@ static void delete_run(struct op *op)
 			req_fail(r, &e, NULL, NULL);
 		}
 	}
+	snprintf(forget.uuid, sizeof(forget.uuid), "%.36s", o->id);
+	peer_call(c->priv, MSG_p_guest_forget, &forget, 0, 10000, guest_forgotten, NULL);
 	guest_detach(o);
 	obj_del(c, o, PUT_FACT);
 	op->target = NULL;
@@ -830,6 +839,39 @@ static void guest_fd_done(void *arg, enum call_event ev, struct wire_buf *b, con
 	msg_result_close(&m);
 }
 
+/* which log is meant: a port that keeps one, the first such unless @want says, else the process's own */
+static int logs_port(struct obj *o, const char *want, char port[32], struct err *e)
+{
+	static const char *const keys[] = { "serials", "consoles" }, *const names[] = { "serial",
+											"console" };
+	const json_t *p;
+	size_t i;
+
+	*port = '\0';
+	if (want && !strcmp(want, "process"))
+		return 0;
+	for (unsigned k = 0; k < 2; k++)
+		json_array_foreach(json_object_get(o->doc, keys[k]), i, p)
+		{
+			char name[32];
+
+			snprintf(name, sizeof(name), "%s%zu", names[k], i);
+			if (strcmp(json_is_string(p) ? json_string_value(p)
+						     : jstr_or(p, "spec", ""),
+				   "log") ||
+			    (want && strcmp(want, name)))
+				continue;
+			memcpy(port, name, sizeof(name));
+			return 0;
+		}
+	if (!want)
+		return 0;
+	err_set(e, ENOENT, "no-such-log", "guest \"%s\" has no port \"%s\" of the kind log",
+		o->name, want);
+	err_hint(e, "vmctl logs %s --port process", o->name);
+	return -ENOENT;
+}
+
 int route_guest_logs(struct core *c, struct req *r, struct err *e)
 {
 	struct obj *o = guest_find(c, r->name, e);
@@ -838,6 +880,8 @@ int route_guest_logs(struct core *c, struct req *r, struct err *e)
 	if (!o)
 		return -ENOENT;
 	snprintf(m.uuid, sizeof(m.uuid), "%.36s", o->id);
+	if (logs_port(o, jstr(r->query, "port"), m.port, e) < 0)
+		return -e->num;
 	peer_call(c->priv, MSG_p_log_open, &m, 0, 10000, guest_fd_done, r);
 	return 0;
 }

@@ -326,6 +326,7 @@ static int start_port(struct start *s, const char *spec, unsigned index, bool co
 	snprintf(m.kind, sizeof(m.kind), "%s", n->spec.kind);
 	snprintf(m.path, sizeof(m.path), "%.255s", n->spec.target);
 	snprintf(m.uuid, sizeof(m.uuid), "%.36s", s->g->o->id);
+	snprintf(m.port, sizeof(m.port), "%s%u", console ? "console" : "serial", index);
 	m.append = n->spec.append;
 	return need_ask(n, MSG_p_chardev_open, &m) < 0
 		   ? err_set(e, ENOMEM, "no-memory", "no memory")

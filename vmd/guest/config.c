@@ -237,7 +237,7 @@ int guest_config_port(struct guest *g, struct msg_g_port *m, struct err *e)
 	if (*n == max)
 		return err_set(e, E2BIG, "too-many-ports", "guest %s: more than %u %s ports",
 			       g->name, max, m->bus ? "console" : "serial");
-	if (m->kind > CHARDEV_FILE || (m->kind != CHARDEV_NULL && m->fd < 0))
+	if (m->kind > CHARDEV_LOG || (m->kind != CHARDEV_NULL && m->fd < 0))
 		return err_set(e, EINVAL, "bad-port",
 			       "port %s: unknown kind, or it came without its descriptor", m->name);
 	p = m->bus ? &c->consoles[(*n)++] : &c->serials[(*n)++];

@@ -282,7 +282,7 @@ int guest_port_replace(struct guest *g, struct msg_g_port_replace *m, struct err
 	struct chardev_config cfg = { .kind = (enum chardev_kind)m->kind, .fd = m->fd };
 	int r;
 
-	if (!c || m->kind > CHARDEV_FILE)
+	if (!c || m->kind > CHARDEV_LOG)
 		return err_set(e, ENOENT, "port-not-found",
 			       "guest %s has no port \"%s\", or its new kind is unknown", g->name,
 			       m->port);

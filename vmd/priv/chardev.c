@@ -97,12 +97,6 @@ static int chardev_pty(struct priv *p, const struct msg_p_chardev_open *m, struc
 static int chardev_file(struct priv *p, const struct msg_p_chardev_open *m, bool tty, struct err *e)
 {
 	char leaf[128];
-	struct msg_p_chardev_open named = *m;
-
-	/* "log" needs no name: it is the guest's own */
-	if (!*m->path && !strcmp(m->kind, "log") && uuid_valid(m->uuid))
-		snprintf(named.path, sizeof(named.path), "%s.log", m->uuid);
-	m = &named;
 	_cleanup_close_ int dir = chardev_dir(p, m, leaf, e);
 	struct stat st;
 
@@ -226,6 +220,17 @@ static int chardev_tcp(struct priv *p, const struct msg_p_chardev_open *m, bool 
 	return 0;
 }
 
+/* "log" needs no name: it is the guest's own, and outlives its process */
+static int chardev_log(struct priv *p, const struct msg_p_chardev_open *m, struct err *e)
+{
+	_cleanup_close_ int fd = guest_log_port_fd(p, m->uuid, m->port, true);
+
+	if (fd < 0)
+		return chardev_bad(e, m, -fd);
+	priv_result(p, m->msg_id, 0, fd, -1, m->port);
+	return 0;
+}
+
 int chardev_open(struct priv *p, const struct msg_p_chardev_open *m, struct err *e)
 {
 	static const char *const kinds[] = { "pty",	   "file",	  "log",
@@ -234,7 +239,9 @@ int chardev_open(struct priv *p, const struct msg_p_chardev_open *m, struct err 
 
 	if (!strcmp(m->kind, "pty"))
 		return chardev_pty(p, m, e);
-	if (!strcmp(m->kind, "file") || !strcmp(m->kind, "log"))
+	if (!strcmp(m->kind, "log"))
+		return chardev_log(p, m, e);
+	if (!strcmp(m->kind, "file"))
 		return chardev_file(p, m, false, e);
 	if (!strcmp(m->kind, "tty"))
 		return chardev_file(p, m, true, e);

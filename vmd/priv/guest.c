@@ -597,11 +597,22 @@ int guests_log_open(struct priv *p, const struct msg_p_log_open *m, struct err *
 {
 	if (!uuid_valid(m->uuid))
 		return err_set(e, EINVAL, "bad-uuid", "\"%.36s\" is not a UUID", m->uuid);
-	_cleanup_close_ int fd = guest_log_read_fd(p, m->uuid);
+	_cleanup_close_ int fd = guest_log_port_fd(p, m->uuid, m->port, false);
 
 	if (fd < 0)
 		return err_set(e, -fd, "no-log", "guest %s has no log: %s", m->uuid, strerror(-fd));
 	priv_result(p, m->msg_id, 0, fd, -1, NULL);
+	return 0;
+}
+
+int guests_forget(struct priv *p, const struct msg_p_guest_forget *m, struct err *e)
+{
+	if (!uuid_valid(m->uuid))
+		return err_set(e, EINVAL, "bad-uuid", "\"%.36s\" is not a UUID", m->uuid);
+	if (guest_find(p, m->uuid))
+		return err_set(e, EBUSY, "guest-runs", "guest %s still runs", m->uuid);
+	guest_log_forget(p, m->uuid);
+	priv_ok(p, m->msg_id);
 	return 0;
 }
 

@@ -4,6 +4,7 @@
  * disk. The fifo has a name, so that a daemon after this one reads on where this one stopped. The
  * file is turned over at guest_log_bytes.
  */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -158,15 +159,38 @@ void guest_log_free(struct guest_log *g)
 	free(g);
 }
 
-int guest_log_read_fd(struct priv *p, const char *uuid)
+int guest_log_port_fd(struct priv *p, const char *uuid, const char *port, bool write)
 {
 	_cleanup_close_ int dir = guest_log_dir(p);
-	char name[64];
+	char name[80];
 	int fd;
 
 	if (dir < 0)
 		return -errno;
-	snprintf(name, sizeof(name), "%s.log", uuid);
-	fd = openat(dir, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+	if (!uuid_valid(uuid) || (*port && !path_leaf_ok(port)))
+		return -EINVAL;
+	snprintf(name, sizeof(name), "%s%s%s.log", uuid, *port ? "." : "", port);
+	fd = openat(dir, name,
+		    (write ? O_WRONLY | O_APPEND | O_CREAT | O_NONBLOCK : O_RDONLY) | O_CLOEXEC |
+			O_NOFOLLOW,
+		    0600);
 	return fd < 0 ? -errno : fd;
+}
+
+int guest_log_forget(struct priv *p, const char *uuid)
+{
+	int dir = guest_log_dir(p);
+	DIR *d = dir < 0 ? NULL : fdopendir(dir);
+	size_t n = strlen(uuid);
+	struct dirent *de;
+
+	if (!d) {
+		close_fd(&dir);
+		return -errno;
+	}
+	while ((de = readdir(d)))
+		if (!strncmp(de->d_name, uuid, n) && de->d_name[n] == '.')
+			unlinkat(dirfd(d), de->d_name, 0);
+	closedir(d);
+	return 0;
 }

@@ -158,6 +158,7 @@ static void priv_core_request(struct priv *p, struct wire_buf *b)
 		PRIV_CASE(p_guest_usage, guests_usage(p, &m, &e))
 		PRIV_CASE(p_guest_limit, guests_limit(p, &m, &e))
 		PRIV_CASE(p_log_open, guests_log_open(p, &m, &e))
+		PRIV_CASE(p_guest_forget, guests_forget(p, &m, &e))
 		PRIV_CASE(p_image_spawn, guests_image_spawn(p, &m, &e))
 		PRIV_CASE(p_host_probe, probe_host(p, &m, &e))
 	default:

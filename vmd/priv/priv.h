@@ -105,6 +105,7 @@ int guests_adopt(struct priv *p, uint32_t id, struct err *e);
 int guests_usage(struct priv *p, const struct msg_p_guest_usage *m, struct err *e);
 int guests_limit(struct priv *p, const struct msg_p_guest_limit *m, struct err *e);
 int guests_log_open(struct priv *p, const struct msg_p_log_open *m, struct err *e);
+int guests_forget(struct priv *p, const struct msg_p_guest_forget *m, struct err *e);
 int guests_image_spawn(struct priv *p, const struct msg_p_image_spawn *m, struct err *e);
 
 struct guest_log; /* fifo → bounded, rate-limited file */
@@ -113,7 +114,9 @@ struct guest_log; /* fifo → bounded, rate-limited file */
 struct guest_log *guest_log_new(struct priv *p, int dir_fd, const char *uuid, int *write_fd,
 				struct err *e);
 void guest_log_free(struct guest_log *g);
-int guest_log_read_fd(struct priv *p, const char *uuid); /* the file, read-only, or -errno */
+/* guest_log_port_fd() - the log of @port, "" the process's own; to append to, or to read. fd, -errno. */
+int guest_log_port_fd(struct priv *p, const char *uuid, const char *port, bool write);
+int guest_log_forget(struct priv *p, const char *uuid); /* all logs of a guest go */
 
 /* ---- cgroup.c ---- */
 struct cgroup_limits {
