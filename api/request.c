@@ -278,6 +278,16 @@ static bool request_check_headers(struct conn *c)
 	return true;
 }
 
+/* what a body must look like; NULL: none is taken. A verb without members takes {}, which HTTP libraries
+ * like to send with a POST */
+static const struct schema_object *request_shape(const struct schema_route *r)
+{
+	static const struct schema_field none[] = { { 0 } };
+	static const struct schema_object empty = { "body", NULL, NULL, none, NULL };
+
+	return r->body || strcmp(r->method, "POST") ? r->body : &empty;
+}
+
 /* a body: only where one is taken, only JSON, only so large */
 static bool request_check_body(struct conn *c)
 {
@@ -293,7 +303,7 @@ static bool request_check_body(struct conn *c)
 		conn_refuse(c, 413, "body-too-large", NULL, "the body is larger than 1 MiB");
 		return false;
 	}
-	if (!c->route->body) {
+	if (!request_shape(c->route)) {
 		c->keep = false;
 		conn_refuse(c, 400, "unexpected-body", NULL, "this request takes no body");
 		return false;
@@ -362,13 +372,14 @@ uint64_t request_wait_ms(const struct conn *c)
 void request_complete(struct conn *c)
 {
 	c->deadline_ns = 0;
-	if (c->route->body) {
-		enum validate_mode mode = !strcmp(c->req.method, "PATCH")	 ? VALIDATE_PATCH
-					  : c->route->body == c->route->resource ? VALIDATE_CREATE
-										 : VALIDATE_BODY;
+	if (c->route->body || c->body_len) {
+		const struct schema_object *shape = request_shape(c->route);
+		enum validate_mode mode = !strcmp(c->req.method, "PATCH") ? VALIDATE_PATCH
+					  : shape == c->route->resource	  ? VALIDATE_CREATE
+									  : VALIDATE_BODY;
 		char field[VALIDATE_FIELD_LEN];
 		struct err e = { 0 };
-		json_t *j = validate_body(c->body, c->body_len, c->route->body, mode, &e, field);
+		json_t *j = validate_body(c->body, c->body_len, shape, mode, &e, field);
 
 		if (!j) {
 			char detail[540];
