@@ -7,8 +7,6 @@
 #include "api/api.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <grp.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,7 +23,6 @@
 
 #define API_CONNS     4096
 #define API_FDS_SPARE 128
-#define API_PEM_MAX   (1u << 20)
 
 /* ---- settings ---- */
 
@@ -48,15 +45,16 @@ static bool api_setting(const char *settings, const char *key, char *out, size_t
 	return false;
 }
 
-static gid_t api_group(const char *settings, const char *key, const char *dflt)
+/* a group's number, as priv looked it up; none: (gid_t)-1 */
+static gid_t api_group(const char *settings, const char *key)
 {
-	char name[64];
-	struct group *g;
+	char number[16], *end;
+	unsigned long gid;
 
-	if (!api_setting(settings, key, name, sizeof(name)))
-		snprintf(name, sizeof(name), "%s", dflt);
-	g = getgrnam(name);
-	return g ? g->gr_gid : (gid_t)-1;
+	if (!api_setting(settings, key, number, sizeof(number)))
+		return (gid_t)-1;
+	gid = strtoul(number, &end, 10);
+	return *end || gid >= (gid_t)-1 ? (gid_t)-1 : (gid_t)gid;
 }
 
 static void api_host_add(struct api *a, const char *name)
@@ -77,47 +75,36 @@ static void api_hosts(struct api *a, const char *settings)
 	api_host_add(a, "vmd");
 	if (gethostname(host, sizeof(host) - 1) == 0)
 		api_host_add(a, host);
+	/* the address that it listens on, where that is one: no DNS name can pose as it */
+	if (api_setting(settings, "listen", buf, sizeof(buf)) && strrchr(buf, ':')) {
+		*strrchr(buf, ':') = '\0';
+		if (strcmp(buf, "0.0.0.0") && strcmp(buf, "[::]") && strcmp(buf, "*"))
+			api_host_add(a, buf);
+	}
 	api_setting(settings, "host_allow", buf, sizeof(buf));
 	for (char *h = strtok_r(buf, ", ", &save); h; h = strtok_r(NULL, ", ", &save))
 		api_host_add(a, h);
 }
 
-static char *api_read_file(const char *path)
+static char *api_pem(struct proto_bytes b)
 {
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
-	char *buf = fd >= 0 ? calloc(1, API_PEM_MAX + 1) : NULL;
-	long n = buf ? io_read_full(fd, buf, API_PEM_MAX) : -1;
-
-	if (fd >= 0)
-		close(fd);
-	if (n < 0) {
-		free(buf);
-		return NULL;
-	}
-	return buf;
+	return b.len ? strndup((const char *)b.p, b.len) : NULL;
 }
 
-static int api_tls(struct api *a, const char *settings)
+static int api_tls(struct api *a, const struct msg_s_setup *s)
 {
-	char cert[256], key[256], ca[256];
-	char *cert_pem, *key_pem, *ca_pem = NULL;
+	char *cert = api_pem(s->tls_cert), *key = api_pem(s->tls_key), *ca = api_pem(s->tls_ca);
 	struct err e = { 0 };
 
-	api_setting(settings, "tls_cert", cert, sizeof(cert));
-	api_setting(settings, "tls_key", key, sizeof(key));
-	if (api_setting(settings, "tls_ca", ca, sizeof(ca)))
-		ca_pem = api_read_file(ca);
-	cert_pem = api_read_file(cert);
-	key_pem = api_read_file(key);
-	if (!cert_pem || !key_pem || (*ca && !ca_pem))
-		log_error("TLS listener: cannot read %s", !cert_pem ? cert : !key_pem ? key : ca);
-	else if (!(a->tls = tls_server_new(cert_pem, key_pem, ca_pem, &e)))
+	if (!cert || !key || (s->tls_ca.len && !ca))
+		log_error("TLS listener: no certificate and key came with the socket");
+	else if (!(a->tls = tls_server_new(cert, key, ca, &e)))
 		log_error("TLS listener: %s", e.detail);
-	free(cert_pem);
-	if (key_pem)
-		explicit_bzero(key_pem, strlen(key_pem));
-	free(key_pem);
-	free(ca_pem);
+	free(cert);
+	if (key)
+		explicit_bzero(key, strlen(key));
+	free(key);
+	free(ca);
 	return a->tls ? 0 : -EINVAL;
 }
 
@@ -145,14 +132,16 @@ static void api_configure(struct api *a, const char *settings)
 	char buf[32];
 
 	a->own_uid = geteuid();
-	a->gid_admin = api_group(settings, "admin_group", "vmd-admin");
-	a->gid_operator = api_group(settings, "operator_group", "vmd-operator");
-	a->gid_viewer = api_group(settings, "viewer_group", "vmd-viewer");
+	a->gid_admin = api_group(settings, "admin_gid");
+	a->gid_operator = api_group(settings, "operator_gid");
+	a->gid_viewer = api_group(settings, "viewer_gid");
 	a->cert_role = ROLE_VIEWER;
 	if (api_setting(settings, "tls_client_role", buf, sizeof(buf)))
 		a->cert_role = !strcmp(buf, "admin")	  ? ROLE_ADMIN
 			       : !strcmp(buf, "operator") ? ROLE_OPERATOR
-							  : ROLE_VIEWER;
+			       : !strcmp(buf, "viewer")	  ? ROLE_VIEWER
+							  : ROLE_NONE;
+	api_setting(settings, "tls_clients", a->cert_clients, sizeof(a->cert_clients));
 	a->max_upload = 1ULL << 40;
 	if (api_setting(settings, "max_upload", buf, sizeof(buf)))
 		units_parse_size(buf, &a->max_upload);
@@ -272,7 +261,7 @@ static int api_listen(struct api *a, struct msg_s_setup *s)
 		log_error("API socket: %s", strerror(-r));
 		return r;
 	}
-	if (s->listen_tls >= 0 && api_tls(a, s->settings) == 0) {
+	if (s->listen_tls >= 0 && api_tls(a, s) == 0) {
 		r = fd_set_nonblock(s->listen_tls);
 		if (!r)
 			r = loop_fd_add(a->loop, &a->listen_tls_w, s->listen_tls, EPOLLIN,
@@ -284,39 +273,49 @@ static int api_listen(struct api *a, struct msg_s_setup *s)
 	return 0;
 }
 
-static int api_setup(int setup_fd, struct msg_s_setup *s)
+/* @s points into @b */
+static int api_setup(int setup_fd, struct msg_s_setup *s, struct wire_buf *b)
 {
-	struct wire_buf b = { 0 };
-	int r = wire_recv(setup_fd, &b, 4);
+	int r = wire_recv(setup_fd, b, 4);
 
 	if (r == 1)
-		r = proto_permit(&b, PROTO_PRIV, PROTO_API, PROTO_NEW);
+		r = proto_permit(b, PROTO_PRIV, PROTO_API, PROTO_NEW);
 	else
 		r = r ? r : -EPIPE;
 	if (!r)
-		r = msg_s_setup_decode(s, &b);
+		r = msg_s_setup_decode(s, b);
 	if (!r && (s->peer < 0 || s->listen < 0)) {
 		msg_s_setup_close(s);
 		r = -EPROTO;
 	}
-	wire_buf_clear(&b);
 	return r;
+}
+
+static void api_forget(struct wire_buf *b)
+{
+	if (b->data)
+		explicit_bzero(b->data, b->len);
+	wire_buf_clear(b);
 }
 
 int api_main(int setup_fd)
 {
 	struct msg_s_setup *s = calloc(1, sizeof(*s));
 	struct api *a = api_new();
+	struct wire_buf b = { 0 };
 	int r, status = 1;
 
 	signal(SIGPIPE, SIG_IGN);
-	r = s && a ? api_setup(setup_fd, s) : -ENOMEM;
+	r = s && a ? api_setup(setup_fd, s, &b) : -ENOMEM;
 	if (r < 0) {
 		log_error("no set-up from priv: %s", strerror(-r));
 		goto out;
 	}
+	a->user_mode = s->user_mode != 0;
 	api_configure(a, s->settings);
-	if (api_listen(a, s) < 0)
+	r = api_listen(a, s);
+	api_forget(&b); /* the key is GnuTLS's alone now */
+	if (r < 0)
 		goto out;
 	r = core_start(a, s->peer);
 	if (r < 0) {
@@ -330,6 +329,7 @@ int api_main(int setup_fd)
 	r = loop_run(a->loop);
 	status = r < 0 || a->core_lost;
 out:
+	api_forget(&b);
 	if (a)
 		api_free(a);
 	free(s);

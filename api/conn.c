@@ -33,11 +33,11 @@
 #define CONN_LINGER_NS (2 * NS_PER_S)
 #define CONN_IN_START  4096
 #define CONN_OUT_HIGH  (256u << 10) /* no further pipelined request above it */
-#define CONN_GROUPS    256
 #define CONN_READ      (EPOLLIN | EPOLLRDHUP)
 
 static void conn_ready(void *arg, int fd, uint32_t events);
 static void conn_process(struct conn *c);
+static void conn_read(struct conn *c);
 
 /* ---- peers and bounds ---- */
 
@@ -110,42 +110,6 @@ static bool peer_make_room(struct api *a, struct peer *mine)
 
 /* ---- accepting ---- */
 
-static bool conn_in_group(gid_t want, const struct ucred *cred, const gid_t *groups, size_t count)
-{
-	if (want == (gid_t)-1)
-		return false;
-	if (cred->gid == want)
-		return true;
-	for (size_t i = 0; i < count; i++)
-		if (groups[i] == want)
-			return true;
-	return false;
-}
-
-/* who is at the other end of the unix socket? The kernel says, as of its connect(2) */
-static int conn_identify(struct api *a, struct conn *c)
-{
-	struct ucred cred;
-	socklen_t len = sizeof(cred);
-	gid_t groups[CONN_GROUPS];
-	socklen_t glen = sizeof(groups);
-
-	if (getsockopt(c->fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0)
-		return -errno;
-	if (getsockopt(c->fd, SOL_SOCKET, SO_PEERGROUPS, groups, &glen) < 0)
-		glen = 0;
-	c->uid = cred.uid;
-	snprintf(c->principal, sizeof(c->principal), "uid:%u", cred.uid);
-	if (cred.uid == 0 || cred.uid == a->own_uid ||
-	    conn_in_group(a->gid_admin, &cred, groups, glen / sizeof(gid_t)))
-		c->role = ROLE_ADMIN;
-	else if (conn_in_group(a->gid_operator, &cred, groups, glen / sizeof(gid_t)))
-		c->role = ROLE_OPERATOR;
-	else if (conn_in_group(a->gid_viewer, &cred, groups, glen / sizeof(gid_t)))
-		c->role = ROLE_VIEWER;
-	return 0;
-}
-
 static uint64_t conn_address_key(int fd)
 {
 	union {
@@ -195,7 +159,7 @@ static struct conn *conn_new(struct api *a, int fd, bool tls)
 	list_init(&c->node);
 	list_init(&c->idle_node);
 	list_init(&c->waiter.node);
-	if (!tls && conn_identify(a, c) < 0)
+	if (!tls && identify_unix(a, c) < 0)
 		goto fail;
 	c->peer = peer_get(a, tls ? conn_address_key(fd) : c->uid);
 	if (!c->peer)
@@ -428,6 +392,8 @@ void conn_resume(struct conn *c)
 	if (c->state == CONN_HEAD || c->state == CONN_BODY || c->state == CONN_UPLOAD)
 		conn_events(c, CONN_READ | (c->events & EPOLLOUT));
 	conn_process(c);
+	if (!c->dead && c->tls && tls_pending(c->tls))
+		conn_read(c);
 	if (!c->dead)
 		conn_flush(c);
 	c->in_event = false;
@@ -490,6 +456,9 @@ static void conn_take_head(struct conn *c, size_t len)
 	memmove(c->in, c->in + len, c->in_len);
 	c->scanned = 0;
 	list_del(&c->idle_node);
+	/* a token counts for its own request only */
+	c->role = c->conn_role;
+	memcpy(c->principal, c->conn_principal, sizeof(c->principal));
 	c->start_ns = c->api->now_ns;
 	c->api->n.requests++;
 	if (http_parse(c->head, len, &c->req) < 0) {
@@ -542,7 +511,9 @@ static void conn_process(struct conn *c)
 static void conn_read(struct conn *c)
 {
 	/* a bounded number of rounds, so that one fast client does not hold up the rest */
-	for (unsigned i = 0; i < 16 && !c->dead && (c->state == CONN_HEAD || c->state == CONN_BODY);
+	/* what TLS has decrypted is taken whole, at most a record: the socket will not tell of it again */
+	for (unsigned i = 0; (i < 16 || (c->tls && tls_pending(c->tls))) && !c->dead &&
+			     (c->state == CONN_HEAD || c->state == CONN_BODY);
 	     i++) {
 		size_t room;
 		long n;
@@ -589,11 +560,30 @@ static void conn_read(struct conn *c)
 	}
 }
 
+/* somebody who typed http:// is told in his own language: a TLS record never starts with a letter */
+static bool conn_is_plain_http(struct conn *c)
+{
+	char first;
+
+	if (recv(c->fd, &first, 1, MSG_PEEK) != 1 || first < 'A' || first > 'Z')
+		return false;
+	tls_free(c->tls);
+	c->tls = NULL;
+	c->keep = false;
+	c->api->n.refused++;
+	conn_refuse(c, 400, "not-tls", "use https://", "this port speaks TLS 1.3 only");
+	return true;
+}
+
 static void conn_handshake(struct conn *c)
 {
 	struct err e = { 0 };
-	int r = tls_handshake(c->tls, &e);
+	int r;
 
+	if (!c->handshake_seen && conn_is_plain_http(c))
+		return;
+	c->handshake_seen = true;
+	r = tls_handshake(c->tls, &e);
 	if (r == -EAGAIN) {
 		conn_events(c, tls_wants_write(c->tls) ? CONN_READ | EPOLLOUT : CONN_READ);
 		return;
@@ -602,12 +592,7 @@ static void conn_handshake(struct conn *c)
 		conn_close(c);
 		return;
 	}
-	c->handshaken = true;
-	memcpy(c->principal, "cert:", 6);
-	if (tls_peer_name(c->tls, c->principal + 5, sizeof(c->principal) - 5))
-		c->role = c->api->cert_role;
-	else
-		c->principal[0] = '\0';
+	identify_tls(c->api, c);
 	c->state = CONN_HEAD;
 	conn_events(c, CONN_READ);
 	conn_idle(c);

@@ -303,6 +303,10 @@ static void console_guest_ready(void *arg, int fd, uint32_t events)
 	if (events & (EPOLLIN | EPOLLHUP | EPOLLERR))
 		console_from_guest(k);
 	console_settle(k);
+	/* the port takes again: what the client sent meanwhile may be here already, and no socket tells */
+	if (!k->c->dead && k->c->state == CONN_CONSOLE && !k->to_guest.len &&
+	    (k->c->in_len || (k->c->tls && tls_pending(k->c->tls))))
+		console_event(k->c, EPOLLIN);
 	conn_reap(a);
 }
 

@@ -12,6 +12,7 @@
 #include <strings.h>
 
 #include "api/validate.h"
+#include "common/log.h"
 #include "common/units.h"
 
 #define REQUEST_TIMEOUT_NS  (120 * NS_PER_S)
@@ -169,6 +170,22 @@ static bool request_origin_ok(const struct http_req *r)
 
 /* ---- who asks ---- */
 
+/* What core is asked for is in its audit trail; what is refused here goes to the log, ten lines a
+ * second at most. */
+static void request_log_refusal(struct conn *c)
+{
+	struct api *a = c->api;
+
+	if (a->now_ns / NS_PER_S != a->refusals_second) {
+		a->refusals_second = a->now_ns / NS_PER_S;
+		a->refusals_logged = 0;
+	}
+	if (a->refusals_logged++ < 10)
+		log_warn("refused: %s asked for %s of \"%s\"",
+			 *c->principal ? c->principal : "somebody without credentials",
+			 route_name(c->route->id), name_valid(c->name) ? c->name : "");
+}
+
 /* true: go on; false: answered, or waiting for core's word on the token */
 static bool request_authenticate(struct conn *c)
 {
@@ -176,11 +193,14 @@ static bool request_authenticate(struct conn *c)
 
 	if (!c->tls)
 		return true; /* the kernel told us */
+	if (c->route->flags & RF_UPGRADE)
+		return true; /* its ticket speaks for it: a browser can set no header there */
 	if (c->role != ROLE_NONE && !h)
 		return true; /* a client certificate */
 	if (!h || strncasecmp(h, "Bearer ", 7) || strlen(h + 7) < 16 || strlen(h + 7) > 512) {
 		if (c->route->flags & RF_PUBLIC)
 			return true;
+		request_log_refusal(c);
 		conn_refuse(c, 401, "no-credentials", "vmctl token create NAME",
 			    "this listener wants a bearer token or a client certificate");
 		return false;
@@ -194,8 +214,9 @@ static bool request_authorise(struct conn *c)
 {
 	static const char *const roles[] = { "none", "viewer", "operator", "admin" };
 
-	if (c->role >= c->route->role)
+	if (c->role >= c->route->role || (c->route->flags & RF_UPGRADE))
 		return true;
+	request_log_refusal(c);
 	if (c->role == ROLE_NONE)
 		conn_refuse(c, 403, "no-role",
 			    "add the user to the group vmd-viewer, vmd-operator or vmd-admin",

@@ -79,10 +79,12 @@ struct conn {
 	int fd;
 	uint32_t events;
 	struct tls *tls;
-	bool handshaken;
+	bool handshake_seen;
 	uid_t uid; /* (uid_t)-1 over TCP */
-	enum role role;
-	char principal[API_PRINCIPAL_LEN];
+	/* who asks: of the connection as such (kernel, certificate); then of the request at hand, where
+	 * a token may stand for somebody else */
+	enum role conn_role, role;
+	char conn_principal[API_PRINCIPAL_LEN], principal[API_PRINCIPAL_LEN];
 	enum conn_state state;
 	uint64_t deadline_ns; /* 0: none */
 	bool dead, in_event;
@@ -137,7 +139,11 @@ struct api {
 	char *events[API_EVENTS_KEPT]; /* ring by seq */
 	uint64_t event_seq[API_EVENTS_KEPT], last_seq;
 	struct text put_parts; /* of an a_put in several messages */
-	enum role cert_role;   /* what a verified client certificate is worth */
+	enum role cert_role; /* of a verified client certificate that cert_clients does not name */
+	char cert_clients[1024]; /* "COMMONNAME:ROLE, ..." */
+	bool user_mode;
+	uint64_t refusals_second; /* bound on lines about refusals */
+	unsigned refusals_logged;
 	char *openapi;
 	size_t openapi_len;
 	struct api_counters n;
@@ -146,6 +152,9 @@ struct api {
 
 /* ---- conn.c ---- */
 void conn_accept(struct api *a, int listen_fd, bool tls);
+/* identify.c: who is at the other end of the unix socket, or of the TLS session */
+int identify_unix(struct api *a, struct conn *c);
+void identify_tls(struct api *a, struct conn *c);
 void conn_tick(struct api *a); /* deadlines, once a second */
 void conn_reap(struct api *a);
 void conn_close(struct conn *c);

@@ -4,6 +4,7 @@
  */
 #include "common/tls.h"
 
+#include <arpa/inet.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <gnutls/gnutls.h>
@@ -26,7 +27,7 @@
 	X(certificate_server_set_request) \
 	X(session_set_verify_cert) X(server_name_set) X(certificate_get_peers) X(x509_crt_init) \
 	X(x509_crt_import) \
-	X(x509_crt_get_dn_by_oid) X(x509_crt_deinit) X(certificate_verify_peers2)
+	X(x509_crt_get_dn_by_oid) X(x509_crt_deinit) X(certificate_verify_peers)
 /* clang-format on */
 
 static struct {
@@ -46,7 +47,7 @@ struct tls {
 	struct tls_ctx *ctx;
 };
 
-static int tls_load(struct err *e)
+int tls_load(struct err *e)
 {
 	void *lib;
 
@@ -150,6 +151,13 @@ void tls_ctx_free(struct tls_ctx *c)
 	free(c);
 }
 
+static bool tls_is_address(const char *host)
+{
+	unsigned char a[sizeof(struct in6_addr)];
+
+	return inet_pton(AF_INET, host, a) == 1 || inet_pton(AF_INET6, host, a) == 1;
+}
+
 struct tls *tls_open(struct tls_ctx *c, int fd, const char *host)
 {
 	struct tls *t = calloc(1, sizeof(*t));
@@ -170,7 +178,8 @@ struct tls *tls_open(struct tls_ctx *c, int fd, const char *host)
 	if (c->server && c->ask_client)
 		gt.certificate_server_set_request(t->s, GNUTLS_CERT_REQUEST);
 	if (!c->server) {
-		gt.server_name_set(t->s, GNUTLS_NAME_DNS, host, strlen(host));
+		if (!tls_is_address(host)) /* RFC 6066, 3: names only */
+			gt.server_name_set(t->s, GNUTLS_NAME_DNS, host, strlen(host));
 		gt.session_set_verify_cert(t->s, host, 0);
 	}
 	gt.transport_set_int2(t->s, fd, fd);
@@ -237,17 +246,22 @@ bool tls_pending(struct tls *t)
 
 bool tls_peer_name(struct tls *t, char *buf, size_t len)
 {
+	/* signed by our authority, in time, and for being a client (where it says for what) */
+	gnutls_typed_vdata_st purpose = { .type = GNUTLS_DT_KEY_PURPOSE_OID,
+					  .data = (unsigned char *)GNUTLS_KP_TLS_WWW_CLIENT };
 	unsigned count = 0, status = 0;
 	const gnutls_datum_t *list = gt.certificate_get_peers(t->s, &count);
 	gnutls_x509_crt_t crt;
 	bool ok;
 
-	if (!list || !count || gt.certificate_verify_peers2(t->s, &status) < 0 || status)
+	if (!list || !count || gt.certificate_verify_peers(t->s, &purpose, 1, &status) < 0 ||
+	    status)
 		return false;
 	if (gt.x509_crt_init(&crt) < 0)
 		return false;
 	ok = gt.x509_crt_import(crt, &list[0], GNUTLS_X509_FMT_DER) >= 0 &&
-	     gt.x509_crt_get_dn_by_oid(crt, GNUTLS_OID_X520_COMMON_NAME, 0, 0, buf, &len) >= 0;
+	     gt.x509_crt_get_dn_by_oid(crt, GNUTLS_OID_X520_COMMON_NAME, 0, 0, buf, &len) >= 0 &&
+	     strlen(buf) == len; /* a name with a NUL in it is a trick */
 	gt.x509_crt_deinit(crt);
 	return ok;
 }

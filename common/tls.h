@@ -10,6 +10,9 @@ struct err;
 struct tls_ctx;
 struct tls;
 
+/* tls_load() - load the library now, before paths and executable mappings are given up; else it is
+ * loaded by the first call below. */
+int tls_load(struct err *e);
 /* PEM texts, not paths: the roles that speak TLS open no files. @client_ca: NULL: no client
  * certificates. */
 struct tls_ctx *tls_server_new(const char *cert_pem, const char *key_pem, const char *client_ca_pem,

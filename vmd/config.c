@@ -7,6 +7,7 @@
 
 #include <ctype.h>
 #include <errno.h>
+#include <grp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -65,10 +66,18 @@ static const struct config_key config_keys[] = {
 	KEY(accel, CK_WORD, 0, 0, "auto", "accelerator of guests that name none", "auto|kvm|soft"),
 	KEY(log_level, CK_WORD, 0, 0, "info", "what is logged", "error|warn|info|debug"),
 	KEY(listen, CK_TEXT, 0, 0, "", "ADDRESS:PORT for TLS; empty: none", NULL),
-	KEY(tls_cert, CK_PATH, 0, 0, "", "server certificate, PEM", NULL),
+	KEY(tls_cert, CK_PATH, 0, 0, "", "server certificate, PEM, with its chain behind it", NULL),
 	KEY(tls_key, CK_PATH, 0, 0, "", "its key", NULL),
-	KEY(tls_ca, CK_PATH, 0, 0, "", "authority of client certificates", NULL),
+	KEY(tls_ca, CK_PATH, 0, 0, "",
+	    "authority of client certificates, PEM; empty: bearer tokens only", NULL),
+	KEY(tls_client_role, CK_WORD, 0, 0, "viewer",
+	    "role of a client certificate that tls_clients does not name",
+	    "none|viewer|operator|admin"),
+	KEY(tls_clients, CK_TEXT, 0, 0, "",
+	    "COMMONNAME:ROLE of client certificates, comma-separated", NULL),
 	KEY(host_allow, CK_TEXT, 0, 0, "", "names accepted in a Host header, comma-separated",
+	    NULL),
+	KEY(max_upload, CK_SIZE, 1u << 20, 1ull << 50, "1T", "largest image taken over the API",
 	    NULL),
 	KEY(trash_hours, CK_NUMBER, 0, 87600, "72", "hours that a deleted guest can be undeleted",
 	    NULL),
@@ -272,6 +281,35 @@ static void config_program(char *out, size_t len, const char *name)
 	snprintf(out, len, "/usr/lib/vmd/%s", name);
 }
 
+/* "alice:admin, build host:operator" */
+static int config_clients_ok(const char *list, struct err *e)
+{
+	static const char *const roles[] = { "none", "viewer", "operator", "admin" };
+
+	while (*list) {
+		size_t n = strcspn(list, ","), role;
+		const char *colon;
+		bool ok = false;
+
+		while (n && list[n - 1] == ' ')
+			n--;
+		colon = memrchr(list, ':', n);
+		role = colon ? n - (size_t)(colon - list) - 1 : 0;
+		for (size_t i = 0; colon && colon > list && i < ARRAY_SIZE(roles); i++)
+			ok |= strlen(roles[i]) == role && !memcmp(roles[i], colon + 1, role);
+		if (!ok) {
+			err_set(e, EINVAL, "config-bad-value",
+				"tls_clients: \"%.*s\" is not of the form COMMONNAME:ROLE",
+				(int)(n < 64 ? n : 64), list);
+			err_hint(e, "ROLE is one of none, viewer, operator, admin");
+			return -EINVAL;
+		}
+		list += strcspn(list, ",");
+		list += strspn(list, ", ");
+	}
+	return 0;
+}
+
 int config_finish(struct vmd_config *c, struct err *e)
 {
 	if (!*c->socket && strlen(c->run_dir) + sizeof("/api.sock") > sizeof(c->socket))
@@ -294,6 +332,11 @@ int config_finish(struct vmd_config *c, struct err *e)
 		return err_set(
 		    e, EINVAL, "config-bad-value",
 		    "listen needs tls_cert and tls_key: there is no plain HTTP over TCP");
+	if (config_clients_ok(c->tls_clients, e) < 0)
+		return -EINVAL;
+	if (*c->tls_clients && !*c->tls_ca)
+		return err_set(e, EINVAL, "config-bad-value",
+			       "tls_clients needs tls_ca, which says whose certificates count");
 	config_program(c->guest_binary, sizeof(c->guest_binary), "vmd-guest");
 	config_program(c->image_binary, sizeof(c->image_binary), "vmd-image");
 	return 0;
@@ -318,6 +361,29 @@ size_t config_text(const struct vmd_config *c, char *buf, size_t len)
 		} else {
 			w = snprintf(buf + n, len - n, "%s=%s\n", k->name, at);
 		}
+		if (w < 0 || (size_t)w >= len - n) {
+			buf[n] = '\0';
+			break;
+		}
+		n += (size_t)w;
+	}
+	return n;
+}
+
+size_t config_settings(const struct vmd_config *c, char *buf, size_t len)
+{
+	const struct {
+		const char *key, *group;
+	} rows[] = { { "admin_gid", c->admin_group },
+		     { "operator_gid", c->operator_group },
+		     { "viewer_gid", c->viewer_group } };
+	size_t n = config_text(c, buf, len);
+
+	for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
+		struct group *g = *rows[i].group ? getgrnam(rows[i].group) : NULL;
+		int w =
+		    g ? snprintf(buf + n, len - n, "%s=%u\n", rows[i].key, (unsigned)g->gr_gid) : 0;
+
 		if (w < 0 || (size_t)w >= len - n) {
 			buf[n] = '\0';
 			break;

@@ -23,6 +23,8 @@ struct vmd_config {
 	char cgroup[16]; /* auto v2 v1 none */
 	char accel[16], log_level[16];
 	char listen[128], tls_cert[256], tls_key[256], tls_ca[256], host_allow[512];
+	char tls_client_role[16], tls_clients[1024];
+	uint64_t max_upload;
 	uint64_t trash_hours, guests_max, spawn_max;
 	bool user_mode;
 };
@@ -38,6 +40,10 @@ int config_finish(struct vmd_config *c, struct err *e);
 /* config_text() - all of it as "key=value" lines (s_setup.settings, --check-config). Bytes written.
  */
 size_t config_text(const struct vmd_config *c, char *buf, size_t len);
+/* config_settings() - for the roles: config_text(), and what only root's view of the host tells: the
+ * groups' numbers as admin_gid, operator_gid, viewer_gid (the roles have no /etc/group). Bytes
+ * written. */
+size_t config_settings(const struct vmd_config *c, char *buf, size_t len);
 /* config_help() - a line a key, for the man page. */
 void config_help(FILE *f);
 

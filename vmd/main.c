@@ -23,7 +23,6 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -32,7 +31,9 @@
 #include "common/overflow.h"
 #include "common/sandbox.h"
 #include "common/text.h"
+#include "common/tls.h"
 #include "vmd/config.h"
+#include "vmd/listen.h"
 #include "vmd/priv/priv.h"
 #include "vmd/roles.h"
 
@@ -133,7 +134,8 @@ static int role_confine(const char *role, uid_t uid, gid_t gid, bool root, struc
 	return 0;
 }
 
-static int role_run(const char *role, const char *ids, bool root)
+/* @tls: this api speaks TLS: the library is loaded while there are paths and executable mappings */
+static int role_run(const char *role, const char *ids, bool root, bool tls)
 {
 	unsigned uid, gid;
 	struct err e = { 0 };
@@ -148,7 +150,7 @@ static int role_run(const char *role, const char *ids, bool root)
 	}
 	prctl(PR_SET_NAME, strcmp(role, "core") ? "vmd-api" : "vmd-core", 0, 0, 0);
 	prctl(PR_SET_PDEATHSIG, SIGTERM, 0, 0, 0);
-	if (role_confine(role, uid, gid, root, &e) < 0) {
+	if ((tls && tls_load(&e) < 0) || role_confine(role, uid, gid, root, &e) < 0) {
 		log_error("%s", e.detail);
 		return 1;
 	}
@@ -157,56 +159,6 @@ static int role_run(const char *role, const char *ids, bool root)
 }
 
 /* ---- the daemon ---- */
-
-/* main_socket() - the API socket: from systemd (LISTEN_FDS, sd_listen_fds(3)), else made here. fd
- * or -errno. */
-static int main_socket(const struct vmd_config *c, struct err *e)
-{
-	const char *fds = getenv("LISTEN_FDS"), *pid = getenv("LISTEN_PID");
-	struct sockaddr_un sa = { .sun_family = AF_UNIX };
-	struct stat st;
-
-	if (fds && pid && strtol(pid, NULL, 10) == (long)getpid() && strtol(fds, NULL, 10) >= 1) {
-		int domain = 0, listening = 0;
-		socklen_t len = sizeof(int);
-
-		unsetenv("LISTEN_FDS");
-		unsetenv("LISTEN_PID");
-		if (getsockopt(3, SOL_SOCKET, SO_DOMAIN, &domain, &len) < 0 || domain != AF_UNIX ||
-		    getsockopt(3, SOL_SOCKET, SO_ACCEPTCONN, &listening, &len) < 0 || !listening)
-			return err_set(
-			    e, EINVAL, "bad-activation",
-			    "the socket passed by systemd is not a listening unix socket");
-		fd_set_cloexec(3);
-		fd_set_nonblock(3);
-		return 3;
-	}
-	_cleanup_close_ int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-
-	if (fd < 0)
-		return err_set(e, errno, "no-socket", "cannot make a socket: %s", strerror(errno));
-	snprintf(sa.sun_path, sizeof(sa.sun_path), "%.107s", c->socket);
-	if (lstat(c->socket, &st) == 0 && S_ISSOCK(st.st_mode)) {
-		/* somebody else's, if it answers */
-		_cleanup_close_ int probe = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-		if (probe >= 0 && connect(probe, (struct sockaddr *)&sa, sizeof(sa)) == 0) {
-			err_set(e, EADDRINUSE, "already-running", "another daemon listens on %s",
-				c->socket);
-			err_hint(e, "use --run and --state to run a second one");
-			return -EADDRINUSE;
-		}
-		unlink(c->socket);
-	}
-	mode_t old = umask(0777 & ~(mode_t)c->socket_mode);
-	int ret = bind(fd, (struct sockaddr *)&sa, sizeof(sa));
-
-	umask(old);
-	if (ret < 0 || listen(fd, 1024) < 0)
-		return err_set(e, errno, "no-socket", "API socket %s: %s", c->socket,
-			       strerror(errno));
-	return take_fd(&fd);
-}
 
 static void main_usage(FILE *f)
 {
@@ -242,7 +194,8 @@ enum {
 	OPT_ROLE,
 	OPT_ROLE_IDS,
 	OPT_ROLE_ROOT,
-	OPT_ROLE_USER
+	OPT_ROLE_USER,
+	OPT_ROLE_TLS
 };
 
 static const struct option main_options[] = {
@@ -260,6 +213,7 @@ static const struct option main_options[] = {
 	{ "role-ids", required_argument, NULL, OPT_ROLE_IDS },
 	{ "role-root", no_argument, NULL, OPT_ROLE_ROOT },
 	{ "role-user", no_argument, NULL, OPT_ROLE_USER },
+	{ "role-tls", no_argument, NULL, OPT_ROLE_TLS },
 	{ NULL, 0, NULL, 0 },
 };
 
@@ -267,7 +221,7 @@ static const struct option main_options[] = {
 
 struct main_args {
 	const char *config, *role, *role_ids;
-	bool user, check, role_root;
+	bool user, check, role_root, role_tls;
 	/* "key=value" in order, from --set and the options that are one key */
 	char *sets[MAIN_SETS_MAX];
 	unsigned nsets;
@@ -342,6 +296,9 @@ static int main_parse(struct main_args *a, int argc, char **argv)
 			break;
 		case OPT_ROLE_USER:
 			break;
+		case OPT_ROLE_TLS:
+			a->role_tls = true;
+			break;
 		default:
 			fputs("vmd --help lists the options\n", stderr);
 			return 2;
@@ -401,6 +358,7 @@ static void main_make_dirs(const char *path)
 int main(int argc, char **argv)
 {
 	static struct vmd_config cfg;
+	static struct vmd_listen lst;
 	struct main_args a = { 0 };
 	struct err e = { 0 };
 	int ret = main_parse(&a, argc, argv);
@@ -408,13 +366,13 @@ int main(int argc, char **argv)
 	if (ret >= 0)
 		return ret;
 	if (a.role)
-		return role_run(a.role, a.role_ids, a.role_root);
+		return role_run(a.role, a.role_ids, a.role_root, a.role_tls);
 	log_open("priv", NULL, 2, LOG_INFO_);
 	if (!a.user && geteuid() != 0 && !a.check) {
 		fputs("vmd: not root: use vmd --user for a daemon of your own\n", stderr);
 		return 1;
 	}
-	if (main_config(&a, &cfg, &e) < 0) {
+	if (main_config(&a, &cfg, &e) < 0 || (a.check && listen_check(&cfg, &e) < 0)) {
 		fprintf(stderr, "vmd: %s%s%s\n", e.detail, *e.hint ? "; " : "", e.hint);
 		return 2;
 	}
@@ -436,11 +394,9 @@ int main(int argc, char **argv)
 	for (int fd = 0; fd < 3; fd++)
 		if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) < 0)
 			return 1;
-	int fd = main_socket(&cfg, &e);
-
-	if (fd < 0) {
+	if (listen_open(&lst, &cfg, &e) < 0) {
 		log_error("%s%s%s", e.detail, *e.hint ? "; " : "", e.hint);
 		return 1;
 	}
-	return priv_main(&cfg, fd);
+	return priv_main(&cfg, &lst);
 }

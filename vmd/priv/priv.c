@@ -263,18 +263,25 @@ static void priv_role_exec(struct priv_role *r, int sock, int dir)
 	setsid(); /* a terminal's ^C is priv's to handle */
 	prctl(PR_SET_PDEATHSIG, SIGTERM, 0, 0, 0);
 	execl("/proc/self/exe", "vmd", role, ids, r->p->root ? "--role-root" : "--role-user",
+	      !strcmp(r->name, "api") && r->p->listen->tls_fd >= 0 ? "--role-tls" : (char *)NULL,
 	      (char *)NULL);
 	_exit(127);
 }
 
 static void priv_role_ended(void *arg, int fd, uint32_t events);
 
-static int priv_role_start(struct priv *p, struct priv_role *r, int dir, int peer, int listen_fd,
-			   int listen_tls)
+static struct proto_bytes priv_text(const char *s)
+{
+	return (struct proto_bytes){ (const uint8_t *)s, strlen(s) };
+}
+
+/* @lst: what api listens on; NULL for core */
+static int priv_role_start(struct priv *p, struct priv_role *r, int dir, int peer,
+			   const struct vmd_listen *lst)
 {
 	struct msg_s_setup m = { .peer = peer,
-				 .listen = listen_fd,
-				 .listen_tls = listen_tls,
+				 .listen = lst ? lst->api_fd : -1,
+				 .listen_tls = lst ? lst->tls_fd : -1,
 				 .db_dir = -1,
 				 .user_mode = !p->root };
 	int sv[2];
@@ -302,7 +309,12 @@ static int priv_role_start(struct priv *p, struct priv_role *r, int dir, int pee
 	r->up = true;
 	if (r == &p->core)
 		m.db_dir = dir;
-	config_text(p->cfg, m.settings, sizeof(m.settings));
+	if (lst && lst->tls_fd >= 0) {
+		m.tls_cert = priv_text(lst->cert);
+		m.tls_key = priv_text(lst->key);
+		m.tls_ca = priv_text(lst->ca);
+	}
+	config_settings(p->cfg, m.settings, sizeof(m.settings));
 	return msg_s_setup_send(r->conn, &m, 0);
 }
 
@@ -331,8 +343,7 @@ static int priv_start_api(struct priv *p, int peer)
 	_cleanup_close_ int dir =
 	    openat(p->run_fd, "empty", O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
 
-	return dir < 0 ? -errno
-		       : priv_role_start(p, &p->api, dir, peer, p->listen_fd, p->listen_tls_fd);
+	return dir < 0 ? -errno : priv_role_start(p, &p->api, dir, peer, p->listen);
 }
 
 static int priv_start_roles(struct priv *p)
@@ -342,7 +353,7 @@ static int priv_start_roles(struct priv *p)
 
 	if (dir < 0 || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, link) < 0)
 		return -errno;
-	int ret = priv_role_start(p, &p->core, dir, link[0], -1, -1);
+	int ret = priv_role_start(p, &p->core, dir, link[0], NULL);
 
 	if (!ret)
 		ret = priv_start_api(p, link[1]);
@@ -515,7 +526,7 @@ static void priv_limits(void)
 	}
 }
 
-int priv_main(const struct vmd_config *cfg, int listen_fd)
+int priv_main(const struct vmd_config *cfg, const struct vmd_listen *lst)
 {
 	static struct priv priv;
 	struct priv *p = &priv;
@@ -525,8 +536,7 @@ int priv_main(const struct vmd_config *cfg, int listen_fd)
 			    .root = geteuid() == 0 && !cfg->user_mode,
 			    .state_fd = -1,
 			    .run_fd = -1,
-			    .listen_fd = listen_fd,
-			    .listen_tls_fd = -1 };
+			    .listen = lst };
 	p->core = (struct priv_role){
 		.name = "core", .proto = PROTO_CORE, .p = p, .pidfd = -1, .pid_w = LOOP_FD_NONE
 	};

@@ -17,6 +17,7 @@
 #include "common/loop.h"
 #include "common/wire.h"
 #include "vmd/config.h"
+#include "vmd/listen.h"
 #include "vmd/priv/jail.h"
 #include "vmd/proto.h"
 
@@ -55,7 +56,7 @@ struct priv {
 	bool root;
 	int state_fd, run_fd; /* directories */
 	int null_fd;
-	int listen_fd, listen_tls_fd;
+	const struct vmd_listen *listen;
 	struct priv_role core, api;
 	bool stopping, ready_told;
 	struct loop_timer watchdog;
@@ -69,7 +70,7 @@ struct priv {
 };
 
 /* ---- priv.c ---- */
-int priv_main(const struct vmd_config *cfg, int listen_fd);
+int priv_main(const struct vmd_config *cfg, const struct vmd_listen *lst);
 void priv_ok(struct priv *p, uint32_t id);
 void priv_result(struct priv *p, uint32_t id, uint64_t value, int fd, int fd2, const char *text);
 void priv_fail(struct priv *p, uint32_t id, const struct err *e);
