@@ -23,6 +23,7 @@
 
 #define CLIENT_BUF	65536
 #define CLIENT_BODY_MAX (256u << 20)
+#define CLIENT_TLS_MS	10000 /* a handshake takes no longer than this between two messages */
 
 struct client {
 	int fd;
@@ -78,42 +79,74 @@ static char *client_read_pem(const char *path, struct err *e)
 	return s;
 }
 
-static int client_wait(struct client *c, short events)
+static int client_wait_ms(struct client *c, short events, int timeout_ms)
 {
 	struct pollfd p = { .fd = c->fd, .events = events };
 	int r;
 
 	do
-		r = poll(&p, 1, -1);
+		r = poll(&p, 1, timeout_ms);
 	while (r < 0 && errno == EINTR);
-	return r < 0 ? -errno : 0;
+	return r < 0 ? -errno : r ? 0 : -ETIMEDOUT;
+}
+
+static int client_wait(struct client *c, short events)
+{
+	return client_wait_ms(c, events, -1);
+}
+
+/* the host's name or address, without the brackets that an IPv6 address has in a URL */
+static void client_host(const struct client *c, char *out, size_t len)
+{
+	size_t n = strlen(c->host);
+	bool bracket = n > 2 && c->host[0] == '[' && c->host[n - 1] == ']';
+
+	snprintf(out, len, "%.*s", (int)(n - 2 * bracket), c->host + bracket);
 }
 
 static int client_tls(struct vmctl *v, struct client *c, struct err *e)
 {
 	char *ca = client_read_pem(v->ca, e), *cert = client_read_pem(v->cert, e),
 	     *key = client_read_pem(v->key, e);
+	char name[256];
 	int r;
 
+	if (!err_is_set(e) && !cert != !key)
+		err_set(e, EINVAL, "usage",
+			"a client certificate needs its key, and a key its certificate");
 	if (!err_is_set(e))
 		c->ctx = tls_client_new(ca, cert, key, e);
 	free(ca);
 	free(cert);
+	if (key)
+		explicit_bzero(key, strlen(key));
 	free(key);
 	if (!c->ctx)
 		return -EINVAL;
-	c->tls = tls_open(c->ctx, c->fd, c->host);
+	client_host(c, name, sizeof(name));
+	c->tls = tls_open(c->ctx, c->fd, name);
 	if (!c->tls)
 		return err_set(e, ENOMEM, "tls", "TLS cannot be started");
-	while ((r = tls_handshake(c->tls, e)) == -EAGAIN)
-		client_wait(c, tls_wants_write(c->tls) ? POLLOUT : POLLIN);
+	while ((r = tls_handshake(c->tls, e)) == -EAGAIN) {
+		r = client_wait_ms(c, tls_wants_write(c->tls) ? POLLOUT : POLLIN, CLIENT_TLS_MS);
+		if (r < 0)
+			return err_set(e, -r, "unreachable", "%s does not answer in TLS: %s",
+				       v->url, strerror(-r));
+	}
+	if (r < 0) {
+		err_prefix(e, "%s", v->url);
+		err_hint(e,
+			 v->ca ? "is the daemon's certificate signed by %s, and for this name?"
+			       : "name its authority: VMD_CA=FILE%s",
+			 v->ca ? v->ca : "");
+	}
 	return r;
 }
 
 static int client_connect_url(struct vmctl *v, struct client *c, struct err *e)
 {
 	struct addrinfo hints = { .ai_socktype = SOCK_STREAM }, *list = NULL;
-	char port[16] = "8443", *colon;
+	char port[16] = "8443", name[256], *colon;
 	const char *h = v->url + 8;
 	int r, fl;
 
@@ -126,7 +159,8 @@ static int client_connect_url(struct vmctl *v, struct client *c, struct err *e)
 		snprintf(port, sizeof(port), "%s", colon + 1);
 		*colon = '\0';
 	}
-	r = getaddrinfo(c->host, port, &hints, &list);
+	client_host(c, name, sizeof(name));
+	r = getaddrinfo(name, port, &hints, &list);
 	if (r)
 		return err_set(e, EHOSTUNREACH, "unreachable", "host %s: %s", c->host,
 			       gai_strerror(r));

@@ -11,8 +11,8 @@ static const struct {
 	{ "--socket", "PATH",
 	  "the daemon's socket (VMD_SOCKET; default /run/vmd/api.sock, or that of vmd --user)" },
 	{ "--url", "URL",
-	  "a daemon elsewhere, as https://HOST:PORT (VMD_URL; token in VMD_TOKEN, authority in "
-	  "VMD_CA)" },
+	  "a daemon elsewhere, as https://HOST:PORT (VMD_URL; token in VMD_TOKEN, or client "
+	  "certificate in VMD_CERT and VMD_KEY; authority in VMD_CA)" },
 	{ "--context", "NAME", "a line of the contexts file (VMD_CONTEXT)" },
 	{ "-o", "FORMAT", "table, wide, json, yaml or csv (default table)" },
 	{ "-q", "", "names only; no progress" },

@@ -135,7 +135,9 @@ int main(int argc, char **argv)
 	struct vmctl v = { .url = getenv("VMD_URL"),
 			   .socket = getenv("VMD_SOCKET"),
 			   .token = getenv("VMD_TOKEN"),
-			   .ca = getenv("VMD_CA") };
+			   .ca = getenv("VMD_CA"),
+			   .cert = getenv("VMD_CERT"),
+			   .key = getenv("VMD_KEY") };
 	const char *context = getenv("VMD_CONTEXT");
 	struct err e = { 0 };
 	int at, status;
