@@ -31,8 +31,15 @@ struct virtio_ops {
 	void (*queue_enable)(struct virtio_dev *d, unsigned q); /* virtq is enabled and checked */
 	void (*kick)(struct virtio_dev *d, unsigned q);		/* main thread or vCPU thread */
 	void (*driver_ok)(struct virtio_dev *d);
-	/* reset: must stop using the queues before it returns (joins or drains its workers). */
+	/* reset: must stop using the queues before it returns (joins or drains its workers). vCPUs
+	 * are parked. */
 	void (*reset)(struct virtio_dev *d);
+	/* reset_start, queue_reset: optional; the driver's own reset, other vCPUs running. True:
+	 * done. False: I/O in flight has to end first, then virtio_reset_done() or
+	 * virtio_queue_reset_done(); the machine lock is not held meanwhile. What is left out is
+	 * served by reset, or not offered (VIRTIO_F_RING_RESET). */
+	bool (*reset_start)(struct virtio_dev *d);
+	bool (*queue_reset)(struct virtio_dev *d, unsigned q);
 	void (*save)(struct virtio_dev *d, struct state_writer *w); /* tags below 0x4000 */
 	int (*load)(struct virtio_dev *d, const struct state_reader *r, struct err *e);
 	void (*quiesce)(struct virtio_dev *d, void (*done)(void *), void *arg);
@@ -60,6 +67,11 @@ int virtio_pci_new(struct vm *vm, struct pci_bus *bus, struct virtio_dev *d, str
 /* For devices: */
 void virtio_config_changed(struct virtio_dev *d); /* bumps generation, config interrupt */
 void virtio_needs_reset(struct virtio_dev *d, const char *why);
+/* virtio_find() - the device called @id, if it is of class @ops; else NULL. Main thread. */
+struct virtio_dev *virtio_find(struct vm *vm, const char *id, const struct virtio_ops *ops);
+/* What reset_start() and queue_reset() left for later is done. Any thread. */
+void virtio_reset_done(struct virtio_dev *d);
+void virtio_queue_reset_done(struct virtio_dev *d, unsigned q);
 /* virtio_queue_doorbell_fd() - eventfd that a kick of queue @q signals; ops->kick is then not
  * called for it. Owned by the transport. -1 on failure. */
 int virtio_queue_doorbell_fd(struct virtio_dev *d, unsigned q);

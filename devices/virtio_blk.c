@@ -6,6 +6,8 @@
  * raises one interrupt.
  * Errors: by the disk's policy a failed request is either reported to the guest, or held while the
  * VM pauses with VM_EVENT_IO_ERROR, and tried again once it runs on.
+ * A driver's reset of the disk or of one queue does not wait for I/O: nothing new is taken, and the
+ * last completion reports the reset as done. A resize raises the configuration interrupt.
  * Trust: header, sizes and segments are the guest's: bounds and alignment are checked against the
  * disk before use.
  */
@@ -82,6 +84,8 @@ struct blk_q {
 	struct blk_queue *bq;
 	struct loop_fd w;
 	bool active, dirty; /* dirty: completions not yet signalled */
+	bool resetting;	    /* its last completion tells the transport */
+	unsigned inflight;
 };
 
 struct blk_dev {
@@ -98,12 +102,16 @@ struct blk_dev {
 	struct loop_timer retry;
 	bool retry_armed;
 	unsigned inflight; /* in the block layer; held ones are not */
+	bool quiet;	   /* quiesced: nothing new until unquiesce */
 	bool started, draining, resetting;
+	bool reset_told;	     /* the driver's own reset: the last completion tells */
+	void (*quiesced)(void *arg); /* the last completion posts it to the main loop */
+	void *quiesced_arg;
 	uint32_t *again; /* loaded: held requests of before, queue << 16 | head */
 	unsigned nagain;
 	pthread_mutex_t drain_lock;
 	pthread_cond_t drain_cond;
-	uint64_t capacity_sectors;
+	_Atomic uint64_t capacity_sectors;
 	_Atomic uint64_t reads, writes, flushes, discards, read_bytes, written_bytes, errors;
 };
 
@@ -145,14 +153,42 @@ static void blk_finish(struct blk_io *io, uint8_t status)
 	free(io);
 }
 
+/* Nothing is in flight any more? Then tell whoever waits for that: one queue's reset, the device's,
+ * a quiesce, a thread. */
 static void blk_drained(struct blk_dev *d)
 {
-	if (!d->draining || d->inflight)
+	for (unsigned i = 0; i < d->vd.nqueues; i++)
+		if (d->q[i].resetting && !d->q[i].inflight) {
+			d->q[i].resetting = false;
+			virtio_queue_reset_done(&d->vd, i);
+		}
+	if (d->inflight)
 		return;
-	pthread_mutex_lock(&d->drain_lock);
-	d->draining = d->resetting = false;
-	pthread_cond_broadcast(&d->drain_cond);
-	pthread_mutex_unlock(&d->drain_lock);
+	if (d->reset_told) {
+		d->reset_told = d->resetting = false;
+		virtio_reset_done(&d->vd);
+	}
+	if (d->quiesced) {
+		if (loop_post(d->vd.vm->loop, d->quiesced, d->quiesced_arg) < 0)
+			abort(); /* who waits would wait for ever */
+		d->quiesced = NULL;
+		d->quiet = true;
+	}
+	if (d->draining) {
+		pthread_mutex_lock(&d->drain_lock);
+		d->draining = d->resetting = false;
+		pthread_cond_broadcast(&d->drain_cond);
+		pthread_mutex_unlock(&d->drain_lock);
+	}
+}
+
+static void blk_queue_submit(struct blk_dev *d, struct blk_io *io)
+{
+	struct blk_q *bq = &d->q[io->q->index];
+
+	d->inflight++;
+	bq->inflight++;
+	blk_submit(bq->bq, &io->req);
 }
 
 static void blk_done(struct blk_req *r, int result)
@@ -161,7 +197,9 @@ static void blk_done(struct blk_req *r, int result)
 	struct blk_dev *d = io->dev;
 
 	d->inflight--;
+	d->q[io->q->index].inflight--;
 	if (result < 0 && d->on_error == IO_ERROR_PAUSE && !d->resetting &&
+	    !d->q[io->q->index].resetting &&
 	    (result == -ENOSPC || result == -EIO || result == -EDQUOT)) {
 		list_add_tail(&d->held, &io->node);
 		if (!d->retry_armed) {
@@ -192,7 +230,7 @@ static void blk_retry(void *arg)
 	pthread_mutex_lock(&d->vd.vm->run_lock);
 	running = d->vd.vm->run_state == VM_RUNNING;
 	pthread_mutex_unlock(&d->vd.vm->run_lock);
-	if (!running || d->draining) {
+	if (!running || d->quiet || d->quiesced) {
 		loop_timer_after(&d->retry, BLK_RETRY_NS);
 		return;
 	}
@@ -203,8 +241,7 @@ static void blk_retry(void *arg)
 		struct blk_io *io = list_first(&d->held, struct blk_io, node);
 
 		list_del(&io->node);
-		d->inflight++;
-		blk_submit(d->q[io->q->index].bq, &io->req);
+		blk_queue_submit(d, io);
 	}
 }
 
@@ -311,7 +348,7 @@ static int blk_prepare(struct blk_dev *d, struct blk_io *io, const struct virtq_
 	}
 }
 
-static int blk_one(struct blk_dev *d, struct blk_q *bq, const struct virtq_req *r)
+static int blk_one(struct blk_dev *d, const struct virtq_req *r)
 {
 	struct {
 		uint32_t type, reserved;
@@ -349,8 +386,7 @@ static int blk_one(struct blk_dev *d, struct blk_q *bq, const struct virtq_req *
 	if (ret) {
 		blk_finish(io, (uint8_t)(ret - 1));
 	} else {
-		d->inflight++;
-		blk_submit(bq->bq, &io->req);
+		blk_queue_submit(d, io);
 	}
 	return 0;
 }
@@ -360,7 +396,7 @@ static void blk_process(struct blk_dev *d, struct blk_q *bq)
 	struct virtq *q = &d->vd.vq[bq->index];
 	int r = 0;
 
-	if (!bq->active || !d->started || d->draining)
+	if (!bq->active || !d->started || d->resetting || d->quiet || d->quiesced)
 		return;
 	if (!d->scratch && !(d->scratch = malloc(sizeof(*d->scratch)))) {
 		virtio_needs_reset(&d->vd, "out of memory");
@@ -369,7 +405,7 @@ static void blk_process(struct blk_dev *d, struct blk_q *bq)
 	do {
 		virtq_kicks_off(q);
 		while ((r = virtq_pop(q, d->scratch)) > 0) {
-			r = blk_one(d, bq, d->scratch);
+			r = blk_one(d, d->scratch);
 			if (r < 0)
 				break;
 		}
@@ -479,7 +515,7 @@ static void blk_start(void *arg)
 
 		broken |=
 		    virtq_take(&d->vd.vq[bq->index], (uint16_t)d->again[i], d->scratch) <= 0 ||
-		    blk_one(d, bq, d->scratch) < 0;
+		    blk_one(d, d->scratch) < 0;
 	}
 	if (broken || (d->nagain && !d->scratch))
 		virtio_needs_reset(&d->vd, "requests of a saved state cannot be taken up again");
@@ -550,11 +586,22 @@ static int blk_load(struct virtio_dev *vd, const struct state_reader *r, struct 
 	return 0;
 }
 
-static void blk_detach(void *arg)
+/* Requests of @bq (NULL: any) that wait for a retry go unanswered. */
+static void blk_held_forget(struct blk_dev *d, const struct blk_q *bq)
 {
-	struct blk_dev *d = arg;
+	list_for_each_safe (n, &d->held) {
+		struct blk_io *io = container_of(n, struct blk_io, node);
 
-	d->draining = d->resetting = true;
+		if (bq && &d->q[io->q->index] != bq)
+			continue;
+		list_del(n);
+		free(io);
+	}
+}
+
+static void blk_detach(struct blk_dev *d)
+{
+	d->resetting = true;
 	d->started = false;
 	free(d->again);
 	d->again = NULL;
@@ -563,64 +610,116 @@ static void blk_detach(void *arg)
 	d->retry_armed = false;
 	for (unsigned i = 0; i < d->vd.nqueues; i++) {
 		loop_fd_del(&d->q[i].w);
-		d->q[i].active = false;
+		d->q[i].active = d->q[i].resetting = false;
 	}
 	/* what waits for a retry has nobody left to answer to */
-	list_for_each_safe (n, &d->held) {
-		struct blk_io *io = container_of(n, struct blk_io, node);
-
-		list_del(n);
-		free(io);
-	}
-	blk_drained(d);
+	blk_held_forget(d, NULL);
 }
 
 /* Stop using the queues: nothing in flight afterwards. May wait for the disk. */
-static void blk_stop(struct blk_dev *d)
+static void blk_stop_io(void *arg)
 {
-	iothread_call(d->io, blk_detach, d);
-	pthread_mutex_lock(&d->drain_lock);
-	while (d->draining)
-		pthread_cond_wait(&d->drain_cond, &d->drain_lock);
-	pthread_mutex_unlock(&d->drain_lock);
+	struct blk_dev *d = arg;
+
+	blk_detach(d);
+	d->reset_told = false;
+	d->draining = true;
+	blk_drained(d);
 }
 
 static void blk_reset(struct virtio_dev *vd)
 {
 	struct blk_dev *d = blk_of(vd);
 
-	if (d->io)
-		blk_stop(d);
+	if (!d->io)
+		return;
+	iothread_call(d->io, blk_stop_io, d);
+	pthread_mutex_lock(&d->drain_lock);
+	while (d->draining)
+		pthread_cond_wait(&d->drain_cond, &d->drain_lock);
+	pthread_mutex_unlock(&d->drain_lock);
+}
+
+struct blk_reset_call {
+	struct blk_dev *d;
+	unsigned q;
+	bool done;
+};
+
+static void blk_reset_start_io(void *arg)
+{
+	struct blk_reset_call *c = arg;
+
+	blk_detach(c->d);
+	c->done = !c->d->inflight;
+	c->d->reset_told = c->d->resetting = !c->done;
+}
+
+static bool blk_reset_start(struct virtio_dev *vd)
+{
+	struct blk_reset_call c = { .d = blk_of(vd) };
+
+	iothread_call(c.d->io, blk_reset_start_io, &c);
+	return c.done;
+}
+
+static void blk_queue_reset_io(void *arg)
+{
+	struct blk_reset_call *c = arg;
+	struct blk_q *bq = &c->d->q[c->q];
+
+	loop_fd_del(&bq->w);
+	bq->active = false;
+	blk_held_forget(c->d, bq);
+	c->done = !bq->inflight;
+	bq->resetting = !c->done;
+}
+
+static bool blk_queue_reset(struct virtio_dev *vd, unsigned q)
+{
+	struct blk_reset_call c = { .d = blk_of(vd), .q = q };
+
+	iothread_call(c.d->io, blk_queue_reset_io, &c);
+	return c.done;
 }
 
 /* quiesce: I/O in flight ends, new kicks wait. Held requests stay held: a save writes down their
  * heads. */
+struct blk_quiesce_call {
+	struct blk_dev *d;
+	void (*done)(void *);
+	void *arg;
+};
+
 static void blk_quiesce_io(void *arg)
 {
-	struct blk_dev *d = arg;
+	struct blk_quiesce_call *c = arg;
+	struct blk_dev *d = c->d;
 
+	d->quiesced = c->done;
+	d->quiesced_arg = c->arg;
 	for (unsigned i = 0; i < d->vd.nqueues; i++)
 		loop_fd_mod(&d->q[i].w, 0);
-	d->draining = true;
 	blk_drained(d);
 }
 
 static void blk_quiesce(struct virtio_dev *vd, void (*done)(void *), void *arg)
 {
-	struct blk_dev *d = blk_of(vd);
+	struct blk_quiesce_call c = { blk_of(vd), done, arg };
 
-	iothread_call(d->io, blk_quiesce_io, d);
-	pthread_mutex_lock(&d->drain_lock);
-	while (d->draining)
-		pthread_cond_wait(&d->drain_cond, &d->drain_lock);
-	pthread_mutex_unlock(&d->drain_lock);
-	done(arg);
+	iothread_call(c.d->io, blk_quiesce_io, &c);
 }
 
+/* The VM runs on: after a quiesce, or after the pause that an error caused. */
 static void blk_unquiesce_io(void *arg)
 {
 	struct blk_dev *d = arg;
 
+	d->quiet = false;
+	if (d->retry_armed) {
+		loop_timer_stop(&d->retry);
+		blk_retry(d);
+	}
 	for (unsigned i = 0; i < d->vd.nqueues; i++) {
 		if (!d->q[i].active)
 			continue;
@@ -695,6 +794,8 @@ static const struct virtio_ops blk_ops = {
 	.kick = blk_kick,
 	.driver_ok = blk_driver_ok,
 	.reset = blk_reset,
+	.reset_start = blk_reset_start,
+	.queue_reset = blk_queue_reset,
 	.save = blk_save,
 	.load = blk_load,
 	.quiesce = blk_quiesce,
@@ -702,6 +803,33 @@ static const struct virtio_ops blk_ops = {
 	.destroy = blk_destroy,
 	.stats = blk_stats,
 };
+
+int virtio_blk_resize(struct vm *vm, const char *name, uint64_t size_bytes, struct err *e)
+{
+	struct virtio_dev *vd = virtio_find(vm, name, &blk_ops);
+	struct blk_info info;
+	struct blk_dev *d;
+	int r;
+
+	if (!vd)
+		return err_set(e, ENOENT, "disk-not-found", "guest %s has no disk \"%s\"", vm->name,
+			       name);
+	d = blk_of(vd);
+	if (size_bytes < atomic_load(&d->capacity_sectors) * BLK_SECTOR)
+		return err_set(e, EINVAL, "would-shrink",
+			       "disk %s: %llu bytes would cut it off while the guest uses it", name,
+			       (unsigned long long)size_bytes);
+	r = d->read_only ? err_set(e, EROFS, "disk-read-only", "disk %s is read-only", name)
+			 : blk_resize(d->bd, size_bytes, e);
+	if (r < 0)
+		return r;
+	blk_info(d->bd, &info);
+	vm_lock(vm);
+	atomic_store(&d->capacity_sectors, info.size_bytes / BLK_SECTOR);
+	virtio_config_changed(vd);
+	vm_unlock(vm);
+	return 0;
+}
 
 int virtio_blk_new(struct vm *vm, struct pci_bus *bus, const struct mc_disk *disk, struct err *e)
 {
@@ -721,7 +849,7 @@ int virtio_blk_new(struct vm *vm, struct pci_bus *bus, const struct mc_disk *dis
 	d->on_error = disk->on_error;
 	blk_info(disk->bd, &d->info);
 	d->read_only |= d->info.read_only;
-	d->capacity_sectors = d->info.size_bytes / BLK_SECTOR;
+	atomic_store(&d->capacity_sectors, d->info.size_bytes / BLK_SECTOR);
 	list_init(&d->held);
 	pthread_mutex_init(&d->drain_lock, NULL);
 	pthread_cond_init(&d->drain_cond, NULL);

@@ -538,6 +538,31 @@ static void net_reset(struct virtio_dev *vd)
 	d->mergeable = false;
 }
 
+/* One queue alone (VIRTIO_F_RING_RESET); the tap keeps what comes meanwhile. */
+static void net_queue_detach(void *arg)
+{
+	struct net_call *c = arg;
+	struct net_pair *p = &c->d->pair[c->q / 2];
+
+	if (c->q % 2 == 0) {
+		loop_fd_del(&p->rx_w);
+		p->rx_on = false;
+	} else {
+		loop_fd_del(&p->tx_w);
+		p->tx_on = p->tx_blocked = false;
+	}
+	net_tap_events(p);
+}
+
+static bool net_queue_reset(struct virtio_dev *vd, unsigned q)
+{
+	struct net_call c = { .d = net_of(vd), .q = q };
+
+	if (q < 2 * c.d->npairs)
+		iothread_call(c.d->io, net_queue_detach, &c);
+	return true; /* no frame is in flight between two calls */
+}
+
 static void net_quiesce_io(void *arg)
 {
 	struct net_dev *d = arg;
@@ -636,6 +661,7 @@ static const struct virtio_ops net_ops = {
 	.kick = net_kick,
 	.driver_ok = net_driver_ok,
 	.reset = net_reset,
+	.queue_reset = net_queue_reset,
 	.save = net_save,
 	.load = net_load,
 	.quiesce = net_quiesce,

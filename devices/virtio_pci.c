@@ -7,6 +7,8 @@
  * Threading: configuration under the machine lock; queue interrupts from any thread (MSI-X
  * directly; INTx by a post to the main loop, because the line needs the machine lock and an I/O
  * thread must not take it).
+ * A driver's reset of a device, or of one queue (VIRTIO_F_RING_RESET), does not wait for the disk:
+ * the register reads as "not yet" until the device has let go of the rings, and the vCPUs go on.
  * Trust: every register write is the guest's; a wrong sequence sets NEEDS_RESET or is ignored,
  * never trusted.
  */
@@ -91,8 +93,13 @@ struct virtio_pci {
 	_Atomic uint8_t status, isr;
 	uint8_t generation;
 	uint8_t pci_cap; /* offset of the PCI configuration access capability */
-	_Atomic bool intx_posted;
-	bool dead; /* destroyed with a post on its way, which frees it */
+	/* the driver asked for a reset that is not done; ..._done is set by the device's thread */
+	bool resetting;
+	bool *queue_resetting;
+	_Atomic bool reset_done;
+	_Atomic bool *queue_reset_done;
+	_Atomic bool intx_posted, done_posted;
+	bool dead; /* destroyed with posts on their way, the last of which frees it */
 };
 
 static const char *const virtio_names[] = { [VIRTIO_ID_NET] = "virtio-net",
@@ -102,12 +109,20 @@ static const char *const virtio_names[] = { [VIRTIO_ID_NET] = "virtio-net",
 
 /* ---- interrupts ---- */
 
+/* A post for a device that is gone frees it, if it is the last. */
+static void vp_dead_posted(struct virtio_pci *vp, _Atomic bool *post)
+{
+	atomic_store(post, false);
+	if (!atomic_load(&vp->intx_posted) && !atomic_load(&vp->done_posted))
+		free(vp);
+}
+
 static void vp_intx_update(void *arg)
 {
 	struct virtio_pci *vp = arg;
 
 	if (vp->dead) {
-		free(vp);
+		vp_dead_posted(vp, &vp->intx_posted);
 		return;
 	}
 	atomic_store(&vp->intx_posted, false);
@@ -201,7 +216,7 @@ int virtio_queue_doorbell_fd(struct virtio_dev *d, unsigned q)
 static void vp_kick(struct virtio_pci *vp, unsigned q)
 {
 	if (q >= vp->vd->nqueues || !(atomic_load(&vp->status) & STATUS_DRIVER_OK) ||
-	    !vp->vd->vq[q].ready)
+	    !vp->vd->vq[q].ready || vp->resetting || vp->queue_resetting[q])
 		return;
 	if (vp->doorbell[q] >= 0) {
 		uint64_t one = 1;
@@ -217,19 +232,26 @@ static void vp_kick(struct virtio_pci *vp, unsigned q)
 
 /* ---- reset and status ---- */
 
-static void vp_reset(struct virtio_pci *vp)
+static void vp_queue_forget(struct virtio_pci *vp, unsigned q)
+{
+	virtq_reset(&vp->vd->vq[q]);
+	vp->vd->vq[q].size = vp->vd->queue_size_max;
+	vp->queue_vector[q] = VP_NO_VECTOR;
+	vp->queue_resetting[q] = false;
+	atomic_store(&vp->queue_reset_done[q], false);
+}
+
+/* The device has let go of its rings: back to what it was at power-on. */
+static void vp_forget(struct virtio_pci *vp)
 {
 	struct virtio_dev *vd = vp->vd;
 
-	if (vd->ops->reset)
-		vd->ops->reset(vd);
+	vp->resetting = false;
+	atomic_store(&vp->reset_done, false);
 	vd->features = 0;
 	vd->driver_ok = false;
-	for (unsigned q = 0; q < vd->nqueues; q++) {
-		virtq_reset(&vd->vq[q]);
-		vd->vq[q].size = vd->queue_size_max;
-		vp->queue_vector[q] = VP_NO_VECTOR;
-	}
+	for (unsigned q = 0; q < vd->nqueues; q++)
+		vp_queue_forget(vp, q);
 	vp->driver_features = 0;
 	vp->device_feature_sel = vp->driver_feature_sel = 0;
 	vp->queue_sel = 0;
@@ -240,13 +262,99 @@ static void vp_reset(struct virtio_pci *vp)
 	pci_intx_set(&vp->pci, false);
 }
 
+/* Reset now, vCPUs parked. */
+static void vp_reset(struct virtio_pci *vp)
+{
+	if (vp->vd->ops->reset)
+		vp->vd->ops->reset(vp->vd);
+	vp_forget(vp);
+}
+
+/* Take up what devices reported as done. Machine lock held. */
+static void vp_resets_finish(struct virtio_pci *vp)
+{
+	if (vp->resetting && atomic_load(&vp->reset_done)) {
+		vp_forget(vp);
+		return;
+	}
+	for (unsigned q = 0; q < vp->vd->nqueues; q++)
+		if (vp->queue_resetting[q] && atomic_load(&vp->queue_reset_done[q]))
+			vp_queue_forget(vp, q);
+}
+
+static void vp_resets_posted(void *arg)
+{
+	struct virtio_pci *vp = arg;
+
+	if (vp->dead) {
+		vp_dead_posted(vp, &vp->done_posted);
+		return;
+	}
+	atomic_store(&vp->done_posted, false);
+	vm_lock(vp->dev.vm);
+	vp_resets_finish(vp);
+	vm_unlock(vp->dev.vm);
+}
+
+/* Where the post fails the driver's next look at the register finds the flag. */
+static void vp_resets_post(struct virtio_pci *vp)
+{
+	if (!atomic_exchange(&vp->done_posted, true) &&
+	    loop_post(vp->dev.vm->loop, vp_resets_posted, vp) < 0)
+		atomic_store(&vp->done_posted, false);
+}
+
+void virtio_reset_done(struct virtio_dev *d)
+{
+	struct virtio_pci *vp = d->transport;
+
+	atomic_store(&vp->reset_done, true);
+	vp_resets_post(vp);
+}
+
+void virtio_queue_reset_done(struct virtio_dev *d, unsigned q)
+{
+	struct virtio_pci *vp = d->transport;
+
+	atomic_store(&vp->queue_reset_done[q], true);
+	vp_resets_post(vp);
+}
+
+/* The driver's reset: others run, so the disk is not waited for. Status reads as before until it is
+ * done (2.1.2, 4.1.4.3.2: the driver waits for 0). */
+static void vp_reset_asked(struct virtio_pci *vp)
+{
+	struct virtio_dev *vd = vp->vd;
+
+	if (!vd->ops->reset_start) {
+		vp_reset(vp);
+		return;
+	}
+	vp->resetting = true;
+	atomic_store(&vp->reset_done, false);
+	if (vd->ops->reset_start(vd))
+		vp_forget(vp);
+}
+
+static void vp_queue_reset_asked(struct virtio_pci *vp, unsigned q)
+{
+	struct virtio_dev *vd = vp->vd;
+
+	if (!(vd->features >> F_RING_RESET & 1) || !vd->vq[q].ready || vp->queue_resetting[q])
+		return;
+	vp->queue_resetting[q] = true;
+	atomic_store(&vp->queue_reset_done[q], false);
+	if (vd->ops->queue_reset(vd, q))
+		vp_queue_forget(vp, q);
+}
+
 static void vp_status_write(struct virtio_pci *vp, uint8_t val)
 {
 	struct virtio_dev *vd = vp->vd;
 	uint8_t old = atomic_load(&vp->status), fresh;
 
 	if (!val) {
-		vp_reset(vp);
+		vp_reset_asked(vp);
 		return;
 	}
 	/* bits are only ever added; NEEDS_RESET is ours */
@@ -302,7 +410,7 @@ static void vp_queue_enable(struct virtio_pci *vp, unsigned q)
 static uint64_t vp_offered(const struct virtio_pci *vp)
 {
 	return vp->vd->ops->features(vp->vd) | 1ull << F_VERSION_1 | 1ull << F_INDIRECT |
-	       1ull << F_EVENT_IDX;
+	       1ull << F_EVENT_IDX | (vp->vd->ops->queue_reset ? 1ull << F_RING_RESET : 0);
 }
 
 static uint16_t vp_vector(const struct virtio_pci *vp, uint64_t val)
@@ -343,7 +451,9 @@ static uint64_t vp_common_field(struct virtio_pci *vp, uint64_t off)
 	case C_QUEUE_VECTOR:
 		return q ? vp->queue_vector[vp->queue_sel] : VP_NO_VECTOR;
 	case C_QUEUE_ENABLE:
-		return q ? q->ready : 0;
+		return q ? q->ready && !vp->queue_resetting[vp->queue_sel] : 0;
+	case C_QUEUE_RESET:
+		return q ? vp->queue_resetting[vp->queue_sel] : 0;
 	case C_QUEUE_NOTIFY_OFF:
 		return vp->queue_sel;
 	case C_QUEUE_DESC:
@@ -377,6 +487,7 @@ static uint64_t vp_common_read(struct virtio_pci *vp, uint64_t off, unsigned siz
 {
 	uint64_t val = 0;
 
+	vp_resets_finish(vp);
 	/* a read may be of a part of a field (the 64-bit addresses) or over several: byte by byte
 	 * serves all */
 	for (unsigned i = 0; i < size; i++) {
@@ -412,6 +523,11 @@ static void vp_queue_write(struct virtio_pci *vp, uint64_t off, unsigned size, u
 		vp->queue_vector[vp->queue_sel] = vp_vector(vp, val & 0xffff);
 		return;
 	}
+	if (off == C_QUEUE_RESET) {
+		if ((val & 0xffff) == 1)
+			vp_queue_reset_asked(vp, vp->queue_sel);
+		return;
+	}
 	if (q->ready)
 		return; /* what is enabled does not change (4.1.4.3.2) */
 	if (off == C_QUEUE_SIZE) {
@@ -434,6 +550,9 @@ static void vp_common_write(struct virtio_pci *vp, uint64_t off, unsigned size, 
 {
 	uint32_t shift;
 
+	vp_resets_finish(vp);
+	if (vp->resetting)
+		return; /* nothing counts before the reset is through */
 	switch (off) {
 	case C_DEVICE_FEATURE_SEL:
 		vp->device_feature_sel = (uint32_t)val;
@@ -596,6 +715,7 @@ static void vp_dev_save(struct device *d, struct state_writer *w)
 	struct virtio_pci *vp = vp_of(d);
 	struct virtio_dev *vd = vp->vd;
 
+	vp_resets_finish(vp); /* quiesced: what was under way is through */
 	state_put_u64(w, VP_TAG, vp->driver_features);
 	state_put_u64(w, VP_TAG + 1, vd->features);
 	state_put_u64(w, VP_TAG + 2,
@@ -707,11 +827,14 @@ static void vp_free(struct virtio_pci *vp)
 	free(vp->queue_vector);
 	free(vp->doorbell);
 	free(vp->doorbell_on);
+	free(vp->queue_resetting);
+	free(vp->queue_reset_done);
 	free(vd->vq);
 	vd->vq = NULL;
 	vd->transport = NULL;
 	vp->dead = true;
-	if (!atomic_load(&vp->intx_posted)) /* nobody raises interrupts any more */
+	/* nobody raises interrupts or ends resets any more */
+	if (!atomic_load(&vp->intx_posted) && !atomic_load(&vp->done_posted))
 		free(vp);
 }
 
@@ -727,6 +850,14 @@ static void vp_dev_destroy(struct device *d)
 	vp->notify_base = 0;
 	vp_free(vp);
 	vd->ops->destroy(vd);
+}
+
+struct virtio_dev *virtio_find(struct vm *vm, const char *id, const struct virtio_ops *ops)
+{
+	struct device *d = vm_device_find(vm, id);
+	struct virtio_dev *vd = d && d->ops->reset == vp_dev_reset ? vp_of(d)->vd : NULL;
+
+	return vd && vd->ops == ops ? vd : NULL;
 }
 
 int virtio_pci_new(struct vm *vm, struct pci_bus *bus, struct virtio_dev *d, struct err *e)
@@ -748,8 +879,11 @@ int virtio_pci_new(struct vm *vm, struct pci_bus *bus, struct virtio_dev *d, str
 	vp->queue_vector = calloc(d->nqueues, sizeof(*vp->queue_vector));
 	vp->doorbell = calloc(d->nqueues, sizeof(*vp->doorbell));
 	vp->doorbell_on = calloc(d->nqueues, sizeof(*vp->doorbell_on));
+	vp->queue_resetting = calloc(d->nqueues, sizeof(*vp->queue_resetting));
+	vp->queue_reset_done = calloc(d->nqueues, sizeof(*vp->queue_reset_done));
 	d->vq = calloc(d->nqueues, sizeof(*d->vq));
-	if (!vp->queue_vector || !vp->doorbell || !vp->doorbell_on || !d->vq) {
+	if (!vp->queue_vector || !vp->doorbell || !vp->doorbell_on || !vp->queue_resetting ||
+	    !vp->queue_reset_done || !d->vq) {
 		d->nqueues = vp->doorbell ? d->nqueues : 0;
 		for (unsigned q = 0; vp->doorbell && q < d->nqueues; q++)
 			vp->doorbell[q] = -1;

@@ -80,9 +80,30 @@ uint8_t vd_status(struct vd *d)
 	return (uint8_t)vd_read(d, 0x14, 1);
 }
 
-void vd_reset(struct vd *d)
+void vd_reset_ask(struct vd *d)
 {
 	vd_write(d, 0x14, 1, 0);
+}
+
+void vd_reset(struct vd *d)
+{
+	uint64_t end = clock_mono_ns() + 5 * NS_PER_S;
+
+	vd_reset_ask(d);
+	while (vd_status(d) && clock_mono_ns() < end)
+		loop_run_once(d->m->loop, 5);
+}
+
+bool vd_queue_reset(struct vd *d, unsigned q)
+{
+	uint64_t end = clock_mono_ns() + 5 * NS_PER_S;
+
+	vd_write(d, 0x16, 2, q);
+	vd_write(d, 0x3a, 2, 1);
+	while (vd_read(d, 0x3a, 2) && clock_mono_ns() < end)
+		loop_run_once(d->m->loop, 5);
+	memset(&d->q[q], 0, sizeof(d->q[q]));
+	return !vd_read(d, 0x3a, 2);
 }
 
 bool vd_attach(struct vd *d, struct vd_machine *m, unsigned devfn, uint64_t want)

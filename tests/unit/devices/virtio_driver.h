@@ -60,7 +60,9 @@ void *vd_ptr(struct vd_machine *m, gpa_t gpa);
 bool vd_attach(struct vd *d, struct vd_machine *m, unsigned devfn, uint64_t want);
 void vd_queue_setup(struct vd *d, unsigned q, unsigned size);
 void vd_driver_ok(struct vd *d);
-void vd_reset(struct vd *d);
+void vd_reset(struct vd *d);	 /* waits until the device says that it is done, 5 s at most */
+void vd_reset_ask(struct vd *d); /* does not wait */
+bool vd_queue_reset(struct vd *d, unsigned q); /* VIRTIO_F_RING_RESET; true: done within 5 s */
 uint8_t vd_status(struct vd *d);
 uint64_t vd_read(struct vd *d, uint64_t off, unsigned size);
 void vd_write(struct vd *d, uint64_t off, unsigned size, uint64_t val);

@@ -164,6 +164,8 @@ static void a_held_request_survives_a_save(void **s)
 	disk_fail_once(&a, &seen);
 	dev = vm_device_find(a.m.vm, "vda");
 	dev->ops->quiesce(dev, quiesced, &done);
+	while (!done && loop_run_once(a.m.loop, 5000) > 0)
+		;
 	assert_true(done); /* what is held is not in flight */
 	state_writer_init(&w);
 	vm_lock(a.m.vm);
