@@ -246,7 +246,7 @@ static const struct schema_field token_fields[] = {
 	{ .name = "name", .type = ST_STRING, .flags = CR | SF_REQUIRED | SF_COLUMN, .format = "name", .help = "unique name; the principal in the audit log" },
 	{ .name = "role", .type = ST_ENUM, .flags = CR | SF_COLUMN, .values = VALUES("viewer", "operator", "admin"), .cli = "role", .dflt = "viewer",
 	  .help = "what it allows: viewer, operator, admin (default viewer)" },
-	{ .name = "expires_in", .type = ST_DURATION, .flags = SF_CREATE, .min = 60000, .max = 366 * 24 * HOUR_MS, .cli = "expires-in", .dflt = "30d",
+	{ .name = "expires_in", .type = ST_DURATION, .flags = SF_CREATE, .min = 1000, .max = 366 * 24 * HOUR_MS, .cli = "expires-in", .dflt = "30d",
 	  .help = "how long it is good for (default 30d)" },
 	{ .name = "expires", .type = ST_STRING, .flags = RO | SF_COLUMN, .format = "time", .help = "when it ends" },
 	{ .name = "token", .type = ST_STRING, .flags = RO | SF_SECRET, .help = "the secret; shown once, when it is made" },
