@@ -345,6 +345,8 @@ static void battery_try(const char *context)
 
 static void *battery_io(void *arg)
 {
+	if ((*(unsigned *)arg & LOCKDOWN_SECCOMP) && lockdown_io() < 0)
+		_exit(4);
 	battery_try("io");
 	return arg;
 }
@@ -369,7 +371,7 @@ static int battery_inside(unsigned layers)
 		return 4;
 	/* threads first: what main gets through without a layer may change the process */
 	if (pthread_create(&t, NULL, battery_vcpu, &layers) || pthread_join(t, NULL) ||
-	    pthread_create(&t, NULL, battery_io, NULL) || pthread_join(t, NULL))
+	    pthread_create(&t, NULL, battery_io, &layers) || pthread_join(t, NULL))
 		return 5;
 	battery_try("main");
 	return 0;

@@ -1,8 +1,8 @@
 /* lockdown.c - what vmd-guest gives up: every path (Landlock), and every system call but these.
  *
  * By now the machine is built; the guest holds descriptors and needs only to use them. The lists
- * are per thread: the main thread and the I/O threads share one, a vCPU thread adds a narrower one
- * on top of it. What takes a number that chooses among many acts (ioctl, fcntl, prctl, clone) is
+ * are per thread: all wear the main thread's, and each vCPU thread and the I/O thread, with the
+ * workers that it starts, adds a narrower one on top of it. What takes a number that chooses among many acts (ioctl, fcntl, prctl, clone) is
  * filtered by that number.
  * Memory is never executable: PROT_EXEC is refused in mmap and mprotect (a JIT asks for its pages
  * before).
@@ -30,6 +30,7 @@
 #include "common/log.h"
 #include "common/overflow.h"
 #include "common/sandbox.h"
+#include "devices/iothread.h"
 #include "vmd/guest/guest.h"
 
 #ifndef KVM_RESET_DIRTY_RINGS
@@ -55,6 +56,7 @@ static const uint32_t lockdown_ioctls[] = {
 	LOCKDOWN_KVM_VM,
 	TUNSETOFFLOAD, /* not TUNSETIFF: the tap is what priv made it */
 	TUNSETVNETHDRSZ,
+	TUNSETQUEUE, /* queues of this tap on and off, as the guest's driver uses them */
 	VHOST_SET_FEATURES,
 	VHOST_GET_FEATURES,
 	VHOST_SET_MEM_TABLE,
@@ -104,7 +106,12 @@ static const struct sandbox_rule lockdown_common[] = {
 };
 /* clang-format on */
 
-/* The main thread and the I/O threads: files, new threads, the daemon's connections. */
+/* What the I/O thread and its workers ask of descriptors: taps, block devices, a message-signalled
+ * interrupt that has no eventfd. */
+static const uint32_t lockdown_io_ioctls[] = { TUNSETOFFLOAD, TUNSETQUEUE, BLKDISCARD, BLKZEROOUT,
+					       KVM_SIGNAL_MSI };
+
+/* The main thread: files, new threads, the daemon's connections. */
 /* clang-format off */
 static const struct sandbox_rule lockdown_main[] = {
 	SB_ALLOW(fstat), SB_ALLOW(lseek), SB_ALLOW(fallocate), SB_ALLOW(ftruncate), SB_ALLOW(fsync), SB_ALLOW(fdatasync),
@@ -131,21 +138,41 @@ static const struct sandbox_rule lockdown_vcpu_only[] = {
 };
 /* clang-format on */
 
+/* The I/O thread, on top: data of disks and taps, workers, wake-ups. No connection is accepted, no
+ * socket asked, no descriptor duplicated or made but the eventfd of a queue; no vCPU's call. */
+/* clang-format off */
+static const struct sandbox_rule lockdown_io_only[] = {
+	SB_ALLOW(read), SB_ALLOW(write), SB_ALLOW(readv), SB_ALLOW(writev), SB_ALLOW(close),
+	SB_ALLOW(pread64), SB_ALLOW(pwrite64), SB_ALLOW(preadv), SB_ALLOW(pwritev), SB_ALLOW(preadv2), SB_ALLOW(pwritev2),
+	SB_ALLOW(fstat), SB_ALLOW(lseek), SB_ALLOW(fallocate), SB_ALLOW(ftruncate), SB_ALLOW(fsync), SB_ALLOW(fdatasync),
+	SB_ALLOW(sync_file_range), SB_ALLOW(fstatfs),
+	SB_ALLOW(epoll_ctl), SB_ALLOW(epoll_wait), SB_ALLOW(epoll_pwait), SB_ALLOW(timerfd_settime), SB_ALLOW(eventfd2),
+	SB_ALLOW(futex), SB_ALLOW(clock_gettime), SB_ALLOW(clock_nanosleep), SB_ALLOW(gettimeofday), SB_ALLOW(sched_yield),
+	SB_ALLOW(rt_sigreturn), SB_ALLOW(rt_sigprocmask), SB_ALLOW(restart_syscall), SB_ALLOW(gettid), SB_ALLOW(getpid),
+	SB_ALLOW(exit), SB_ALLOW(exit_group), SB_ALLOW(brk), SB_ALLOW(munmap), SB_ALLOW(madvise), SB_ALLOW(mremap),
+	SB_NO_BITS(mmap, 2, PROT_EXEC), SB_NO_BITS(mprotect, 2, PROT_EXEC), SB_ALLOW(getrandom),
+	SB_ALLOW(rseq), SB_ALLOW(set_robust_list), SB_ALLOW(membarrier),
+	SB_ARG_IN(clone, 0, lockdown_clone, ARRAY_SIZE(lockdown_clone)),
+	SB_ARG_IN(ioctl, 1, lockdown_io_ioctls, ARRAY_SIZE(lockdown_io_ioctls)),
+	SB_ERRNO(clone3, ENOSYS), SB_ERRNO(sched_getaffinity, ENOSYS),
+	SB_END,
+};
+/* clang-format on */
+
 int lockdown_paths(void)
 {
 	return sandbox_landlock();
 }
 
-/* A signal goes to threads of this process alone: vCPUs are kicked by one. The rule names our own
- * pid, so it is made here. */
-static int lockdown_install(const struct sandbox_rule *extra, bool all_threads)
+/* This thread's own filter. A signal goes to threads of this process alone: vCPUs are kicked by one.
+ * The rule names our own pid, so it is made here. */
+static int lockdown_thread(const struct sandbox_rule *first, const struct sandbox_rule *more)
 {
 	const uint32_t self[] = { (uint32_t)getpid() };
 	const struct sandbox_rule kick[] = { SB_ARG_IN(tgkill, 0, self, 1), SB_END };
-	const struct sandbox_rule *const lists[] = { lockdown_common, kick, extra, NULL };
-	int ret = sandbox_seccomp(lists, all_threads);
+	const struct sandbox_rule *const lists[] = { kick, first, more, NULL };
 
-	return ret;
+	return sandbox_seccomp(lists, false);
 }
 
 /* SECCOMP_RET_ERRNO hides the number of a call that was refused; the program that installs a filter
@@ -178,7 +205,12 @@ int lockdown_calls(void)
 
 int lockdown_vcpu(void)
 {
-	return lockdown_install(lockdown_vcpu_only, false);
+	return lockdown_thread(lockdown_common, lockdown_vcpu_only);
+}
+
+int lockdown_io(void)
+{
+	return lockdown_thread(lockdown_io_only, NULL);
 }
 
 /* ---- as the guest wears it ---- */
@@ -191,11 +223,20 @@ static void guest_vcpu_thread(struct vm *vm)
 		log_warn("a vCPU thread keeps the main thread's system calls: %s", strerror(-ret));
 }
 
+static void guest_io_thread(void *arg)
+{
+	*(int *)arg = lockdown_io();
+}
+
 int guest_lockdown(struct guest *g, struct err *e)
 {
 	size_t n = strlen(g->jail);
 	int ret = lockdown_calls();
 
+	/* it was made with the machine, before the process's filter; workers come later and inherit
+	 * both */
+	if (ret >= 0 && g->vm->iothread)
+		iothread_call(g->vm->iothread, guest_io_thread, &ret);
 	if (ret < 0)
 		return err_set(e, -ret, "lockdown-failed",
 			       "guest %s: cannot give up its system calls: %s", g->name,

@@ -16,5 +16,7 @@ int lockdown_paths(void);
 int lockdown_calls(void);
 /* lockdown_vcpu() - in a new vCPU thread: what only the main thread needs goes too. 0 or -errno. */
 int lockdown_vcpu(void);
+/* lockdown_io() - in the I/O thread, likewise; threads that it starts inherit it. 0 or -errno. */
+int lockdown_io(void);
 
 #endif
