@@ -129,6 +129,10 @@ static void verb_say(struct vmctl *v, const struct schema_route *r, const struct
 		json_object_del(p->json, "counters");
 	if (r->id == ROUTE_DOCTOR || r->id == ROUTE_NET_LEASES)
 		shape = NULL;
+	if (r->id == ROUTE_DOCTOR && v->out == OUT_TABLE && !v->quiet) {
+		doctor_say(v, items);
+		return;
+	}
 	if (!strcmp(r->method, "GET") && json_is_array(items)) {
 		out_items(v, shape, items);
 		return;

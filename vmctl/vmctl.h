@@ -131,6 +131,9 @@ int stream_events(struct vmctl *v, struct args *a);
 /* ---- console.c ---- */
 int console_run(struct vmctl *v, struct args *a);
 
+/* ---- doctor.c ---- */
+void doctor_say(struct vmctl *v, const json_t *items);
+
 /* ---- top.c ---- */
 /* refreshes on a terminal until interrupted; elsewhere once */
 int top_run(struct vmctl *v);

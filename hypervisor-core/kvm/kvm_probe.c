@@ -187,7 +187,7 @@ static void kvm_probe_measure(int kvm_fd, struct accel_probe *out)
 	else
 		snprintf(out->reason, sizeof(out->reason),
 			 "/dev/kvm is there but interprets guest kernel code (%.0f ns an "
-			 "instruction measured, hardware needs below 5)",
+			 "instruction measured, hardware takes below 5)",
 			 ns);
 }
 

@@ -1,6 +1,7 @@
 /* main.c - vmd-guest: one virtual machine in one process.
  *
  *	vmd-guest --listen FD [--peer-uid UID] [--kvm FD] [--jail LAYERS] [--verbose]
+ *	vmd-guest --probe [--kvm FD]		what accel=auto picks here, and why, on one line
  * Started by vmd's priv role inside a jail: FD listens on a SOCK_SEQPACKET unix socket, standard
  * error is the log. There is nothing else to name: everything the guest has arrives as a
  * descriptor. It ends when told to (g_quit), when it could not be built, or never: the daemon's end
@@ -18,6 +19,7 @@
 #include <unistd.h>
 
 #include "common/log.h"
+#include "hypervisor-core/accel.h"
 #include "vmd/guest/guest.h"
 #include "vmd/guest/lockdown.h"
 
@@ -25,6 +27,7 @@ static int guest_usage(FILE *f)
 {
 	fputs(
 	    "usage: vmd-guest --listen FD [--peer-uid UID] [--kvm FD] [--jail LAYERS] [--verbose]\n"
+	    "       vmd-guest --probe [--kvm FD]\n"
 	    "one virtual machine; started by vmd, which passes all else as descriptors\n",
 	    f);
 	return f == stdout ? 0 : 2;
@@ -37,6 +40,17 @@ static int guest_number(const char *text, long *out)
 	errno = 0;
 	*out = strtol(text, &end, 10);
 	return errno || *end || end == text || *out < 0 ? -EINVAL : 0;
+}
+
+static int guest_probe(int kvm_fd)
+{
+	char reason[256];
+	struct err e = { 0 };
+
+	if (!accel_choose("auto", kvm_fd, reason, sizeof(reason), &e))
+		return 1;
+	printf("%s\n", reason);
+	return 0;
 }
 
 static void guest_sigterm(void *arg, int signo)
@@ -57,6 +71,7 @@ int main(int argc, char **argv)
 			   .peer_uid = getuid() };
 	enum log_level level = LOG_INFO_;
 	struct err e = { 0 };
+	bool probe = false;
 	long n;
 
 	for (int i = 1; i < argc; i++) {
@@ -75,12 +90,16 @@ int main(int argc, char **argv)
 		} else if (!strcmp(argv[i], "--jail") && i + 1 < argc) {
 			/* what priv has put around us, for people to read */
 			snprintf(g.jail, sizeof(g.jail), "%s", argv[++i]);
+		} else if (!strcmp(argv[i], "--probe")) {
+			probe = true;
 		} else if (!strcmp(argv[i], "--verbose")) {
 			level = LOG_DEBUG_;
 		} else {
 			return guest_usage(!strcmp(argv[i], "--help") ? stdout : stderr);
 		}
 	}
+	if (probe)
+		return guest_probe(g.kvm_fd);
 	if (g.listen_fd < 0)
 		return guest_usage(stderr);
 	mallopt(M_ARENA_MAX, 1);
