@@ -65,6 +65,7 @@ struct con {
 	unsigned queued;
 	struct virtq_req *scratch;
 	struct vm_timer again;
+	bool quiet; /* being saved: guest memory is left alone */
 	uint64_t in_bytes, out_bytes;
 };
 
@@ -85,7 +86,8 @@ static unsigned con_tx_queue(unsigned port)
 
 static bool con_queue_ready(struct con *c, unsigned q)
 {
-	return c->vd.driver_ok && q < c->vd.nqueues && c->vd.vq[q].ready && !c->vd.vq[q].broken;
+	return c->vd.driver_ok && !c->quiet && q < c->vd.nqueues && c->vd.vq[q].ready &&
+	       !c->vd.vq[q].broken;
 }
 
 static struct virtq_req *con_scratch(struct con *c)
@@ -382,6 +384,25 @@ static void con_reset(struct virtio_dev *vd)
 	c->scratch = NULL;
 }
 
+static void con_driver_ok(struct virtio_dev *vd)
+{
+	con_again(con_of(vd));
+	for (unsigned i = 0; i < con_of(vd)->nports; i++)
+		chardev_room(con_of(vd)->ports[i].chr);
+}
+
+static void con_quiesce(struct virtio_dev *vd, void (*done)(void *), void *arg)
+{
+	con_of(vd)->quiet = true;
+	done(arg);
+}
+
+static void con_unquiesce(struct virtio_dev *vd)
+{
+	con_of(vd)->quiet = false;
+	con_driver_ok(vd);
+}
+
 static void con_save(struct virtio_dev *vd, struct state_writer *w)
 {
 	struct con *c = con_of(vd);
@@ -412,13 +433,6 @@ static int con_load(struct virtio_dev *vd, const struct state_reader *r, struct 
 		if ((uint32_t)v < c->nports)
 			con_ctl_send(c, (uint32_t)v, (uint16_t)(v >> 32), (uint16_t)(v >> 48));
 	return 0;
-}
-
-static void con_driver_ok(struct virtio_dev *vd)
-{
-	con_again(con_of(vd));
-	for (unsigned i = 0; i < con_of(vd)->nports; i++)
-		chardev_room(con_of(vd)->ports[i].chr);
 }
 
 static void con_destroy(struct virtio_dev *vd)
@@ -455,6 +469,8 @@ static const struct virtio_ops con_ops = {
 	.reset = con_reset,
 	.save = con_save,
 	.load = con_load,
+	.quiesce = con_quiesce,
+	.unquiesce = con_unquiesce,
 	.destroy = con_destroy,
 	.stats = con_stats,
 };

@@ -38,6 +38,7 @@ struct guest_config {
 	struct msg_g_config base;
 	struct msg_g_boot boot;
 	uint8_t vmgenid[16];
+	int load_state_fd, load_memory_fd;
 	unsigned ndisks, nnics, nserials, nconsoles;
 	struct config_disk disks[MC_DISKS_MAX];
 	struct mc_disk *mc_disks;
@@ -53,6 +54,7 @@ struct guest_config *guest_config_new(void)
 		return NULL;
 	c->base.kvm_fd = c->base.memory_fd = -1;
 	c->boot.kernel_fd = c->boot.initrd_fd = -1;
+	c->load_state_fd = c->load_memory_fd = -1;
 	c->mc_disks = calloc(MC_DISKS_MAX, sizeof(*c->mc_disks));
 	c->nics = calloc(MC_NICS_MAX, sizeof(*c->nics));
 	c->serials = calloc(MC_SERIALS_MAX, sizeof(*c->serials));
@@ -97,6 +99,8 @@ void guest_config_free(struct guest_config *c)
 	close_fd(&c->base.memory_fd);
 	close_fd(&c->boot.kernel_fd);
 	close_fd(&c->boot.initrd_fd);
+	close_fd(&c->load_state_fd);
+	close_fd(&c->load_memory_fd);
 	free(c->mc_disks);
 	free(c->nics);
 	free(c->serials);
@@ -248,6 +252,21 @@ int guest_config_port(struct guest *g, struct msg_g_port *m, struct err *e)
 	return 0;
 }
 
+int guest_config_load(struct guest *g, struct msg_g_load *m, struct err *e)
+{
+	struct guest_config *c = g->cfg;
+
+	if (c->load_state_fd >= 0)
+		return err_set(e, EEXIST, "configured-twice",
+			       "guest %s: its saved state came twice", g->name);
+	if (m->state_fd < 0 || m->memory_fd < 0)
+		return err_set(e, EINVAL, "no-descriptor", "guest %s: a restore needs two files",
+			       g->name);
+	c->load_state_fd = take_fd(&m->state_fd);
+	c->load_memory_fd = take_fd(&m->memory_fd);
+	return 0;
+}
+
 static int config_disk_open(struct config_disk *d, struct mc_disk *out, struct err *e)
 {
 	d->specs = calloc(d->nlayers, sizeof(*d->specs));
@@ -334,6 +353,9 @@ int guest_config_open(struct guest_config *c, struct machine_config *mc, struct 
 				      .vcpus = mc->vcpus,
 				      .icount = c->base.icount,
 				      .threads_one = c->base.threads_one,
+				      .reboot_stops = c->base.reboot_stops,
+				      .load_state_fd = c->load_state_fd,
+				      .load_memory_fd = c->load_memory_fd,
 				      .cpu = { .nested = c->base.nested, .vcpus = mc->vcpus } };
 	memcpy(s->machine, c->base.machine, sizeof(s->machine));
 	memcpy(s->accel, c->base.accel, sizeof(s->accel));

@@ -1,7 +1,8 @@
 /* guest.h - the parts of vmd-guest, and the one struct they share.
  *
  * main.c starts and ends the process; link.c speaks with the daemon; config.c gathers descriptors
- * and settings into a machine_config; run.c builds, runs and ends the VM. All on the main thread.
+ * and settings into a machine_config; run.c builds, runs and ends the VM; save.c writes it to files
+ * and reads it from them. All on the main thread.
  * Trust: the daemon is trusted for what it asks, not for what the image or kernel it passes
  * contains.
  */
@@ -22,6 +23,7 @@
 #include "vmd/roles.h"
 
 struct guest_config; /* config.c */
+struct guest_save;   /* save.c */
 
 struct guest {
 	struct loop *loop;
@@ -42,7 +44,10 @@ struct guest {
 	char event_kind[32], event_text[400];
 	bool event_untold;
 	bool quitting;
-	char jail[400]; /* which layers hold, for info */
+	bool reboot_stops;	 /* the guest's reboot stops it */
+	struct guest_save *save; /* under way, or NULL */
+	bool quiet;		 /* devices are quiesced: a start lets them go on */
+	char jail[400];		 /* which layers hold, for info */
 };
 
 /* ---- link.c ---- */
@@ -60,6 +65,7 @@ int guest_config_boot(struct guest *g, struct msg_g_boot *m, struct err *e);
 int guest_config_disk(struct guest *g, struct msg_g_disk *m, struct err *e);
 int guest_config_nic(struct guest *g, struct msg_g_nic *m, struct err *e);
 int guest_config_port(struct guest *g, struct msg_g_port *m, struct err *e);
+int guest_config_load(struct guest *g, struct msg_g_load *m, struct err *e);
 
 /* What run.c builds from: guest_config_open() opens the disks and fills @mc, which borrows from @c.
  * On a build's success the descriptors are the machine's: guest_config_taken(). */
@@ -69,6 +75,8 @@ struct guest_settings {
 	unsigned vcpus;
 	struct cpuid_policy cpu;
 	bool icount, threads_one;
+	bool reboot_stops;
+	int load_state_fd, load_memory_fd; /* a saved state to go on from, or -1; the caller's */
 };
 int guest_config_open(struct guest_config *c, struct machine_config *mc, struct guest_settings *s,
 		      struct err *e);
@@ -80,11 +88,20 @@ int guest_start(struct guest *g, struct err *e);
 void guest_pause(struct guest *g, uint32_t id); /* replies when parked */
 void guest_reset(struct guest *g, uint32_t id);
 void guest_power_button(struct guest *g);
+int guest_disk_resize(struct guest *g, const struct msg_g_disk_resize *m, struct err *e);
 int guest_console(struct guest *g, struct msg_g_console *m, struct err *e);
 int guest_port_replace(struct guest *g, struct msg_g_port_replace *m, struct err *e);
 void guest_counters(struct guest *g, uint32_t id);
 /* guest_quit() - vCPUs parked, disks flushed and closed, reply, exit 0. */
 void guest_quit(struct guest *g, uint32_t id);
+
+/* ---- save.c ---- */
+/* guest_save() - pause, write state and memory, reply; takes the message's descriptors. The guest
+ * stays paused. */
+void guest_save(struct guest *g, uint32_t id, struct msg_g_save *m);
+void guest_save_wait(struct guest *g); /* before the VM goes: the writer has ended */
+/* guest_load() - into a built VM that never ran: RAM, then vCPUs and devices. */
+int guest_load(struct guest *g, int state_fd, int memory_fd, struct err *e);
 
 /* ---- lockdown.c: what the process gives up once it holds all it needs ---- */
 int guest_lockdown(struct guest *g, struct err *e);

@@ -75,6 +75,20 @@ static void link_build(struct guest *g, struct wire_buf *b)
 		guest_tell(g, "accel-failed", e.detail);
 }
 
+static void link_save(struct guest *g, struct wire_buf *b)
+{
+	struct msg_g_save m;
+	struct err e = { 0 };
+
+	if (msg_g_save_decode(&m, b) < 0) {
+		err_set(&e, EPROTO, "bad-message", "malformed g_save");
+		guest_reply(g, b->id, &e);
+		return;
+	}
+	guest_save(g, b->id, &m);
+	msg_g_save_close(&m);
+}
+
 /* decode, act, reply, close what was not taken */
 #define LINK_CASE(name, call) \
 	case MSG_##name: { \
@@ -115,12 +129,17 @@ static void link_message(void *arg, struct wire_conn *c, struct wire_buf *b)
 		LINK_CASE(g_disk, guest_config_disk(g, &m, &e))
 		LINK_CASE(g_nic, guest_config_nic(g, &m, &e))
 		LINK_CASE(g_port, guest_config_port(g, &m, &e))
+		LINK_CASE(g_load, guest_config_load(g, &m, &e))
+		LINK_CASE(g_disk_resize, guest_disk_resize(g, &m, &e))
 		LINK_CASE(g_start, guest_start(g, &e))
 		LINK_CASE(g_power_button, guest_power_button(g))
 		LINK_CASE(g_console, guest_console(g, &m, &e))
 		LINK_CASE(g_port_replace, guest_port_replace(g, &m, &e))
 	case MSG_g_build:
 		link_build(g, b);
+		break;
+	case MSG_g_save:
+		link_save(g, b);
 		break;
 	case MSG_g_pause:
 		guest_pause(g, b->id);

@@ -13,6 +13,7 @@
 #include "common/overflow.h"
 #include "common/text.h"
 #include "common/units.h"
+#include "devices/virtio_devices.h"
 #include "vmd/guest/guest.h"
 
 /* ---- events ---- */
@@ -48,8 +49,12 @@ static void guest_vm_event(void *arg, enum vm_event ev, const char *text)
 	log_info("%s%s%s", kinds[ev], text && *text ? ": " : "", text ? text : "");
 	switch (ev) {
 	case VM_EVENT_REBOOT:
-		vm_pause(g->vm, guest_rebooted, g);
-		return;
+		if (!g->reboot_stops) {
+			vm_pause(g->vm, guest_rebooted, g);
+			return;
+		}
+		g->phase = GUEST_STOPPED;
+		break;
 	case VM_EVENT_POWEROFF:
 	case VM_EVENT_TRIPLE_FAULT:
 	case VM_EVENT_ACCEL_FAILED:
@@ -124,10 +129,13 @@ int guest_build(struct guest *g, struct msg_g_ready *ready, struct err *e)
 		return r;
 	}
 	guest_config_taken(g->cfg);
+	g->phase = GUEST_BUILT;
+	g->reboot_stops = s.reboot_stops;
+	r = guest_lockdown(g, e);
+	if (!r && s.load_state_fd >= 0)
+		r = guest_load(g, s.load_state_fd, s.load_memory_fd, e);
 	guest_config_free(g->cfg);
 	g->cfg = NULL;
-	g->phase = GUEST_BUILT;
-	r = guest_lockdown(g, e);
 	if (r < 0)
 		return r;
 	snprintf(ready->accel, sizeof(ready->accel), "%s", vc.accel->name);
@@ -141,19 +149,38 @@ int guest_build(struct guest *g, struct msg_g_ready *ready, struct err *e)
 
 /* ---- run control ---- */
 
+/* After a pause: what was held or kept quiet goes on, now and not at some later look. */
+static void guest_unquiesce(struct guest *g)
+{
+	g->quiet = false;
+	vm_lock(g->vm);
+	list_for_each (n, &g->vm->devices) {
+		struct device *d = container_of(n, struct device, node);
+
+		if (d->ops->unquiesce)
+			d->ops->unquiesce(d);
+	}
+	vm_unlock(g->vm);
+}
+
 int guest_start(struct guest *g, struct err *e)
 {
 	int r;
 
 	if (g->phase == GUEST_RUNNING)
 		return 0;
+	if (g->save)
+		return err_set(e, EBUSY, "save-under-way", "guest %s is being saved", g->name);
 	if (g->phase == GUEST_STOPPED)
 		return err_set(e, EINVAL, "guest-stopped",
 			       "guest %s has stopped; only a new start runs it again", g->name);
 	r = vm_start(g->vm, e);
-	if (!r)
-		g->phase = GUEST_RUNNING;
-	return r;
+	if (r)
+		return r;
+	if (g->quiet || g->phase == GUEST_PAUSED)
+		guest_unquiesce(g);
+	g->phase = GUEST_RUNNING;
+	return 0;
 }
 
 struct guest_deferred {
@@ -200,9 +227,13 @@ static void guest_reset_parked(void *arg)
 	struct guest *g = d->g;
 	struct err e = { 0 };
 
-	if (vm_reset(g->vm, &e) == 0 && g->machine->reset(g->vm, &e) == 0 &&
-	    vm_start(g->vm, &e) == 0)
+	if (g->save) {
+		err_set(&e, EBUSY, "save-under-way", "guest %s is being saved", g->name);
+	} else if (vm_reset(g->vm, &e) == 0 && g->machine->reset(g->vm, &e) == 0 &&
+		   vm_start(g->vm, &e) == 0) {
+		guest_unquiesce(g);
 		g->phase = GUEST_RUNNING;
+	}
 	guest_reply(g, d->id, &e);
 	free(d);
 }
@@ -229,6 +260,7 @@ static void guest_quit_parked(void *arg)
 
 	free(d);
 	if (g->vm) {
+		guest_save_wait(g);
 		g->machine->destroy(g->vm);
 		vm_free(g->vm); /* closes the disks, which flushes them */
 		g->vm = NULL;
@@ -256,6 +288,11 @@ void guest_quit(struct guest *g, uint32_t id)
 }
 
 /* ---- ports and counters ---- */
+
+int guest_disk_resize(struct guest *g, const struct msg_g_disk_resize *m, struct err *e)
+{
+	return virtio_blk_resize(g->vm, m->name, m->size_bytes, e);
+}
 
 int guest_console(struct guest *g, struct msg_g_console *m, struct err *e)
 {
