@@ -35,10 +35,12 @@ static void probe_device(struct priv *p, uint32_t id, const char *name, const ch
 			 const char *hint)
 {
 	_cleanup_close_ int fd = open(path, O_RDWR | O_CLOEXEC);
+	bool denied = fd < 0 && (errno == EACCES || errno == EPERM);
 	char text[128];
 
 	snprintf(text, sizeof(text), "%s: %s", path, fd >= 0 ? "there" : strerror(errno));
-	probe_fact(p, id, name, fd >= 0, text, hint);
+	probe_fact(p, id, name, fd >= 0, text,
+		   denied ? "run vmd as root, or give your user the group that owns it" : hint);
 }
 
 /* ---- what accel=auto picks ---- */
