@@ -25,6 +25,9 @@
 #define CLIENT_BODY_MAX (256u << 20)
 #define CLIENT_TLS_MS	10000 /* a handshake takes no longer than this between two messages */
 
+/* what a bearer token may consist of (RFC 6750, 2.1) */
+#define CLIENT_TOKEN "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~+/="
+
 struct client {
 	int fd;
 	struct tls_ctx *ctx;
@@ -443,8 +446,16 @@ static int client_send_head(struct vmctl *v, const char *method, const char *pat
 			    const char *headers, uint64_t len, const char *type, struct err *e)
 {
 	struct text t = { 0 };
-	int r = client_open(v, e);
+	int r;
 
+	if (v->token && strspn(v->token, CLIENT_TOKEN) != strlen(v->token)) {
+		err_set(
+		    e, EINVAL, "usage",
+		    "the token given (VMD_TOKEN) is not one: it has blanks, line ends or the like");
+		err_hint(e, "vmctl -q token create NAME prints a token and nothing else");
+		return -EINVAL;
+	}
+	r = client_open(v, e);
 	if (r < 0)
 		return r;
 	text_printf(&t, "%s %s HTTP/1.1\r\nHost: %s\r\n", method, path, v->client->host);

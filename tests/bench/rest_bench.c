@@ -95,6 +95,7 @@ int main(void)
 	s->peer = core[1];
 	s->listen = lfd;
 	s->listen_tls = s->db_dir = -1;
+	s->user_mode = 1;
 	if (msg_s_setup_encode(s, 0, &b) < 0 || wire_send(priv[0], &b) < 0)
 		return 1;
 	close(core[1]);

@@ -127,6 +127,10 @@ VMD_CA=$P/other.pem VMD_TOKEN=${viewer#token:} $R ls >"$T/out" 2>&1
 [ $? -eq 6 ] || fail "a daemon with another authority's certificate is not talked to: $(cat "$T/out")"
 grep -q "signed by $P/other.pem" "$T/out" || fail "the message names the authority: $(cat "$T/out")"
 
+VMD_TOKEN=$($VMCTL token create table) $R ls >"$T/out" 2>&1
+[ $? -ne 0 ] && grep -q 'vmctl -q token create' "$T/out" || fail "what is no token is not sent, and the way out is said: $(cat "$T/out")"
+VMD_TOKEN=$($VMCTL -q token create quiet) $R ls -q >"$T/out" 2>&1 || fail "-q prints a token that works: $(cat "$T/out")"
+
 # ---- the transport ----
 for v in tls1 tls1_1 tls1_2; do
 	openssl s_client -connect "$A" "-$v" -cipher 'ALL:@SECLEVEL=0' </dev/null >"$T/out" 2>&1 && fail "$v is refused"

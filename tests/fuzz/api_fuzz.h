@@ -95,6 +95,7 @@ static void fuzz_start(void)
 	s->peer = core[1];
 	s->listen = fuzz_listen();
 	s->listen_tls = s->db_dir = -1;
+	s->user_mode = 1;
 	if (msg_s_setup_encode(s, 0, &b) < 0 || wire_send(fuzz_priv, &b) < 0)
 		abort();
 	wire_buf_clear(&b);

@@ -60,6 +60,7 @@ int fixture_start(void **state)
 	s->peer = core[1];
 	s->listen = lfd;
 	s->listen_tls = s->db_dir = -1;
+	s->user_mode = 1;
 	snprintf(s->settings, sizeof(s->settings), "host_allow=vm.example.org\n");
 	assert_int_equal(msg_s_setup_encode(s, 0, &b), 0);
 	assert_int_equal(wire_send(f->priv, &b), 0);
