@@ -251,9 +251,9 @@ static void vm_in_flight(const struct x86_state *s, uint8_t flying[32])
 }
 
 /* vm_end_lost() - an accelerator's LAPIC tells of the end of a level-triggered interrupt by an exit
- * that may have been on its way when the vCPU was parked, and no state shows it. The pin would wait
- * for ever. A vector that no LAPIC has any more was ended: say so; where the line is still up, the
- * interrupt comes again. */
+ * of the vCPU; one that could not be had before parking (or was lost by who made the state) leaves
+ * a pin that waits for ever. A vector that no LAPIC has any more was ended: say so; where the line
+ * is still up, the interrupt comes again. */
 static void vm_end_lost(struct vm *vm, const uint8_t flying[32])
 {
 	if (!(vm->accel->caps & ACCEL_HAS_LAPIC) || !vm->intc || !vm->intc->eoi)

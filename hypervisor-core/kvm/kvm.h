@@ -52,6 +52,8 @@ struct kvm_vcpu {
 	uint32_t ring_next;
 	bool completing; /* an I/O or MMIO exit is half done: KVM_RUN must be entered once more */
 	bool ran, signal_open;
+	bool in_flight;	 /* it ran since it was last settled (kvm_settle) */
+	bool can_settle; /* KVM_RUN lets the kick signal through where the thread blocks it */
 };
 
 static inline struct kvm_vm *kvm_vm_of(const struct vm *vm)

@@ -377,7 +377,7 @@ int kvm_vcpu_set_state(struct vcpu *v, const struct x86_state *s, struct err *e)
 	struct kvm_debugregs dr = { .dr6 = s->dr6, .dr7 = s->dr7 };
 	struct kvm_mp_state old;
 
-	kvm_vcpu_of(v)->completing = false;
+	kvm_vcpu_of(v)->completing = kvm_vcpu_of(v)->in_flight = false;
 	/* what the last exit said of interrupts was said of another state */
 	kvm_vcpu_of(v)->run->ready_for_interrupt_injection = 0;
 	/* an INIT or SIPI still on its way is of the state that goes: let KVM take it now */

@@ -4,9 +4,11 @@
  * signal; the vCPU clears immediate_exit, then reads the requests, then enters. If the request came
  * too late to be read, immediate_exit was set after the clearing and KVM_RUN returns at once; if
  * KVM had looked at it already, the signal interrupts the guest.
- * A vCPU leaves with no I/O half done: KVM finishes an instruction only on the next entry, so
- * before parking it is entered once more with immediate_exit set. That also makes a guest pausable
- * that does nothing but MMIO.
+ * A vCPU leaves with nothing half done: KVM finishes an I/O instruction, reports the end of a
+ * level-triggered interrupt, queues an expired timer, only on the next entry. So before parking it
+ * is entered once more with the kick signal pending: KVM then does all that waits, and comes back
+ * before the guest has run an instruction. That also makes a guest pausable that does nothing but
+ * MMIO.
  * SIGUSR1 is this file's; its handler does nothing, its delivery is the message.
  */
 #include <errno.h>
@@ -27,6 +29,7 @@
 #define KICK_SIGNAL	  SIGUSR1
 #define FIRST_RUN_TRIES	  50u
 #define FIRST_RUN_WAIT_NS 2000000L
+#define SETTLE_TRIES	  1000u
 #define REQUESTS_OUT	  (VCPU_REQ_PARK | VCPU_REQ_EXIT | VCPU_REQ_CALL)
 
 static pthread_once_t kvm_signal_once = PTHREAD_ONCE_INIT;
@@ -226,6 +229,18 @@ static void kvm_signal_open(struct kvm_vcpu *kc)
 	sigaddset(&set, KICK_SIGNAL);
 	pthread_sigmask(SIG_UNBLOCK, &set, NULL);
 	kc->signal_open = true;
+
+	/* what KVM_RUN blocks: the kernel's set of 8 bytes, as this thread's is now */
+	struct {
+		struct kvm_signal_mask head;
+		uint64_t bits;
+	} __attribute__((packed)) m = { .head = { .len = 8 } };
+	sigset_t now;
+	pthread_sigmask(SIG_BLOCK, NULL, &now);
+	for (int i = 1; i <= 64; i++)
+		if (sigismember(&now, i) > 0)
+			m.bits |= UINT64_C(1) << (i - 1);
+	kc->can_settle = ioctl(kc->fd, KVM_SET_SIGNAL_MASK, &m) == 0;
 }
 
 /* kvm_enter() - KVM_RUN once. Return: 0 an exit to handle, 1 interrupted, -errno. */
@@ -246,27 +261,60 @@ static int kvm_enter(struct kvm_vcpu *kc)
 	}
 }
 
+/* kvm_settle() - an entry that runs no guest instruction, see above. Return: 0 an exit to handle,
+ * 1 nothing waits any more, -errno. */
+static int kvm_settle(struct kvm_vcpu *kc)
+{
+	sigset_t kick;
+	int ret;
+
+	if (!kc->can_settle) {
+		__atomic_store_n(&kc->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+		ret = kvm_enter(kc);
+		kc->in_flight = ret <= 0;
+		return ret;
+	}
+	sigemptyset(&kick);
+	sigaddset(&kick, KICK_SIGNAL);
+	pthread_sigmask(SIG_BLOCK, &kick, NULL);
+	(void)syscall(SYS_tgkill, getpid(), syscall(SYS_gettid), KICK_SIGNAL);
+	/* a kick in between makes KVM_RUN return before it has looked at anything: again, but not
+	 * for ever */
+	for (unsigned tries = 0;; tries++) {
+		__atomic_store_n(&kc->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
+		ret = kvm_enter(kc);
+		if (ret <= 0 || tries == SETTLE_TRIES ||
+		    !__atomic_load_n(&kc->run->immediate_exit, __ATOMIC_SEQ_CST))
+			break;
+	}
+	pthread_sigmask(SIG_UNBLOCK, &kick, NULL);
+	kc->in_flight = ret <= 0;
+	return ret;
+}
+
 enum vcpu_exit kvm_vcpu_run(struct vcpu *v)
 {
 	struct kvm_vcpu *kc = kvm_vcpu_of(v);
 	enum vcpu_exit out = VCPU_EXIT_FAILED;
+	int ret;
 
 	kvm_signal_open(kc);
 	for (;;) {
 		__atomic_store_n(&kc->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
 		unsigned req = atomic_load(&v->requests);
 		if (req & REQUESTS_OUT) {
-			if (!kc->completing)
+			if (!kc->in_flight)
 				return VCPU_EXIT_KICKED;
-			__atomic_store_n(&kc->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+			ret = kvm_settle(kc);
 		} else {
 			if (req & VCPU_REQ_INTR)
 				atomic_fetch_and(&v->requests, ~(unsigned)VCPU_REQ_INTR);
 			if (v->index == 0 && !kvm_pic_sync(v))
 				__atomic_store_n(&kc->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
 			kvm_routes_flush(v->vm);
+			kc->in_flight = true;
+			ret = kvm_enter(kc);
 		}
-		int ret = kvm_enter(kc);
 		kc->completing = false;
 		if (ret > 0)
 			continue;

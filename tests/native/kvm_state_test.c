@@ -18,13 +18,17 @@
 struct cycle {
 	struct guest *g;
 	struct irq irq3, irq5, level;
+	_Atomic bool level_up; /* raised, and the guest has not taken it back yet */
 	uint64_t want[256];
 	unsigned rng;
 };
 
 static void ack_write(void *dev, uint64_t off, unsigned size, uint64_t val)
 {
-	irq_set(&((struct cycle *)dev)->level, false);
+	struct cycle *c = dev;
+
+	irq_set(&c->level, false);
+	c->level_up = false;
 }
 
 static const struct bus_ops ack_ops = { .write = ack_write };
@@ -103,13 +107,17 @@ static void cycle_fire(struct cycle *c)
 		irq_set(&c->irq5, true);
 	}
 	if (cycle_random(c) & 1) {
-		c->want[LEVEL_VEC]++;
+		c->level_up = true;
 		irq_set(&c->level, true);
 	}
 }
 
+/* A level-triggered interrupt came when the guest has lowered its line. How often is not counted:
+ * the KVM of some development machines ends one by itself now and then, and it comes again. */
 static bool cycle_all_came(struct cycle *c)
 {
+	if (c->level_up)
+		return false;
 	for (unsigned v = 0x20; v < 256; v++)
 		if (pcg_count(c->g, v) < c->want[v])
 			return false;
@@ -125,6 +133,8 @@ static void cycle_settle(struct cycle *c, unsigned round)
 		pcg_check(c->g);
 		if (clock_mono_ns() < end)
 			continue;
+		if (c->level_up)
+			fail_msg("round %u: the level-triggered interrupt never came", round);
 		for (unsigned v = 0x20; v < 256; v++)
 			if (pcg_count(c->g, v) < c->want[v])
 				fail_msg("round %u: vector 0x%x came %llu times, not %llu", round,
@@ -134,23 +144,62 @@ static void cycle_settle(struct cycle *c, unsigned round)
 	irq_set(&c->irq3, false);
 	irq_set(&c->irq5, false);
 	for (unsigned v = 0x20; v < 256; v++)
-		if (pcg_count(c->g, v) != c->want[v])
+		if (v != LEVEL_VEC && pcg_count(c->g, v) != c->want[v])
 			fail_msg("round %u: vector 0x%x came %llu times, not %llu", round, v,
 				 (unsigned long long)pcg_count(c->g, v),
 				 (unsigned long long)c->want[v]);
 }
 
-static void no_interrupt_is_lost_over_saves(unsigned vcpus, unsigned rounds)
+/* What another thread does to a VM at any moment: kicks, messages. */
+struct storm {
+	struct vm *vm;
+	bool bare; /* only make vCPU 0 come out, with nothing to do */
+	_Atomic bool stop;
+	_Atomic uint64_t kicks;
+};
+
+static void *storm_thread(void *arg)
+{
+	struct storm *s = arg;
+	unsigned n = 0;
+
+	while (!s->stop) {
+		struct vcpu *v = s->vm->vcpus[n % s->vm->nvcpus];
+
+		if (s->bare)
+			s->vm->accel->vcpu_kick(s->vm->vcpus[0]);
+		else if (n % 7 == 0)
+			vm_msi(s->vm, 0xfee00000 | v->index << 12, MSI_FIRST);
+		else
+			vm_kick(v, VCPU_REQ_INTR);
+		n++;
+		s->kicks++;
+	}
+	return NULL;
+}
+
+static void no_interrupt_is_lost_over_saves(unsigned vcpus, unsigned rounds, bool stormy)
 {
 	struct cycle c = { .rng = 7 };
+	pthread_t t;
 
 	cycle_start(&c, vcpus);
 	for (unsigned round = 0; round < rounds; round++) {
 		bool late = cycle_random(&c) % 3 == 0;
 
+		struct storm st = { .vm = c.g->vm, .bare = true };
+		if (stormy)
+			assert_int_equal(pthread_create(&t, NULL, storm_thread, &st), 0);
 		if (!late)
 			cycle_fire(&c);
+		/* at any point of their way into the guest */
+		uint64_t until = clock_mono_ns() + cycle_random(&c) % 128 * NS_PER_US;
+		while (clock_mono_ns() < until)
+			;
 		guest_pause(c.g);
+		st.stop = true;
+		if (stormy)
+			pthread_join(t, NULL);
 		if (late)
 			cycle_fire(&c);
 		uint64_t ran = pcg_cpu(c.g, 0);
@@ -166,12 +215,18 @@ static void no_interrupt_is_lost_over_saves(unsigned vcpus, unsigned rounds)
 
 static void pending_interrupts_survive_many_saves_on_one_vcpu(void **state)
 {
-	no_interrupt_is_lost_over_saves(1, ROUNDS);
+	no_interrupt_is_lost_over_saves(1, ROUNDS, false);
 }
 
 static void pending_interrupts_survive_many_saves_on_four_vcpus(void **state)
 {
-	no_interrupt_is_lost_over_saves(4, ROUNDS / 3);
+	no_interrupt_is_lost_over_saves(4, ROUNDS / 3, false);
+}
+
+/* A vCPU that comes out at every moment: between a vector's hand-over and its delivery, too. */
+static void pending_interrupts_survive_saves_under_a_storm_of_kicks(void **state)
+{
+	no_interrupt_is_lost_over_saves(1, ROUNDS * 2, true);
 }
 
 /* The guest ended a level-triggered interrupt, and was parked before KVM told of it: the vector is
@@ -183,6 +238,7 @@ static void the_end_of_a_level_interrupt_is_not_lost(void **state)
 
 	cycle_start(&c, 1);
 	guest_pause(c.g);
+	c.level_up = true;
 	irq_set(&c.level, true);
 	assert_int_equal(accel_kvm.vcpu_get_state(c.g->vm->vcpus[0], s, &c.g->e), 0);
 	uint8_t *irr = s->lapic + 0x200 + 16 * (LEVEL_VEC / 32) + LEVEL_VEC % 32 / 8;
@@ -190,36 +246,11 @@ static void the_end_of_a_level_interrupt_is_not_lost(void **state)
 	*irr &= (uint8_t) ~(1u << LEVEL_VEC % 8);
 	assert_int_equal(accel_kvm.vcpu_set_state(c.g->vm->vcpus[0], s, &c.g->e), 0);
 	cycle_move(&c, false);
-	c.want[LEVEL_VEC] = 1; /* the line is still up: it comes again */
 	guest_start(c.g);
-	cycle_settle(&c, 0);
+	cycle_settle(&c, 0); /* the line is still up: it comes again */
+	assert_true(pcg_count(c.g, LEVEL_VEC) >= 1);
 	guest_free(c.g);
 	free(s);
-}
-
-/* What another thread does to a VM at any moment: kicks, messages, NMI-free. */
-struct storm {
-	struct vm *vm;
-	_Atomic bool stop;
-	_Atomic uint64_t kicks;
-};
-
-static void *storm_thread(void *arg)
-{
-	struct storm *s = arg;
-	unsigned n = 0;
-
-	while (!s->stop) {
-		struct vcpu *v = s->vm->vcpus[n % s->vm->nvcpus];
-
-		if (n % 7 == 0)
-			vm_msi(s->vm, 0xfee00000 | v->index << 12, MSI_FIRST);
-		else
-			vm_kick(v, VCPU_REQ_INTR);
-		n++;
-		s->kicks++;
-	}
-	return NULL;
 }
 
 static void thirty_two_vcpus_are_saved_under_a_storm_of_kicks(void **state)
@@ -280,6 +311,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(pending_interrupts_survive_many_saves_on_one_vcpu),
 		cmocka_unit_test(pending_interrupts_survive_many_saves_on_four_vcpus),
+		cmocka_unit_test(pending_interrupts_survive_saves_under_a_storm_of_kicks),
 		cmocka_unit_test(the_end_of_a_level_interrupt_is_not_lost),
 		cmocka_unit_test(thirty_two_vcpus_are_saved_under_a_storm_of_kicks),
 		cmocka_unit_test(pauses_asked_many_times_over_are_each_answered),
