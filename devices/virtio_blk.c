@@ -140,7 +140,7 @@ static void blk_finish(struct blk_io *io, uint8_t status)
 		written += io->in_bytes;
 	else
 		atomic_fetch_add_explicit(&d->errors, 1, memory_order_relaxed);
-	*io->status = status;
+	__atomic_store_n(io->status, status, __ATOMIC_RELAXED); /* a driver may poll it */
 	if (io->in_bytes && status == S_OK) {
 		const gpa_t *gpa = (const gpa_t *)(const void *)&io->iov[io->niov];
 

@@ -162,7 +162,7 @@ void vd_add_head(struct vd *d, unsigned qi, uint16_t head)
 	struct vd_queue *q = &d->q[qi];
 	uint16_t *avail = vd_ptr(d->m, q->avail);
 
-	avail[2 + q->avail_idx % q->size] = head;
+	__atomic_store_n(&avail[2 + q->avail_idx % q->size], head, __ATOMIC_RELAXED);
 	q->avail_idx++;
 	__atomic_store_n(&avail[1], q->avail_idx, __ATOMIC_RELEASE);
 }

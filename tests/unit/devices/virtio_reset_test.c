@@ -84,7 +84,7 @@ static void disk_add(struct disk *t, unsigned q, uint32_t type, uint64_t sector)
 
 static uint8_t disk_status(struct disk *t, unsigned q)
 {
-	return *(uint8_t *)vd_ptr(&t->m, t->slot[q].status);
+	return __atomic_load_n((uint8_t *)vd_ptr(&t->m, t->slot[q].status), __ATOMIC_RELAXED);
 }
 
 static uint8_t disk_do(struct disk *t, unsigned q, uint32_t type, uint64_t sector)
