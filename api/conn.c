@@ -459,6 +459,7 @@ static void conn_take_head(struct conn *c, size_t len)
 	/* a token counts for its own request only */
 	c->role = c->conn_role;
 	memcpy(c->principal, c->conn_principal, sizeof(c->principal));
+	c->token.id[0] = '\0';
 	c->start_ns = c->api->now_ns;
 	c->api->n.requests++;
 	if (http_parse(c->head, len, &c->req) < 0) {
@@ -673,11 +674,34 @@ static void conn_ready(void *arg, int fd, uint32_t events)
 	conn_reap(a);
 }
 
-void conn_tick(struct api *a)
+/* a stream, a console, a transfer: what goes on after it was allowed */
+static bool conn_goes_on(const struct conn *c)
+{
+	return c->state == CONN_SSE || c->state == CONN_CONSOLE || c->state == CONN_SOURCE ||
+	       c->state == CONN_UPLOAD;
+}
+
+void conn_token_gone(struct api *a, const char *id)
 {
 	list_for_each_safe (n, &a->conns) {
 		struct conn *c = container_of(n, struct conn, node);
 
+		if (*id && !strcmp(c->token.id, id) && conn_goes_on(c))
+			conn_close(c);
+	}
+}
+
+void conn_tick(struct api *a)
+{
+	int64_t now_ms = (int64_t)clock_real_ms();
+
+	list_for_each_safe (n, &a->conns) {
+		struct conn *c = container_of(n, struct conn, node);
+
+		if (*c->token.id && now_ms >= c->token.expires_ms && conn_goes_on(c)) {
+			conn_close(c);
+			continue;
+		}
 		if (!c->deadline_ns || a->now_ns < c->deadline_ns)
 			continue;
 		if ((c->state == CONN_HEAD && c->in_len) || c->state == CONN_BODY) {

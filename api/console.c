@@ -35,6 +35,7 @@ struct ticket {
 	char id[33], guest[37], port[32], principal[API_PRINCIPAL_LEN];
 	bool read_only;
 	enum role role;
+	struct token_ref token; /* that its maker came with */
 	uint64_t deadline_ns;
 };
 
@@ -60,6 +61,16 @@ static void ticket_free(struct api *a, struct ticket *t)
 	a->ticket_count--;
 	explicit_bzero(t->id, sizeof(t->id));
 	free(t);
+}
+
+void console_token_gone(struct api *a, const char *id)
+{
+	list_for_each_safe (n, &a->tickets) {
+		struct ticket *t = container_of(n, struct ticket, node);
+
+		if (*id && !strcmp(t->token.id, id))
+			ticket_free(a, t);
+	}
 }
 
 void console_tick(struct api *a)
@@ -113,6 +124,7 @@ void console_ticket(struct conn *c)
 	snprintf(t->principal, sizeof(t->principal), "%s", c->principal);
 	t->read_only = json_is_true(json_object_get(j, "read_only"));
 	t->role = c->role;
+	t->token = c->token;
 	t->deadline_ns = a->now_ns + CONSOLE_TICKET_NS;
 	list_add_tail(&a->tickets, &t->node);
 	a->ticket_count++;
@@ -430,6 +442,7 @@ void console_start(struct conn *c)
 	/* what the maker of the ticket may, the bearer may */
 	snprintf(c->principal, sizeof(c->principal), "%s", t->principal);
 	c->role = t->role;
+	c->token = t->token;
 	c->waiter.on_guest = t->read_only;
 	snprintf(port, sizeof(port), "%s", t->port);
 	snprintf(body, sizeof(body), "{\"read_only\":%s}", t->read_only ? "true" : "false");

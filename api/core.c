@@ -232,6 +232,24 @@ static void core_on_result(struct api *a, struct wire_buf *b)
 	free(m);
 }
 
+static void core_on_authed(struct api *a, struct wire_buf *b)
+{
+	struct msg_a_authed m;
+	struct pending *p;
+
+	if (msg_a_authed_decode(&m, b) < 0)
+		return;
+	p = core_pending_find(a, b->id);
+	if (!p)
+		return;
+	p->status = 200;
+	p->revision = (int64_t)m.role;
+	p->token.expires_ms = m.expires_ms;
+	memcpy(p->token.id, m.token, sizeof(p->token.id));
+	snprintf(p->location, sizeof(p->location), "%s", m.principal);
+	core_finish(p);
+}
+
 /* parts of an object that does not fit one message; one object at a time, as core sends them */
 static void core_on_put(struct api *a, struct wire_buf *b)
 {
@@ -276,6 +294,12 @@ static void core_on_event(struct api *a, struct wire_buf *b)
 		sse_replayed(p->c, m.seq, (const char *)m.json.p, m.json.len);
 }
 
+static void token_gone(struct api *a, const char *id)
+{
+	console_token_gone(a, id);
+	conn_token_gone(a, id);
+}
+
 static void core_message(void *arg, struct wire_conn *wc, struct wire_buf *b)
 {
 	struct api *a = arg;
@@ -300,6 +324,9 @@ static void core_message(void *arg, struct wire_conn *wc, struct wire_buf *b)
 	case MSG_result:
 		core_on_result(a, b);
 		break;
+	case MSG_a_authed:
+		core_on_authed(a, b);
+		break;
 	case MSG_a_put:
 		core_on_put(a, b);
 		break;
@@ -308,6 +335,8 @@ static void core_message(void *arg, struct wire_conn *wc, struct wire_buf *b)
 			model_del(a->model, del.kind, del.id);
 		if (!strcmp(del.kind, "guest"))
 			wait_notify(a, &schema_guest, NULL);
+		else if (!strcmp(del.kind, "token"))
+			token_gone(a, del.id);
 		break;
 	case MSG_a_synced:
 		a->synced = true;
@@ -422,6 +451,7 @@ static void core_auth_done(struct conn *c, struct pending *p)
 		return;
 	}
 	c->role = (enum role)p->revision;
+	c->token = p->token;
 	snprintf(c->principal, sizeof(c->principal), "%.127s", p->location);
 	request_head(c);
 	conn_resume(c);

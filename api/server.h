@@ -49,6 +49,12 @@ struct peer {
 	struct list idle; /* its connections that wait for a request, longest first */
 };
 
+/* the bearer token that something was allowed by: when it ends, so does what goes on */
+struct token_ref {
+	char id[37];	    /* "": none */
+	int64_t expires_ms; /* wall clock */
+};
+
 enum conn_state {
 	CONN_HANDSHAKE, /* TLS */
 	CONN_HEAD,	/* idle or within a head */
@@ -85,6 +91,7 @@ struct conn {
 	 * a token may stand for somebody else */
 	enum role conn_role, role;
 	char conn_principal[API_PRINCIPAL_LEN], principal[API_PRINCIPAL_LEN];
+	struct token_ref token; /* that the request at hand came with */
 	enum conn_state state;
 	uint64_t deadline_ns; /* 0: none */
 	bool dead, in_event;
@@ -155,6 +162,8 @@ void conn_accept(struct api *a, int listen_fd, bool tls);
 /* identify.c: who is at the other end of the unix socket, or of the TLS session */
 int identify_unix(struct api *a, struct conn *c);
 void identify_tls(struct api *a, struct conn *c);
+/* what goes on by the token @id ends now */
+void conn_token_gone(struct api *a, const char *id);
 void conn_tick(struct api *a); /* deadlines, once a second */
 void conn_reap(struct api *a);
 void conn_close(struct conn *c);
@@ -204,6 +213,7 @@ struct pending {
 	/* the reply */
 	unsigned status;
 	int64_t revision;
+	struct token_ref token; /* of a_authed; then revision is the role, location the principal */
 	int fd;
 	char code[48], detail[400], hint[200], field[128], op[37], location[256];
 	struct text body;
@@ -260,5 +270,6 @@ void console_start(struct conn *c);
 void console_event(struct conn *c, uint32_t events);
 void console_free(struct conn *c);
 void console_tick(struct api *a);
+void console_token_gone(struct api *a, const char *id); /* tickets made with it */
 
 #endif

@@ -113,6 +113,23 @@ has_expired() { ask "$brief" GET /v1/guests; [ "$status" = 401 ]; }
 check "a token expires" until_true 5 has_expired
 expect 401 bad-token "$brief" GET /v1/guests
 
+# a stream ends with the token that it was opened with
+stream() { # TOKEN: until it ends, 15 s at most; $streaming is its pid
+	: >"$T/stream"
+	curl -sSN -m 15 --cacert "$P/ca.pem" -H "Authorization: Bearer ${1#token:}" -o "$T/stream" "$U/v1/events" 2>"$T/curl.err" &
+	streaming=$!
+	until_true 5 grep -q retry "$T/stream" || fail "events are streamed: $(cat "$T/curl.err")"
+}
+ended() { # a time-out of curl's is 28, an end by the server is not
+	wait "$streaming"
+	[ $? -ne 28 ]
+}
+stream "$(curl -sS -m 10 --unix-socket "$SOCK" -H 'Content-Type: application/json' -d '{"name":"stream","role":"viewer"}' http://localhost/v1/tokens | jq -r .token)"
+expect 204 - alice DELETE /v1/tokens/stream
+check "a revoked token's stream ends" ended
+stream "$(curl -sS -m 10 --unix-socket "$SOCK" -H 'Content-Type: application/json' -d '{"name":"short","role":"viewer","expires_in":"3s"}' http://localhost/v1/tokens | jq -r .token)"
+check "an expired token's stream ends" ended
+
 # ---- vmctl over TLS ----
 export VMD_CA=$P/ca.pem
 R="$BUILD/vmctl --url $U"

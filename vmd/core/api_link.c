@@ -322,14 +322,18 @@ static void api_auth(struct core *c, struct wire_buf *b)
 		return;
 	o = token_find(c, m.token_sha256, &e);
 	if (o) {
-		res.value = (uint64_t)jint(o->rt, "role", 0);
-		snprintf(res.text, sizeof(res.text), "token:%.100s", o->name);
-	} else {
-		res.num = (uint64_t)e.num;
-		snprintf(res.code, sizeof(res.code), "%s", e.code);
-		snprintf(res.detail, sizeof(res.detail), "%s", e.detail);
-		snprintf(res.hint, sizeof(res.hint), "%s", e.hint);
+		struct msg_a_authed a = { .role = (uint64_t)jint(o->rt, "role", 0),
+					  .expires_ms = jint(o->rt, "expires_ms", 0) };
+
+		snprintf(a.principal, sizeof(a.principal), "token:%.100s", o->name);
+		snprintf(a.token, sizeof(a.token), "%.36s", o->id);
+		api_out(c, MSG_a_authed, &a, b->id, false);
+		return;
 	}
+	res.num = (uint64_t)e.num;
+	snprintf(res.code, sizeof(res.code), "%s", e.code);
+	snprintf(res.detail, sizeof(res.detail), "%s", e.detail);
+	snprintf(res.hint, sizeof(res.hint), "%s", e.hint);
 	api_out(c, MSG_result, &res, b->id, false);
 }
 
