@@ -402,6 +402,7 @@ static void blk_process(struct blk_dev *d, struct blk_q *bq)
 		virtio_needs_reset(&d->vd, "out of memory");
 		return;
 	}
+	blk_queue_plug(bq->bq); /* what one kick brings reaches the kernel together */
 	do {
 		virtq_kicks_off(q);
 		while ((r = virtq_pop(q, d->scratch)) > 0) {
@@ -410,6 +411,7 @@ static void blk_process(struct blk_dev *d, struct blk_q *bq)
 				break;
 		}
 	} while (r >= 0 && virtq_kicks_on(q));
+	blk_queue_unplug(bq->bq);
 	blk_signal(d);
 	if (r < 0) {
 		q->broken = true;
