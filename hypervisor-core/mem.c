@@ -23,6 +23,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "common/log.h"
 #include "common/overflow.h"
 #include "common/units.h"
 
@@ -68,16 +69,10 @@ static int mem_make_fd(const char *name, uint64_t size_bytes, uint32_t flags, st
 	if (flags & MEM_HUGETLB)
 		mf |= MFD_HUGETLB;
 	int fd = memfd_create(name, mf);
-	if (fd < 0) {
-		int saved = errno;
-
-		err_set(e, saved, "memory-unavailable",
-			"guest memory \"%s\": cannot make a memfd: %s", name, strerror(saved));
-		if (flags & MEM_HUGETLB)
-			err_hint(
-			    e, "reserve huge pages (vm.nr_hugepages) or drop the huge page option");
-		return -saved;
-	}
+	if (fd < 0)
+		return err_set(e, errno, "memory-unavailable",
+			       "guest memory \"%s\": cannot make a memfd: %s", name,
+			       strerror(errno));
 	if (ftruncate(fd, (off_t)size_bytes) < 0 ||
 	    fcntl(fd, F_ADD_SEALS, F_SEAL_GROW | F_SEAL_SHRINK) < 0) {
 		int saved = errno;
@@ -123,7 +118,8 @@ static int mem_check_fd(const char *name, int fd, uint64_t fd_off, uint64_t size
 /* mem_map() - map so that hva and gpa agree modulo the huge page size. */
 static uint8_t *mem_map(gpa_t gpa, uint64_t size_bytes, int fd, uint64_t fd_off, uint32_t flags)
 {
-	int mf = MAP_NORESERVE;
+	/* Huge pages are reserved now: without, a pool that runs dry later is a SIGBUS. */
+	int mf = flags & MEM_HUGETLB ? 0 : MAP_NORESERVE;
 	uint64_t skew = gpa & (MEM_HUGE - 1);
 	uint64_t room;
 
@@ -159,6 +155,42 @@ static uint8_t *mem_map(gpa_t gpa, uint64_t size_bytes, int fd, uint64_t fd_off,
 	return at;
 }
 
+/* mem_make() - a memfd of our own, mapped. Where the host has not enough reserved huge pages (or
+ * none at all) ordinary ones serve, with transparent huge pages asked for: *flags then says so, and
+ * the log why. */
+static uint8_t *mem_make(const char *name, gpa_t gpa, uint64_t size_bytes, uint32_t *flags,
+			 int *fd_out, struct err *e)
+{
+	char text[32];
+
+	for (;;) {
+		struct err why = { 0 };
+		uint8_t *hva = NULL;
+		int fd = mem_make_fd(name, size_bytes, *flags, &why);
+
+		if (fd >= 0) {
+			hva = mem_map(gpa, size_bytes, fd, 0, *flags);
+			if (hva) {
+				*fd_out = fd;
+				return hva;
+			}
+			err_set(&why, errno, "memory-unavailable",
+				"guest memory \"%s\": cannot map %s: %s", name,
+				units_format_size(size_bytes, text, sizeof(text)), strerror(errno));
+			close(fd);
+		}
+		if (!(*flags & MEM_HUGETLB)) {
+			if (e)
+				*e = why;
+			return NULL;
+		}
+		log_warn("%s in reserved huge pages (vm.nr_hugepages); ordinary pages, with "
+			 "transparent huge pages where the host has them, are used instead",
+			 why.detail);
+		*flags = (*flags & ~(uint32_t)MEM_HUGETLB) | MEM_THP;
+	}
+}
+
 int mem_add(struct mem *m, const char *name, gpa_t gpa, uint64_t size_bytes, int fd,
 	    uint64_t fd_off, uint32_t flags, struct err *e)
 {
@@ -182,26 +214,27 @@ int mem_add(struct mem *m, const char *name, gpa_t gpa, uint64_t size_bytes, int
 				       "guest memory \"%s\" at 0x%" PRIx64
 				       " overlaps the region at 0x%" PRIx64,
 				       name, gpa, m->r[i].gpa);
-	int ret;
-	if (fd >= 0) {
-		ret = mem_check_fd(name, fd, fd_off, size_bytes, flags, e);
-		if (ret < 0)
-			return ret;
-	} else if (!(flags & MEM_PRIVATE)) {
-		fd = mem_make_fd(name, size_bytes, flags, e);
-		if (fd < 0)
-			return fd;
+	uint8_t *hva;
+	if (fd < 0 && !(flags & MEM_PRIVATE)) {
+		struct err why = { 0 };
+
+		hva = mem_make(name, gpa, size_bytes, &flags, &fd, e ? e : &why);
+		if (!hva)
+			return e ? -e->num : -why.num;
 		fd_off = 0;
 		made = true;
-	}
-	uint8_t *hva = mem_map(gpa, size_bytes, fd, fd_off, flags);
-	if (!hva) {
-		ret = err_set(e, errno, "memory-unavailable",
-			      "guest memory \"%s\": cannot map %s: %s", name,
-			      units_format_size(size_bytes, text, sizeof(text)), strerror(errno));
-		if (made)
-			close(fd);
-		return ret;
+	} else {
+		int ret = fd >= 0 ? mem_check_fd(name, fd, fd_off, size_bytes, flags, e) : 0;
+
+		if (ret < 0)
+			return ret;
+		flags &= ~(uint32_t)MEM_HUGETLB; /* the file decides, or there is none */
+		hva = mem_map(gpa, size_bytes, fd, fd_off, flags);
+		if (!hva)
+			return err_set(e, errno, "memory-unavailable",
+				       "guest memory \"%s\": cannot map %s: %s", name,
+				       units_format_size(size_bytes, text, sizeof(text)),
+				       strerror(errno));
 	}
 	/* Hints only: a kernel without them loses nothing but speed. Guest RAM stays out of our
 	 * cores. */

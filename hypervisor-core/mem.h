@@ -45,6 +45,8 @@ struct mem *mem_new(void);
 void mem_free(struct mem *m); /* unmaps, closes memfds */
 
 /* mem_add() - map a region. @fd: -1 = make a memfd named @name; otherwise taken over on success.
+ * MEM_HUGETLB (memfds made here): where the host has not the huge pages reserved, ordinary pages
+ * with MEM_THP are used; the region's flags tell, the log says why.
  * Return: 0, -EEXIST overlap, -ENOMEM/-EINVAL with @e. */
 int mem_add(struct mem *m, const char *name, gpa_t gpa, uint64_t size_bytes, int fd,
 	    uint64_t fd_off, uint32_t flags, struct err *e);

@@ -177,6 +177,13 @@ static int kvm_vm_init(struct vm *vm, const struct accel_config *cfg, struct err
 	};
 	int version = ioctl(cfg->kvm_fd, KVM_GET_API_VERSION, 0);
 
+	if (version < 0) {
+		version = -errno;
+		err_set(e, -version, "kvm-missing", "guest %s: /dev/kvm cannot be used: %s",
+			vm->name, strerror(-version));
+		err_hint(e, "is it /dev/kvm that was opened? --accel soft needs none");
+		return version;
+	}
 	if (version != KVM_API_VERSION)
 		return err_set(e, ENODEV, "kvm-version",
 			       "guest %s: /dev/kvm answers API version %d, %d is needed", vm->name,
@@ -202,8 +209,12 @@ static int kvm_vm_init(struct vm *vm, const struct accel_config *cfg, struct err
 	}
 	if (ret < 0) {
 		free(kv);
-		return err_set(e, -ret, "kvm-create-vm", "guest %s: KVM cannot make a VM: %s",
-			       vm->name, strerror(-ret));
+		err_set(e, -ret, "kvm-create-vm", "guest %s: KVM cannot make a VM: %s", vm->name,
+			strerror(-ret));
+		if (ret == -EBUSY)
+			err_hint(e,
+				 "another hypervisor holds the CPU; stop it, or use --accel soft");
+		return ret;
 	}
 	pthread_mutex_init(&kv->route_lock, NULL);
 	pthread_mutex_init(&kv->dirty_lock, NULL);

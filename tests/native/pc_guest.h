@@ -16,7 +16,7 @@
 #include "guest.h"
 #include "hypervisor-core/machine.h"
 
-#define PCG_RAM		 (16 * MIB)
+#define PCG_RAM		 (64 * MIB)
 #define PCG_TSS		 0x20000u /* 128 bytes a vCPU */
 #define PCG_IO_BITMAP	 0x28000u /* 8 KiB of zeroes */
 #define PCG_STUBS	 0x30000u /* 16 bytes a vector */

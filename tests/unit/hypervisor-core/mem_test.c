@@ -132,12 +132,33 @@ static void sizes_that_wrap_or_are_odd_are_refused(void **state)
 	mem_free(m);
 }
 
+/* A pool of half a TiB is on no machine that runs this; a small one may be. Either way the memory is
+ * there, can be written, and tells what it is. */
+static void without_reserved_huge_pages_ordinary_ones_serve(void **state)
+{
+	struct mem *m = mem_new();
+	struct err e = { 0 };
+
+	assert_int_equal(mem_add(m, "huge", 0, 512 * GIB, -1, 0, MEM_HUGETLB, &e), 0);
+	assert_int_equal(mem_region_get(m, 0)->flags, MEM_THP);
+	assert_int_equal(mem_write(m, 300 * GIB, "x", 1), 0);
+	assert_int_equal(mem_add(m, "small", 512 * GIB, 2 * MIB, -1, 0, MEM_HUGETLB, &e), 0);
+	uint32_t flags = mem_region_get(m, 1)->flags;
+	assert_true(flags == MEM_HUGETLB || flags == MEM_THP);
+	memset(mem_ptr_write(m, 512 * GIB, 2 * MIB), 7, 2 * MIB);
+	assert_int_equal(mem_add(m, "odd", 1024 * GIB, MEM_PAGE, -1, 0, MEM_HUGETLB, &e), -EINVAL);
+	assert_int_equal(mem_add(m, "thp", 1024 * GIB, 4 * MIB, -1, 0, MEM_THP, &e), 0);
+	assert_int_equal(mem_region_get(m, 2)->flags, MEM_THP);
+	mem_free(m);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(accesses_stay_inside_one_region),
 		cmocka_unit_test(rom_takes_loaders_but_no_guest_writes),
 		cmocka_unit_test(a_template_must_be_sealed_and_is_never_written),
+		cmocka_unit_test(without_reserved_huge_pages_ordinary_ones_serve),
 		cmocka_unit_test(large_regions_are_congruent_for_huge_pages),
 		cmocka_unit_test(dirty_bits_name_the_pages_written),
 		cmocka_unit_test(sizes_that_wrap_or_are_odd_are_refused),
