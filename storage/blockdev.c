@@ -20,7 +20,7 @@
 
 static const struct blockdev_ops *const node_drivers[] = {
 	&file_ops,	 &qcow2_ops,	   &filter_fail_ops,	 &filter_delay_ops,
-	&filter_log_ops, &filter_rate_ops, &filter_copyread_ops,
+	&filter_log_ops, &filter_rate_ops, &filter_copyread_ops, &nbd_ops,
 };
 
 const char *spec_opt(const struct blk_spec *spec, const char *key)

@@ -73,7 +73,7 @@ struct blk_spec {
 	/* NULL-terminated "key=value", driver's own (tests, limits). Any node: threads=N; root:
 	 * aio=on (kernel AIO for O_DIRECT; needs io_setup, io_submit, io_getevents, io_destroy).
 	 * file: lock=off. qcow2: backing=ignore, repair=no, prealloc=off, cache-bytes=N. rate:
-	 * iops=, bps=. fail, delay, log: see filter.c. */
+	 * iops=, bps=. nbd: export=NAME, timeout-ms=N. fail, delay, log: see filter.c. */
 	const char *const *opts;
 };
 

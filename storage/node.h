@@ -78,6 +78,7 @@ struct blockdev {
 
 extern const struct blockdev_ops file_ops;
 extern const struct blockdev_ops qcow2_ops;
+extern const struct blockdev_ops nbd_ops;
 extern const struct blockdev_ops filter_fail_ops;
 extern const struct blockdev_ops filter_delay_ops;
 extern const struct blockdev_ops filter_log_ops;

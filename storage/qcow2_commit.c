@@ -22,21 +22,30 @@
 
 #define Q2_AIO_BATCH 64
 
+/* Dirty runs this near to each other are written as one: below some size a device charges for the
+ * write, not for its bytes. Rewriting clean sectors between them changes nothing on the disk. */
+#define Q2_GAP_SECTORS 12u
+
 struct q2_out {
 	uint64_t host;
-	uint32_t len, first; /* sectors of the slice: first.. */
+	uint32_t len;
+	uint8_t *data;
+};
+
+struct q2_taken {
 	struct q2_slice *s;
 	uint8_t was_dirty;
-	uint8_t *data;
 };
 
 struct q2_batch {
 	struct q2_out *out;
 	size_t n, cap;
+	struct q2_taken *taken; /* slices whose dirty sectors are in it */
+	size_t ntaken;
 };
 
-static int q2_batch_add(struct q2_batch *b, uint64_t host, const void *data, uint32_t len,
-			struct q2_slice *s)
+/* q2_batch_add() - room for @len bytes at @host; NULL: out of memory. */
+static uint8_t *q2_batch_add(struct q2_batch *b, uint64_t host, uint32_t len)
 {
 	struct q2_out *o;
 
@@ -45,49 +54,80 @@ static int q2_batch_add(struct q2_batch *b, uint64_t host, const void *data, uin
 		struct q2_out *p = realloc(b->out, cap * sizeof(*p));
 
 		if (!p)
-			return -ENOMEM;
+			return NULL;
 		b->out = p;
 		b->cap = cap;
 	}
 	o = &b->out[b->n];
 	if (posix_memalign((void **)&o->data, Q2_SECTOR, len))
-		return -ENOMEM;
-	memcpy(o->data, data, len);
+		return NULL;
 	o->host = host;
 	o->len = len;
-	o->s = s;
-	o->was_dirty = s ? s->dirty : 0;
 	b->n++;
+	return o->data;
+}
+
+/* a run of sectors in one table, from its start on */
+struct q2_run {
+	struct q2_slice *first;
+	uint32_t start, end;
+};
+
+static int q2_batch_run(struct qcow2 *q, struct q2_batch *b, struct q2_dir *d, struct q2_run *run)
+{
+	uint32_t per_slice = q->slice_bytes / Q2_SECTOR, top;
+	uint8_t *p;
+
+	if (run->start == run->end)
+		return 0;
+	top = run->first->top;
+	p = q2_batch_add(b, run->first->host + (run->start % per_slice) * (uint64_t)Q2_SECTOR,
+			 (run->end - run->start) * Q2_SECTOR);
+	if (!p)
+		return -ENOMEM;
+	for (uint32_t at = run->start; at < run->end;) {
+		uint32_t in = at % per_slice, n = MIN(per_slice - in, run->end - at);
+
+		memcpy(p, (uint8_t *)d->tab[top][at / per_slice]->data + in * Q2_SECTOR,
+		       (size_t)n * Q2_SECTOR);
+		p += (size_t)n * Q2_SECTOR;
+		at += n;
+	}
+	run->start = run->end;
 	return 0;
 }
 
-/* q2_batch_slice() - copy out the dirty sectors, a clean one between two dirty ones included. */
-static int q2_batch_slice(struct qcow2 *q, struct q2_batch *b, struct q2_slice *s)
+/* q2_run_reaches() - the run can go on to sector @to of the table: near, and all between loaded. */
+static bool q2_run_reaches(struct qcow2 *q, const struct q2_dir *d, const struct q2_run *run,
+			   uint32_t top, uint32_t to)
 {
-	unsigned sectors = q->slice_bytes / Q2_SECTOR;
-	uint8_t dirty = s->dirty;
-	bool any = false;
+	uint32_t per_slice = q->slice_bytes / Q2_SECTOR;
 
-	for (unsigned i = 0; i < sectors;) {
-		unsigned j = i;
+	if (run->start == run->end || run->first->top != top || to - run->end > Q2_GAP_SECTORS)
+		return false;
+	for (uint32_t i = run->end / per_slice; i < to / per_slice; i++)
+		if (!d->tab[top][i])
+			return false;
+	return true;
+}
+
+static int q2_batch_slice(struct qcow2 *q, struct q2_batch *b, struct q2_slice *s,
+			  struct q2_run *run)
+{
+	uint32_t per_slice = q->slice_bytes / Q2_SECTOR, base = s->idx * per_slice;
+
+	for (uint32_t i = 0; i < per_slice; i++) {
 		int r;
 
-		if (!(dirty >> i & 1)) {
-			i++;
+		if (!(s->dirty >> i & 1))
 			continue;
+		if (!q2_run_reaches(q, s->dir, run, s->top, base + i)) {
+			r = q2_batch_run(q, b, s->dir, run);
+			if (r)
+				return r;
+			*run = (struct q2_run){ .first = s, .start = base + i };
 		}
-		while (j < sectors &&
-		       ((dirty >> j & 3) || (j + 2 < sectors && (dirty >> (j + 2) & 1))))
-			j++;
-		while (j > i && !(dirty >> (j - 1) & 1))
-			j--;
-		r = q2_batch_add(b, s->host + (uint64_t)i * Q2_SECTOR,
-				 (uint8_t *)s->data + (size_t)i * Q2_SECTOR, (j - i) * Q2_SECTOR,
-				 any ? NULL : s);
-		if (r)
-			return r;
-		any = true;
-		i = j;
+		run->end = base + i + 1;
 	}
 	return 0;
 }
@@ -95,62 +135,81 @@ static int q2_batch_slice(struct qcow2 *q, struct q2_batch *b, struct q2_slice *
 static void q2_batch_done(struct qcow2 *q, struct q2_batch *b, bool failed)
 {
 	/* with the lock taken alone */
-	for (size_t i = 0; i < b->n; i++) {
-		struct q2_slice *s = b->out[i].s;
+	for (size_t i = 0; i < b->ntaken; i++) {
+		struct q2_slice *s = b->taken[i].s;
 
-		if (s) {
-			s->busy = 0;
-			if (failed) {
-				if (!s->dirty && b->out[i].was_dirty)
-					q->slices_dirty++;
-				s->dirty |= b->out[i].was_dirty;
-			}
+		s->busy = 0;
+		if (failed) {
+			if (!s->dirty && b->taken[i].was_dirty)
+				q->slices_dirty++;
+			s->dirty |= b->taken[i].was_dirty;
 		}
-		free(b->out[i].data);
 	}
+	for (size_t i = 0; i < b->n; i++)
+		free(b->out[i].data);
+	free(b->taken);
 	free(b->out);
 	*b = (struct q2_batch){ 0 };
 }
 
-static int q2_batch_slices(struct qcow2 *q, struct q2_dir *d, struct q2_batch *b)
+static int q2_taken_cmp(const void *a, const void *b)
 {
-	if (!q->slices_dirty)
-		return 0;
-	list_for_each (l, &q->clock) {
-		struct q2_slice *s = container_of(l, struct q2_slice, clock);
-		int r;
+	const struct q2_slice *x = ((const struct q2_taken *)a)->s,
+			      *y = ((const struct q2_taken *)b)->s;
 
-		if (s->dir != d || !s->dirty)
-			continue;
-		r = q2_batch_slice(q, b, s);
-		if (r)
-			return r;
-		s->dirty = 0;
-		q->slices_dirty--;
-		s->busy = 1;
-	}
-	return 0;
+	if (x->top != y->top)
+		return x->top < y->top ? -1 : 1;
+	return x->idx < y->idx ? -1 : x->idx > y->idx;
 }
 
-static int q2_batch_top(struct qcow2 *q, struct q2_dir *d, struct q2_batch *b)
+/* q2_batch_slices() - copy out what is dirty of a directory's tables, in their order. */
+static int q2_batch_slices(struct qcow2 *q, struct q2_dir *d, struct q2_batch *b)
 {
-	uint64_t sector[64];
+	struct q2_run run = { 0 };
 	int r = 0;
 
+	if (!q->slices_dirty)
+		return 0;
+	b->taken = malloc(q->slices_dirty * sizeof(*b->taken));
+	if (!b->taken)
+		return -ENOMEM;
+	list_for_each (l, &q->clock) {
+		struct q2_slice *s = container_of(l, struct q2_slice, clock);
+
+		if (s->dir == d && s->dirty)
+			b->taken[b->ntaken++] = (struct q2_taken){ s, s->dirty };
+	}
+	qsort(b->taken, b->ntaken, sizeof(*b->taken), q2_taken_cmp);
+	for (size_t i = 0; i < b->ntaken && !r; i++)
+		r = q2_batch_slice(q, b, b->taken[i].s, &run);
+	if (!r)
+		r = q2_batch_run(q, b, d, &run);
+	for (size_t i = 0; i < b->ntaken; i++) {
+		b->taken[i].s->dirty = 0;
+		b->taken[i].s->busy = 1;
+		q->slices_dirty--;
+	}
+	return r;
+}
+
+static int q2_batch_top(const struct q2_dir *d, struct q2_batch *b)
+{
 	if (!d->top_is_dirty)
 		return 0;
-	for (uint32_t i = 0; i < d->top_n && !r; i += 64) {
+	for (uint32_t i = 0; i < d->top_n; i += 64) {
 		uint32_t n = MIN(64u, d->top_n - i);
+		uint64_t *sector;
 
 		if (!d->moved && !(d->top_dirty[i / 4096] >> (i / 64 % 64) & 1))
 			continue;
-		memset(sector, 0, sizeof(sector));
+		sector = (uint64_t *)(void *)q2_batch_add(b, d->top_off + i * 8ULL, Q2_SECTOR);
+		if (!sector)
+			return -ENOMEM;
+		memset(sector, 0, Q2_SECTOR);
 		for (uint32_t k = 0; k < n; k++)
 			sector[k] = htobe64(d->top[i + k]);
-		r = q2_batch_add(b, d->top_off + i * 8ULL, sector, sizeof(sector), NULL);
 	}
-	(void)q;
-	return r;
+	return 0;
 }
 
 static void q2_top_clean(struct q2_dir *d)
@@ -348,9 +407,9 @@ int q2_commit(struct qcow2 *q)
 	l1_dirty = q->l1.top_is_dirty;
 	rt_dirty = q->rt.top_is_dirty;
 	rt_moved = q->rt.moved;
-	r = q2_batch_top(q, &q->rt, &rt);
+	r = q2_batch_top(&q->rt, &rt);
 	if (!r)
-		r = q2_batch_top(q, &q->l1, &map);
+		r = q2_batch_top(&q->l1, &map);
 	if (!r)
 		r = q2_batch_slices(q, &q->rt, &refs);
 	if (!r)
