@@ -8,7 +8,11 @@
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/if_tun.h>
+#include <net/if.h>
 #include <poll.h>
+#include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -17,6 +21,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -29,6 +34,7 @@
 #include "common/log.h"
 #include "common/units.h"
 #include "vmd/guest/guest.h"
+#include "vmd/guest/lockdown.h"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define SANITIZED 1
@@ -445,6 +451,69 @@ static void a_reboot_runs_on_or_stops_as_configured(void **s)
 	}
 }
 
+/* ---- what the threads may do ---- */
+
+static int queue_switch(int tap, bool on)
+{
+	struct ifreq ifr = { .ifr_flags = (short)(on ? IFF_ATTACH_QUEUE : IFF_DETACH_QUEUE) };
+
+	return ioctl(tap, TUNSETQUEUE, &ifr) < 0 ? errno : 0;
+}
+
+/* On the I/O thread. Bits: what did not go as it should. */
+static void *io_acts(void *arg)
+{
+	const int *fds = arg;
+	uintptr_t bad = 0;
+
+	if (lockdown_io() < 0)
+		return (void *)1;
+	if (fds[1] >= 0 && (queue_switch(fds[1], false) || queue_switch(fds[1], true)))
+		bad |= 2;
+	if (accept4(fds[0], NULL, NULL, 0) >= 0 || errno != EPERM)
+		bad |= 4;
+	if (dup(fds[0]) >= 0 || errno != EPERM)
+		bad |= 8;
+	if (memfd_create("x", 0) >= 0 || errno != EPERM)
+		bad |= 16;
+	return (void *)bad;
+}
+
+static void the_io_thread_may_do_less_than_the_process(void **s)
+{
+	struct ifreq ifr = { .ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_MULTI_QUEUE };
+	int fds[2] = { -1, -1 }, status;
+	pid_t pid;
+
+	need_filters();
+	pid = fork();
+	if (!pid) {
+		void *bad = NULL;
+		pthread_t t;
+		int first;
+
+		alarm(WAIT_S);
+		fds[0] = socket(AF_UNIX, SOCK_STREAM, 0);
+		/* the queues of a tap, where one can be had */
+		if (unshare(CLONE_NEWNET) == 0 &&
+		    (first = open("/dev/net/tun", O_RDWR | O_CLOEXEC)) >= 0 &&
+		    ioctl(first, TUNSETIFF, &ifr) == 0) {
+			fds[1] = open("/dev/net/tun", O_RDWR | O_CLOEXEC);
+			if (ioctl(fds[1], TUNSETIFF, &ifr) < 0)
+				_exit(64);
+		}
+		if (lockdown_calls() < 0 || pthread_create(&t, NULL, io_acts, fds) ||
+		    pthread_join(t, &bad))
+			_exit(65);
+		/* the main thread still may */
+		if (accept4(fds[0], NULL, NULL, 0) >= 0 || errno != EINVAL)
+			bad = (void *)((uintptr_t)bad | 32);
+		_exit((int)(uintptr_t)bad);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -453,6 +522,7 @@ int main(void)
 		cmocka_unit_test(a_save_that_cannot_be_written_leaves_the_guest_whole),
 		cmocka_unit_test(a_disk_of_a_running_guest_grows),
 		cmocka_unit_test(a_reboot_runs_on_or_stops_as_configured),
+		cmocka_unit_test(the_io_thread_may_do_less_than_the_process),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
