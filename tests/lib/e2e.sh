@@ -4,6 +4,7 @@
 #	start_vmd [vmd option...]	a private daemon; $VMCTL talks to it; $SOCK is its socket, $STATE and $RUN its folders
 #	stop_vmd, kill_vmd [SIGNAL]	orderly, or not; start_vmd again takes up the same state
 #	fail TEXT, check TEXT COMMAND	a failure names what was expected
+#	HELPERS="$HELPERS $!"		ends with the script
 #	until_true SECONDS COMMAND	wait for an event that only a command can see, with a deadline
 # Everything started ends with the script, by pid; everything written lies in $T, which goes too.
 set -u
@@ -78,10 +79,13 @@ end_guests() {
 	done
 }
 cleanup() {
-	local rc=$?
+	local rc=$? s
 	trap - EXIT
 	stop_vmd
 	end_guests
+	# networks outlive the daemon as well: their DHCP servers
+	for s in "$STATE"/dhcp/*/pid; do [ ! -f "$s" ] || kill "$(cat "$s")" 2>/dev/null; done
+	for s in ${HELPERS:-}; do kill "$s" 2>/dev/null; done
 	[ -z "${KEEP:-}" ] || { echo "kept: $T"; exit $rc; }
 	rm -rf "$T"
 	exit $rc
