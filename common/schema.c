@@ -52,7 +52,7 @@ static const struct schema_field attach_body_fields[] = {
 	{ .name = "guest", .type = ST_STRING, .flags = C | SF_REQUIRED, .format = "guest", .help = "guest to give it to" },
 	{ .name = "name", .type = ST_STRING, .flags = C, .format = "name", .max = 31, .cli = "name", .help = "name inside the guest's definition" },
 	{ .name = "read_only", .type = ST_BOOL, .flags = C, .cli = "read-only", .help = "the guest may not write" },
-	{ .name = "cache", .type = ST_ENUM, .flags = C, .values = VALUES("writeback", "none", "writethrough", "unsafe"), .cli = "cache", .help = "host caching" },
+	{ .name = "cache", .type = ST_ENUM, .flags = C, .values = VALUES("writeback", "none", "unsafe"), .cli = "cache", .help = "host caching" },
 	{ 0 },
 };
 BODY(attach_body);

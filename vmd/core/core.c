@@ -20,7 +20,7 @@
 #include "common/units.h"
 #include "vmd/core/internal.h"
 
-#define UID_SLOTS 10000
+#define UID_SLOTS 65536 /* the most guests with a process at once */
 #define SWEEP_NS  (60 * NS_PER_S)
 
 static void core_priv_event(void *arg, struct peer *p, struct wire_buf *b)
@@ -91,7 +91,7 @@ static void core_settings(struct core *c, const char *text)
 		text += n + (text[n] == '\n');
 	}
 	c->uid_slots = (unsigned)strtoul(jstr_or(c->settings, "guest_uid_count", "0"), NULL, 10);
-	if (!c->uid_slots || c->uid_slots > 60000)
+	if (!c->uid_slots || c->uid_slots > UID_SLOTS)
 		c->uid_slots = UID_SLOTS;
 }
 
