@@ -186,6 +186,15 @@ for n in 66000 300001 1048000; do
 	[ "$code" = 400 ] || fail "a long label is refused once it is all there: $code $(head -c 300 "$T/body")"
 done
 
+# requests that wait in one TLS record behind a slower one are all answered: no socket tells of them again
+{
+	for ((i = 0; i < 70; i++)); do printf 'GET /v1/hosts/local HTTP/1.1\r\nHost: localhost\r\nX-Fill: %040d\r\n\r\n' 0; done
+	printf 'GET /v1/hosts/local HTTP/1.1\r\n%b\r\n' "$H"
+} >"$T/req"
+curl_raw "$T/req"
+n=$(grep -ao 'HTTP/1.1 200 ' "$T/out" | wc -l)
+[ "$n" -eq 71 ] || fail "71 pipelined requests are answered, not $n"
+
 # ---- the audit trail: who, what, result ----
 audit() { sqlite3 -readonly "$STATE/db/vmd.db" 'SELECT json FROM audit' >"$T/audit" 2>"$T/out" || fail "audit: $(cat "$T/out")"; }
 audited() { # PRINCIPAL ROUTE NAME RESULT

@@ -371,10 +371,10 @@ void api_detach(struct core *c)
 	if (c->api)
 		wire_conn_free(c->api);
 	c->api = NULL;
-	while (!list_empty(&c->out))
-		out_free(list_first(&c->out, struct out_msg, node));
-	while (!list_empty(&c->partials))
-		partial_free(list_first(&c->partials, struct partial, node));
+	list_for_each_safe (p, &c->out)
+		out_free(container_of(p, struct out_msg, node));
+	list_for_each_safe (p, &c->partials)
+		partial_free(container_of(p, struct partial, node));
 	reqs_drop_all(c);
 }
 
