@@ -52,7 +52,9 @@ static void adopt_over(struct adopt *a)
 	c->adopted = true;
 	free(a);
 	op_resume_all(c);
-	guest_autostart(c);
+	/* once a boot of the host: a guest that was stopped since then stays stopped */
+	if (!strcmp(jstr_or(c->settings, "first_start", "0"), "1"))
+		guest_autostart(c);
 }
 
 static void adopt_hello(void *arg, enum call_event ev, struct wire_buf *b, const struct err *e)

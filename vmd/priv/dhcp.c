@@ -1,11 +1,12 @@
 /* dhcp.c - one dnsmasq a network, with no configuration but ours, giving up root by itself.
  *
  * <state>/dhcp/NET holds its host entries and leases. It is found again by its pid file, checked by
- * program name, so that a daemon after this one ends the old and starts a new. Leases are kept over
- * that.
+ * its arguments, so that a daemon after this one ends the old and starts a new. Leases are kept over
+ * that. One that dies is started again: at once, then ever later up to 30 s.
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pwd.h>
 #include <signal.h>
 #include <stdio.h>
@@ -18,7 +19,9 @@
 
 #include "common/cleanup.h"
 #include "common/log.h"
+#include "common/overflow.h"
 #include "common/text.h"
+#include "common/units.h"
 #include "vmd/priv/net.h"
 
 static const struct passwd *dhcp_user(struct priv *p)
@@ -45,14 +48,20 @@ int dhcp_dir(struct priv *p, const char *net)
 	return fd < 0 ? -errno : fd;
 }
 
-/* dhcp_running() - pidfd of the dnsmasq that the pid file names, or -1. */
+static void dhcp_base(struct priv *p, const struct priv_net *n, char base[400])
+{
+	snprintf(base, 400, "%.250s/dhcp/%.63s", p->cfg->state_dir, n->name);
+}
+
+/* dhcp_running() - pidfd of the dnsmasq that the pid file names, or -1. The file is dnsmasq's own to
+ * write: what it names is ended only if its arguments are those that we gave. */
 static int dhcp_running(struct priv *p, struct priv_net *n)
 {
 	_cleanup_close_ int dir = dhcp_dir(p, n->name);
-	char text[32] = "", path[64], comm[32] = "";
+	char text[32] = "", path[64], base[400], want[432], args[4096];
 
 	_cleanup_close_ int fd =
-	    dir < 0 ? -1 : openat(dir, "pid", O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+	    dir < 0 ? -1 : openat(dir, "pid", O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
 
 	if (fd < 0 || read(fd, text, sizeof(text) - 1) <= 0)
 		return -1;
@@ -62,13 +71,26 @@ static int dhcp_running(struct priv *p, struct priv_net *n)
 		return -1;
 	_cleanup_close_ int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
 
-	snprintf(path, sizeof(path), "/proc/%d/comm", pid);
+	snprintf(path, sizeof(path), "/proc/%d/cmdline", pid);
 	_cleanup_close_ int cfd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t len = pidfd < 0 || cfd < 0 ? 0 : read(cfd, args, sizeof(args) - 1);
 
-	if (pidfd < 0 || cfd < 0 || read(cfd, comm, sizeof(comm) - 1) <= 0 ||
-	    strncmp(comm, "dnsmasq", 7))
+	if (len <= 0)
 		return -1;
-	return take_fd(&pidfd);
+	args[len] = '\0';
+	dhcp_base(p, n, base);
+	snprintf(want, sizeof(want), "--pid-file=%s/pid", base);
+	for (const char *a = args; a < args + len; a += strlen(a) + 1)
+		if (!strcmp(a, want))
+			return take_fd(&pidfd);
+	return -1;
+}
+
+void dhcp_unwatch(struct priv_net *n)
+{
+	loop_timer_stop(&n->dnsmasq_again);
+	loop_fd_del(&n->dnsmasq_w);
+	close_fd(&n->dnsmasq_pidfd);
 }
 
 void dhcp_stop(struct priv *p, struct priv_net *n)
@@ -78,11 +100,57 @@ void dhcp_stop(struct priv *p, struct priv_net *n)
 	if (pidfd >= 0)
 		syscall(SYS_pidfd_send_signal, pidfd, SIGTERM, NULL, 0);
 	if (n->dnsmasq > 0) {
+		struct pollfd end = { .fd = n->dnsmasq_pidfd, .events = POLLIN };
+
 		if (pidfd < 0)
 			kill(n->dnsmasq, SIGTERM);
+		/* it ends within milliseconds; a stuck one does not hold the daemon up */
+		if (end.fd < 0 || poll(&end, 1, 1000) <= 0)
+			kill(n->dnsmasq, SIGKILL);
 		waitpid(n->dnsmasq, NULL, 0);
 		n->dnsmasq = 0;
 	}
+	dhcp_unwatch(n);
+}
+
+static void dhcp_again(void *arg)
+{
+	struct priv_net *n = arg;
+	struct err e = { 0 };
+
+	if (dhcp_start(n->p, n, &e) == 0)
+		return;
+	log_error("%s", e.detail);
+	loop_timer_after(&n->dnsmasq_again, 30 * NS_PER_S);
+}
+
+static void dhcp_ended(void *arg, int fd, uint32_t events)
+{
+	struct priv_net *n = arg;
+	siginfo_t si = { 0 };
+
+	waitid(P_PIDFD, (id_t)fd, &si, WEXITED | WNOHANG);
+	dhcp_unwatch(n);
+	n->dnsmasq = 0;
+	if (clock_mono_ns() - n->dnsmasq_started_ns > 60 * NS_PER_S)
+		n->dnsmasq_deaths = 0;
+	uint64_t delay = n->dnsmasq_deaths
+			     ? MIN((100 * NS_PER_MS) << MIN(n->dnsmasq_deaths, 9u), 30 * NS_PER_S)
+			     : NS_PER_MS;
+
+	n->dnsmasq_deaths++;
+	log_error("network %s: dnsmasq ended by %s %d; it is started again in %llu ms", n->name,
+		  si.si_code == CLD_EXITED ? "exit" : "signal", si.si_status,
+		  (unsigned long long)(delay / NS_PER_MS));
+	loop_timer_after(&n->dnsmasq_again, delay);
+}
+
+void dhcp_init(struct priv *p, struct priv_net *n)
+{
+	n->p = p;
+	n->dnsmasq_pidfd = -1;
+	n->dnsmasq_w = (struct loop_fd)LOOP_FD_NONE;
+	loop_timer_init(p->loop, &n->dnsmasq_again, dhcp_again, n);
 }
 
 int dhcp_hosts_write(struct priv *p, struct priv_net *n, struct err *e)
@@ -130,7 +198,7 @@ int dhcp_start(struct priv *p, struct priv_net *n, struct err *e)
 
 	if (ret < 0)
 		return ret;
-	snprintf(base, sizeof(base), "%.250s/dhcp/%.63s", p->cfg->state_dir, n->name);
+	dhcp_base(p, n, base);
 #define DHCP_ARG(...) \
 	do { \
 		argv[c] = NULL; \
@@ -180,5 +248,10 @@ int dhcp_start(struct priv *p, struct priv_net *n, struct err *e)
 		return err_set(e, errno, "dhcp-failed", "network %s: cannot start dnsmasq: %s",
 			       n->name, strerror(errno));
 	n->dnsmasq = pid;
+	n->dnsmasq_started_ns = clock_mono_ns();
+	n->dnsmasq_pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+	if (n->dnsmasq_pidfd < 0 ||
+	    loop_fd_add(p->loop, &n->dnsmasq_w, n->dnsmasq_pidfd, EPOLLIN, dhcp_ended, n) < 0)
+		log_warn("network %s: nobody will notice the end of its dnsmasq", n->name);
 	return 0;
 }

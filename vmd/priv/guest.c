@@ -457,18 +457,28 @@ static struct guest_proc *guest_adopt_one(struct priv *p, const char *uuid)
 		return NULL;
 	}
 	close(sock);
-	int pidfd = (int)syscall(SYS_pidfd_open, cred.pid, 0);
-	struct guest_proc *g = pidfd < 0 ? NULL : guest_new(p, uuid);
+	pid_t pid = cred.pid;
+	int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
 
-	if (!g) {
-		if (pidfd >= 0)
-			close(pidfd);
+	/* the pid may have been reused before the pidfd was there. Who listens under it still, after
+	 * that, has lived all along: it is whom the pidfd means. */
+	sock = pidfd < 0 ? -1 : guest_connect(p, uuid, &cred);
+	if (sock < 0 || cred.pid != pid) {
+		log_info("guest %s: ended while it was being adopted", uuid);
+		if (sock >= 0)
+			close(sock);
+		close_fd(&pidfd);
 		return NULL;
 	}
-	/* the pid may have been reused between the two calls: only a listener that still answers by
-	 * it counts */
+	close(sock);
+	struct guest_proc *g = guest_new(p, uuid);
+
+	if (!g) {
+		close(pidfd);
+		return NULL;
+	}
 	g->pidfd = pidfd;
-	g->pid = cred.pid;
+	g->pid = pid;
 	g->log = guest_log_new(p, p->guests->dir_fd, uuid, NULL, NULL);
 	loop_fd_add(p->loop, &g->pid_w, pidfd, EPOLLIN, guest_ended, g);
 	log_info("guest %s: adopted, pid %d", uuid, g->pid);

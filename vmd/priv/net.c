@@ -195,6 +195,7 @@ static bool net_uplink(char ifname[IFNAMSIZ])
 static void net_free(struct priv_net *n)
 {
 	if (n) {
+		dhcp_unwatch(n);
 		free(n->forwards);
 		free(n->hosts);
 	}
@@ -297,6 +298,7 @@ int net_up(struct priv *p, const struct msg_p_net_up *m, struct err *e)
 			nl_socket_free(sk);
 			return err_set(e, ENOMEM, "no-memory", "out of memory");
 		}
+		dhcp_init(p, n);
 		n->next = p->nets;
 		p->nets = n;
 	}

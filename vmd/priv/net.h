@@ -20,7 +20,13 @@ struct priv_net {
 	char name[64], bridge[IFNAMSIZ], cidr4[20], domain[64], dhcp_first[16], dhcp_last[16];
 	bool made_bridge, nat, dhcp, isolated;
 	uint64_t mtu;
-	pid_t dnsmasq;
+	struct priv *p;
+	pid_t dnsmasq; /* 0: none of ours runs */
+	int dnsmasq_pidfd;
+	struct loop_fd dnsmasq_w;
+	struct loop_timer dnsmasq_again;
+	unsigned dnsmasq_deaths; /* in a row */
+	uint64_t dnsmasq_started_ns;
 	unsigned nforwards, nhosts;
 	struct net_forward *forwards;
 	struct net_host *hosts;
@@ -31,6 +37,8 @@ struct priv_net {
 int nft_apply(struct priv *p, struct err *e);
 void nft_remove(struct priv *p);
 
+void dhcp_init(struct priv *p, struct priv_net *n); /* before all else */
+void dhcp_unwatch(struct priv_net *n);		    /* it runs on, nobody looks */
 int dhcp_start(struct priv *p, struct priv_net *n, struct err *e);
 void dhcp_stop(struct priv *p, struct priv_net *n);
 int dhcp_hosts_write(struct priv *p, struct priv_net *n, struct err *e); /* and tell dnsmasq */

@@ -5,18 +5,22 @@
  * (main.c), so that it shares no memory with us. api's death: a new api and a new link for core.
  * core's death: both anew; guests are not touched and core finds them again by p_guest_adopt.
  * Deaths in a row are answered ever later, up to 30 s. systemd: READY=1 once core has opened its
- * data base, WATCHDOG=1 at half the interval, STOPPING=1 (sd_notify(3), by hand).
+ * data base, STATUS= for people, WATCHDOG=1 at half the interval, STOPPING=1 (sd_notify(3), by
+ * hand). The watchdog is fed only while both roles take what priv sends them.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <linux/sockios.h>
 #include <pwd.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -92,14 +96,50 @@ static void priv_notify(const char *text)
 		log_debug("NOTIFY_SOCKET: %s", strerror(errno));
 }
 
+/* priv_status() - @first, a line for systemd (or ""), and a sentence for people (systemctl status). */
+static void priv_status(struct priv *p, const char *first, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+static void priv_status(struct priv *p, const char *first, const char *fmt, ...)
+{
+	struct text t = { 0 };
+	char line[512];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(line, sizeof(line), fmt, ap);
+	va_end(ap);
+	text_printf(&t, "%sSTATUS=%s", first, line);
+	if (!t.error)
+		priv_notify(t.s);
+	text_free(&t);
+}
+
+/* priv_role_lives() - it has taken the greeting of last time, so its loop turns; greet it again. No
+ * answer is needed: what its socket still holds (SIOCOUTQ of our end) tells, whatever it is busy
+ * with, and a role that is stopped or spins takes nothing. */
+static bool priv_role_lives(struct priv_role *r)
+{
+	struct msg_hello m = { .version = PROTO_VERSION,
+			       .role = "priv",
+			       .pid = (uint64_t)getpid() };
+	int unread = 0;
+
+	if (!r->up || !r->conn || ioctl(wire_conn_fd(r->conn), SIOCOUTQ, &unread) < 0 || unread ||
+	    wire_conn_queued(r->conn))
+		return false;
+	return msg_hello_send(r->conn, &m, 0) == 0;
+}
+
 static void priv_watchdog(void *arg)
 {
 	struct priv *p = arg;
+	/* only a whole daemon is a living one; both are asked, also where the first is dead */
+	bool core = priv_role_lives(&p->core), api = priv_role_lives(&p->api);
 
-	/* only a whole daemon is a living one */
-	if (p->core.up && p->api.up)
+	if (core && api)
 		priv_notify("WATCHDOG=1");
-	loop_timer_after(&p->watchdog, p->watchdog_ns);
+	/* it may just have been sent something: ask again soon */
+	loop_timer_after(&p->watchdog, core && api ? p->watchdog_ns : p->watchdog_ns / 8);
 }
 
 static void priv_watchdog_start(struct priv *p)
@@ -186,7 +226,7 @@ static void priv_ready(struct priv *p)
 		return;
 	p->ready_told = true;
 	log_info("ready: %s", p->cfg->socket);
-	priv_notify("READY=1");
+	priv_notify("READY=1\nSTATUS=Guests can be started; those that ran before are adopted.");
 }
 
 static void priv_message(void *arg, struct wire_conn *c, struct wire_buf *b)
@@ -206,8 +246,11 @@ static void priv_message(void *arg, struct wire_conn *c, struct wire_buf *b)
 		priv_hello(r, b);
 	else if (r == &r->p->core && b->type != MSG_result)
 		priv_core_request(r->p, b);
-	if (r == &r->p->core && b->type == MSG_p_guest_adopt)
+	if (r == &r->p->core && b->type == MSG_p_guest_adopt) {
+		if (r->p->ready_told)
+			priv_status(r->p, "", "answering on %s", r->p->cfg->socket);
 		priv_ready(r->p);
+	}
 }
 
 static void priv_closed(void *arg, struct wire_conn *c, int why)
@@ -261,7 +304,9 @@ static void priv_role_exec(struct priv_role *r, int sock, int dir)
 	unsetenv("NOTIFY_SOCKET");
 	unsetenv("WATCHDOG_USEC");
 	setsid(); /* a terminal's ^C is priv's to handle */
-	prctl(PR_SET_PDEATHSIG, SIGTERM, 0, 0, 0);
+	/* priv asks first when it ends in order; when it was killed, a stuck role must not keep the
+	 * data base from the next daemon's */
+	prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
 	execl("/proc/self/exe", "vmd", role, ids, r->p->root ? "--role-root" : "--role-user",
 	      !strcmp(r->name, "api") && r->p->listen->tls_fd >= 0 ? "--role-tls" : (char *)NULL,
 	      (char *)NULL);
@@ -315,6 +360,12 @@ static int priv_role_start(struct priv *p, struct priv_role *r, int dir, int pee
 		m.tls_ca = priv_text(lst->ca);
 	}
 	config_settings(p->cfg, m.settings, sizeof(m.settings));
+	if (r == &p->core && p->first_start) {
+		size_t n = strlen(m.settings);
+
+		snprintf(m.settings + n, sizeof(m.settings) - n, "first_start=1\n");
+		p->first_start = false;
+	}
 	return msg_s_setup_send(r->conn, &m, 0);
 }
 
@@ -438,6 +489,8 @@ static void priv_role_ended(void *arg, int fd, uint32_t events)
 	log_error("role %s ended by %s %d; it is started again in %llu ms", r->name,
 		  si.si_code == CLD_EXITED ? "exit" : "signal", si.si_status,
 		  (unsigned long long)(delay / NS_PER_MS));
+	priv_status(p, "", "role %s ended; it is started again in %llu ms", r->name,
+		    (unsigned long long)(delay / NS_PER_MS));
 	if (r == &p->api && !p->core.pid)
 		return;
 	loop_timer_after(&r->restart, delay);
@@ -453,7 +506,7 @@ static void priv_stop(void *arg, int signo)
 		return;
 	p->stopping = true;
 	log_info("signal %d: ending; guests run on", signo);
-	priv_notify("STOPPING=1");
+	priv_status(p, "STOPPING=1\n", "ending; guests run on");
 	/* EOF on its link ends a role in order */
 	struct priv_role *roles[] = { &p->api, &p->core };
 
@@ -507,6 +560,7 @@ static int priv_dirs(struct priv *p, struct err *e)
 		err_hint(e, "use --run and --state to run a second one");
 		return -e->num;
 	}
+	p->first_start = boot_is_first(p);
 	if (strcmp(p->cfg->run_dir, "/run/vmd"))
 		snprintf(p->instance, sizeof(p->instance), "vmd-%08x",
 			 crc32c(0, p->cfg->run_dir, strlen(p->cfg->run_dir)));

@@ -55,6 +55,7 @@ struct priv {
 	char instance[16];
 	bool root;
 	int state_fd, run_fd; /* directories */
+	bool first_start;     /* since the host booted: core is told once */
 	int null_fd;
 	const struct vmd_listen *listen;
 	struct priv_role core, api;
@@ -95,6 +96,9 @@ int volume_rename(struct priv *p, const struct msg_p_volume_rename *m, struct er
 int volume_list(struct priv *p, const struct msg_p_volume_list *m, struct err *e);
 int volume_pool_open(struct priv *p, const struct msg_p_pool_open *m, struct err *e);
 int volume_pool_stat(struct priv *p, const struct msg_p_pool_stat *m, struct err *e);
+
+/* ---- boot.c ---- */
+bool boot_is_first(struct priv *p); /* and from now on it is not */
 
 /* ---- guest.c, guest_log.c ---- */
 int guests_init(struct priv *p, struct err *e);
