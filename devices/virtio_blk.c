@@ -22,6 +22,7 @@
 #include "common/overflow.h"
 #include "common/units.h"
 #include "devices/iothread.h"
+#include "devices/pace.h"
 #include "devices/virtio.h"
 #include "devices/virtio_devices.h"
 #include "hypervisor-core/vm.h"
@@ -101,6 +102,8 @@ struct blk_dev {
 	struct list held;	   /* failed, waiting for the VM to run on */
 	struct loop_timer retry;
 	bool retry_armed;
+	struct pace pace; /* I/O thread */
+	struct loop_timer paced;
 	unsigned inflight; /* in the block layer; held ones are not */
 	bool quiet;	   /* quiesced: nothing new until unquiesce */
 	bool started, draining, resetting;
@@ -386,14 +389,31 @@ static int blk_one(struct blk_dev *d, const struct virtq_req *r)
 	if (ret) {
 		blk_finish(io, (uint8_t)(ret - 1));
 	} else {
+		if (d->pace.iops || d->pace.bps)
+			pace_charge(&d->pace, clock_mono_ns(),
+				    io->req.op == BLK_READ || io->req.op == BLK_WRITE
+					? io->req.len_bytes
+					: 0);
 		blk_queue_submit(d, io);
 	}
 	return 0;
 }
 
+/* The disk's limit says "not yet": what is on the rings stays there, and the timer comes back. */
+static bool blk_paced(struct blk_dev *d)
+{
+	uint64_t until = pace_until(&d->pace);
+
+	if (!until || until <= clock_mono_ns())
+		return false;
+	loop_timer_set(&d->paced, until);
+	return true;
+}
+
 static void blk_process(struct blk_dev *d, struct blk_q *bq)
 {
 	struct virtq *q = &d->vd.vq[bq->index];
+	bool paced = false;
 	int r = 0;
 
 	if (!bq->active || !d->started || d->resetting || d->quiet || d->quiesced)
@@ -405,18 +425,26 @@ static void blk_process(struct blk_dev *d, struct blk_q *bq)
 	blk_queue_plug(bq->bq); /* what one kick brings reaches the kernel together */
 	do {
 		virtq_kicks_off(q);
-		while ((r = virtq_pop(q, d->scratch)) > 0) {
+		while (!(paced = blk_paced(d)) && (r = virtq_pop(q, d->scratch)) > 0) {
 			r = blk_one(d, d->scratch);
 			if (r < 0)
 				break;
 		}
-	} while (r >= 0 && virtq_kicks_on(q));
+	} while (r >= 0 && !paced && virtq_kicks_on(q));
 	blk_queue_unplug(bq->bq);
 	blk_signal(d);
 	if (r < 0) {
 		q->broken = true;
 		virtio_needs_reset(&d->vd, r == -ENOMEM ? "out of memory" : "malformed request");
 	}
+}
+
+static void blk_pace_over(void *arg)
+{
+	struct blk_dev *d = arg;
+
+	for (unsigned i = 0; i < d->vd.nqueues; i++)
+		blk_process(d, &d->q[i]);
 }
 
 static void blk_kicked(void *arg, int fd, uint32_t events)
@@ -609,6 +637,7 @@ static void blk_detach(struct blk_dev *d)
 	d->again = NULL;
 	d->nagain = 0;
 	loop_timer_stop(&d->retry);
+	loop_timer_stop(&d->paced);
 	d->retry_armed = false;
 	for (unsigned i = 0; i < d->vd.nqueues; i++) {
 		loop_fd_del(&d->q[i].w);
@@ -833,6 +862,40 @@ int virtio_blk_resize(struct vm *vm, const char *name, uint64_t size_bytes, stru
 	return 0;
 }
 
+struct blk_limit_call {
+	struct blk_dev *d;
+	uint64_t iops, bps;
+};
+
+static void blk_limit_io(void *arg)
+{
+	struct blk_limit_call *c = arg;
+
+	pace_set(&c->d->pace, c->iops, c->bps);
+	loop_timer_stop(&c->d->paced);
+	blk_pace_over(c->d);
+}
+
+int virtio_blk_limit(struct vm *vm, const char *name, uint64_t iops, uint64_t bps, struct err *e)
+{
+	unsigned found = 0;
+
+	list_for_each (n, &vm->devices) {
+		const struct device *dev = container_of(n, struct device, node);
+		struct virtio_dev *vd = virtio_find(vm, dev->id, &blk_ops);
+		struct blk_limit_call c = { .iops = iops, .bps = bps };
+
+		if (!vd || (*name && strcmp(dev->id, name)))
+			continue;
+		c.d = blk_of(vd);
+		iothread_call(c.d->io, blk_limit_io, &c);
+		found++;
+	}
+	return found || !*name ? 0
+			       : err_set(e, ENOENT, "disk-not-found", "guest %s has no disk \"%s\"",
+					 vm->name, name);
+}
+
 int virtio_blk_new(struct vm *vm, struct pci_bus *bus, const struct mc_disk *disk, struct err *e)
 {
 	struct blk_dev *d = calloc(1, sizeof(*d));
@@ -865,6 +928,7 @@ int virtio_blk_new(struct vm *vm, struct pci_bus *bus, const struct mc_disk *dis
 		return e && e->num ? -e->num : -ENOMEM;
 	}
 	loop_timer_init(iothread_loop(d->io), &d->retry, blk_retry, d);
+	loop_timer_init(iothread_loop(d->io), &d->paced, blk_pace_over, d);
 	r = virtio_pci_new(vm, bus, &d->vd, e);
 	if (r < 0) {
 		blk_destroy(&d->vd);

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "common/log.h"
+#include "devices/virtio_devices.h"
 #include "vmd/guest/guest.h"
 
 void guest_reply(struct guest *g, uint32_t id, const struct err *e)
@@ -131,6 +132,7 @@ static void link_message(void *arg, struct wire_conn *c, struct wire_buf *b)
 		LINK_CASE(g_port, guest_config_port(g, &m, &e))
 		LINK_CASE(g_load, guest_config_load(g, &m, &e))
 		LINK_CASE(g_disk_resize, guest_disk_resize(g, &m, &e))
+		LINK_CASE(g_disk_limit, virtio_blk_limit(g->vm, m.name, m.iops, m.bps, &e))
 		LINK_CASE(g_start, guest_start(g, &e))
 		LINK_CASE(g_power_button, guest_power_button(g))
 		LINK_CASE(g_console, guest_console(g, &m, &e))

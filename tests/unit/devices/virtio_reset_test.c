@@ -311,6 +311,46 @@ static void a_disk_grows_under_the_driver(void **s)
 	vd_machine_fini(&t.m);
 }
 
+/* @n requests one after the other, in ns. */
+static uint64_t requests_ns(struct disk *t, unsigned n)
+{
+	uint64_t start = clock_mono_ns();
+
+	for (unsigned i = 0; i < n; i++)
+		assert_int_equal(disk_do(t, 0, T_IN, i), 0);
+	return clock_mono_ns() - start;
+}
+
+static void limits_hold_and_change_while_the_guest_runs(void **s)
+{
+	struct err e = { 0 };
+	struct disk t;
+
+	disk_start(&t, NULL, NULL);
+	/* 30 at 100 a second, of which a tenth of a second's worth goes at once */
+	assert_int_equal(virtio_blk_limit(t.m.vm, "vda", 100, 0, &e), 0);
+	assert_true(requests_ns(&t, 30) >= 180 * NS_PER_MS);
+	assert_int_equal(virtio_blk_limit(t.m.vm, "", 0, 100 * 512, &e), 0);
+	assert_true(requests_ns(&t, 30) >= 180 * NS_PER_MS);
+	/* eight requests at one a minute, and the limit goes while they wait */
+	assert_int_equal(virtio_blk_limit(t.m.vm, "vda", 0, 9, &e), 0);
+	for (unsigned q = 0; q < QUEUES; q++)
+		disk_add(&t, q, T_IN, 0);
+	for (int i = 0; i < 5; i++)
+		loop_run_once(t.m.loop, 10);
+	assert_int_equal(virtio_blk_limit(t.m.vm, "vda", 0, 0, &e), 0);
+	for (unsigned q = 0; q < QUEUES; q++)
+		assert_true(vd_wait(&t.d, q, 1));
+	/* a reset under a limit leaves no timer behind */
+	assert_int_equal(virtio_blk_limit(t.m.vm, "vda", 0, 9, &e), 0);
+	disk_add(&t, 0, T_IN, 0);
+	disk_add(&t, 1, T_IN, 0);
+	vd_reset(&t.d);
+	assert_int_equal(vd_status(&t.d), 0);
+	assert_int_equal(virtio_blk_limit(t.m.vm, "vdb", 1, 1, &e), -ENOENT);
+	vd_machine_fini(&t.m);
+}
+
 struct seen {
 	int errors;
 };
@@ -421,6 +461,7 @@ int main(void)
 		cmocka_unit_test(a_queue_reset_that_was_not_negotiated_is_ignored),
 		cmocka_unit_test(a_network_queue_is_reset_and_comes_back),
 		cmocka_unit_test(a_disk_grows_under_the_driver),
+		cmocka_unit_test(limits_hold_and_change_while_the_guest_runs),
 		cmocka_unit_test(a_resume_tries_held_requests_at_once),
 		cmocka_unit_test(a_quiesce_reports_once_nothing_is_in_flight),
 	};

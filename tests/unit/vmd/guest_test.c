@@ -408,6 +408,7 @@ static void a_disk_of_a_running_guest_grows(void **s)
 {
 	struct options o = { counting, sizeof(counting), 0, false, -1, -1, -1 };
 	struct msg_g_disk_resize m = { .name = "vda", .size_bytes = 4 * DISK_OLD };
+	struct msg_g_disk_limit limit = { .name = "vda", .iops = 1000 };
 	struct proc p;
 	struct stat st;
 
@@ -423,6 +424,9 @@ static void a_disk_of_a_running_guest_grows(void **s)
 	assert_int_equal(st.st_size, 4 * DISK_OLD);
 	m.size_bytes = DISK_OLD;
 	assert_int_equal(proc_ask(&p, MSG_g_disk_resize, &m, NULL), EINVAL);
+	assert_int_equal(proc_ask(&p, MSG_g_disk_limit, &limit, NULL), 0);
+	strcpy(limit.name, "vdz");
+	assert_int_equal(proc_ask(&p, MSG_g_disk_limit, &limit, NULL), ENOENT);
 	strcpy(m.name, "vdz");
 	assert_int_equal(proc_ask(&p, MSG_g_disk_resize, &m, NULL), ENOENT);
 	proc_simple(&p, MSG_g_quit);
