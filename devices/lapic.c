@@ -559,7 +559,7 @@ static void lapic_dev_save(struct device *d, struct state_writer *w)
 	state_put_u64(w, 1, s->n);
 	state_put_u64(w, 2, atomic_load(&s->lowest_next));
 	for (unsigned i = 0; i < s->n; i++) {
-		uint64_t words[LAPIC_WORDS];
+		uint64_t words[LAPIC_WORDS] = { 0 };
 
 		lapic_words(&s->cpu[i], words, false);
 		state_put_bytes(w, (uint16_t)(0x100 + i), words, sizeof(words));
@@ -577,7 +577,7 @@ static int lapic_dev_load(struct device *d, const struct state_reader *r, struct
 	atomic_store(&s->lowest_next, (unsigned)state_get_u64_or(r, 2, 0));
 	for (unsigned i = 0; i < s->n; i++) {
 		struct lapic *l = &s->cpu[i];
-		uint64_t words[LAPIC_WORDS];
+		uint64_t words[LAPIC_WORDS] = { 0 };
 
 		if (state_get_bytes(r, (uint16_t)(0x100 + i), words, sizeof(words)))
 			return err_set(e, EBADMSG, "state-corrupt",

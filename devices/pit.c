@@ -372,7 +372,7 @@ static void pit_save(struct device *d, struct state_writer *w)
 	state_put_u64(w, 1, p->speaker);
 	state_put_u64(w, 2, p->next_ns);
 	for (unsigned i = 0; i < 3; i++) {
-		uint64_t words[PIT_WORDS];
+		uint64_t words[PIT_WORDS] = { 0 };
 
 		pit_words(&p->ch[i], words, false);
 		state_put_bytes(w, (uint16_t)(0x10 + i), words, sizeof(words));
@@ -385,7 +385,7 @@ static int pit_load_state(struct device *d, const struct state_reader *r, struct
 
 	for (unsigned i = 0; i < 3; i++) {
 		struct pit_channel *c = &p->ch[i];
-		uint64_t words[PIT_WORDS];
+		uint64_t words[PIT_WORDS] = { 0 };
 
 		if (state_get_bytes(r, (uint16_t)(0x10 + i), words, sizeof(words)))
 			return err_set(e, EBADMSG, "state-corrupt",

@@ -279,7 +279,7 @@ int vm_load(struct vm *vm, const void *data, size_t len, struct err *e)
 	ret = vm_load_check(vm, data, len, e);
 	if (ret < 0)
 		return ret;
-	struct x86_state *s = malloc(sizeof(*s));
+	struct x86_state *s = calloc(1, sizeof(*s));
 	if (!s)
 		return err_set(e, ENOMEM, "no-memory", "guest %s: no memory to load it", vm->name);
 	state_reader_init(&r, data, len);

@@ -142,7 +142,7 @@ static int kvm_probe_slope(struct kvm_probe_vm *p, uint64_t rounds, double *ns)
 	double least = 0;
 
 	for (unsigned i = 0; i < 3; i++) {
-		uint64_t one, many;
+		uint64_t one = 0, many = 0;
 		int ret = kvm_probe_time(p, 1, &one);
 
 		if (ret == 0)

@@ -98,6 +98,8 @@ static void the_dirty_ring_is_exact_round_after_round(void **state)
 
 static void as_many_vcpus_as_the_host_allows_up_to_255(void **state)
 {
+	/* lock incw 0x40; cli; hlt; back to hlt */
+	static const uint8_t code[] = { 0xf0, 0xff, 0x06, 0x40, 0x00, 0xfa, 0xf4, 0xeb, 0xfd };
 	int fd = guest_open_kvm();
 	struct accel_probe p;
 	struct machine_config cfg = { 0 };
@@ -106,22 +108,27 @@ static void as_many_vcpus_as_the_host_allows_up_to_255(void **state)
 	close(fd);
 	printf("this host's KVM allows %u vCPUs\n", p.vcpus_max);
 	assert_in_range(p.vcpus_max, 1, VM_VCPUS_MAX);
-	/* each is there, has its own APIC id, and runs */
-	struct guest *g = pcg_new(pcg_idle, p.vcpus_max, &cfg);
+	/* each has its own APIC id; the first wakes the others by theirs; they count, and halt */
+	struct guest *g = pcg_new(pcg_sipi, p.vcpus_max, &cfg);
 	struct x86_state *s = malloc(sizeof(*s));
+	uint16_t *count = mem_ptr(g->vm->mem, 0x40, 2);
+	*count = 0;
+	mem_store(g->vm->mem, 0x8000, code, sizeof(code));
 	for (unsigned i = 0; i < p.vcpus_max; i++) {
 		assert_int_equal(accel_kvm.vcpu_get_state(g->vm->vcpus[i], s, &g->e), 0);
 		assert_int_equal(s->lapic[0x23], i);
+		assert_int_equal(s->mp_state, i ? X86_MP_UNINIT : X86_MP_RUNNABLE);
+	}
+	guest_start(g);
+	pcg_done(g);
+	guest_until(g, __atomic_load_n(count, __ATOMIC_SEQ_CST) == p.vcpus_max - 1 || g->events);
+	pcg_check(g);
+	guest_pause(g);
+	for (unsigned i = 1; i < p.vcpus_max; i++) {
+		assert_int_equal(accel_kvm.vcpu_get_state(g->vm->vcpus[i], s, &g->e), 0);
+		assert_true(s->mp_state == X86_MP_HALTED || s->mp_state == X86_MP_RUNNABLE);
 	}
 	free(s);
-	guest_start(g);
-	for (unsigned i = 0; i < p.vcpus_max; i++)
-		guest_until(g, pcg_cpu(g, i) > 0 || g->events);
-	pcg_check(g);
-	/* the last one is reached by its id */
-	vm_msi(g->vm, 0xfee00000 | (p.vcpus_max - 1) << 12, 0x60);
-	guest_until(g, pcg_count(g, 0x60) == 1 || g->events);
-	guest_pause(g);
 	guest_free(g);
 }
 

@@ -38,6 +38,11 @@ struct guest *pcg_empty(unsigned vcpus, struct machine_config *cfg)
 	return pcg_build(vcpus, cfg, false);
 }
 
+static void pcg_copy(struct guest *g, gpa_t to, const uint8_t *from, const uint8_t *end)
+{
+	mem_store(g->vm->mem, to, from, (size_t)(end - from));
+}
+
 /* Stub: push $vector; jmp common. */
 static void pcg_vectors(struct guest *g)
 {
@@ -50,10 +55,8 @@ static void pcg_vectors(struct guest *g)
 		mem_store(g->vm->mem, at, code, sizeof(code));
 		guest_vector(g, v, at);
 	}
-	mem_store(g->vm->mem, PCG_COMMON, pcg_common_start,
-		  (size_t)(pcg_common_end - pcg_common_start));
-	mem_store(g->vm->mem, PCG_TRAMPOLINE, pcg_tramp_start,
-		  (size_t)(pcg_tramp_end - pcg_tramp_start));
+	pcg_copy(g, PCG_COMMON, pcg_common_start, pcg_common_end);
+	pcg_copy(g, PCG_TRAMPOLINE, pcg_tramp_start, pcg_tramp_end);
 }
 
 static void pcg_enter(struct guest *g, pcg_program *p)
@@ -85,8 +88,7 @@ struct guest *pcg_new_opts(pcg_program *p, unsigned vcpus, struct machine_config
 
 	guest_tables(g);
 	pcg_vectors(g);
-	mem_store(g->vm->mem, GUEST_CODE_GPA, __start_guest_text,
-		  (size_t)(__stop_guest_text - __start_guest_text));
+	pcg_copy(g, GUEST_CODE_GPA, __start_guest_text, __stop_guest_text);
 	pcg_params(g)->vcpus = vcpus;
 	pcg_enter(g, p);
 	return g;
