@@ -45,6 +45,22 @@ start_vmd
 check "READY=1 is told" until_true 5 heard READY=1
 check "STATUS is told" until_true 5 heard STATUS=
 check "the watchdog is fed" until_true 5 feeds 3
+# each role in turn is stuck: the feed stops, and goes on with the role
+count() { grep -c WATCHDOG=1 "$T/heard"; }
+stalled() { # nothing heard for twice the interval
+	local a b
+	a=$(count)
+	read -r -t 1.2 <> <(:)
+	b=$(count)
+	[ "$a" = "$b" ]
+}
+for role in core api; do
+	pid=$(pgrep -P "$VMD_PID" -f "role=$role") || fail "$role has a process"
+	kill -STOP "$pid"
+	until_true 10 stalled || { kill -CONT "$pid"; fail "a stuck $role goes unnoticed"; }
+	kill -CONT "$pid"
+	check "fed again once $role goes on" until_true 10 feeds $(($(count) + 2))
+done
 stop_vmd
 check "STOPPING=1 is told" until_true 5 heard STOPPING=1
 unset NOTIFY_SOCKET WATCHDOG_USEC
