@@ -433,7 +433,7 @@ static uint64_t vp_common_read(struct virtio_pci *vp, uint64_t off, unsigned siz
 		uint64_t start = vp_common_start(off + i, &fsize);
 
 		if (fsize)
-			val |= (vp_common_field(vp, start) >> (8 * (off + i - start)) & 0xff)
+			val |= (vp_common_field(vp, start) >> (8 * ((off + i - start) & 7)) & 0xff)
 			       << (8 * i);
 	}
 	return val;
@@ -528,7 +528,7 @@ uint64_t vp_read(void *dev, uint64_t off, unsigned size)
 	uint64_t val = 0;
 
 	if (off < VP_ISR)
-		return off + size <= C_END ? vp_common_read(vp, off, size) : 0;
+		return range_within(off, size, C_END) ? vp_common_read(vp, off, size) : 0;
 	if (off < VP_CONFIG) {
 		if (off != VP_ISR)
 			return 0;
