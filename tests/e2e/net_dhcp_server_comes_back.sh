@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Networks without a guest: what net create makes, a DHCP server that dies or hangs and is there again, an administrator's bridge that is
 # left as it was, names and addresses refused with the reason, and nothing left behind.
+# shellcheck source=tests/lib/e2e.sh
 . "$(dirname "$0")/../lib/e2e.sh"
 in_own_netns
 requires root jq dnsmasq nft

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # systemd: what make install lays down verifies; users and directories come from sysusers.d and tmpfiles.d; the daemon tells READY, STATUS,
 # WATCHDOG and STOPPING; it takes the API socket from systemd and leaves it in place.
+# shellcheck source=tests/lib/e2e.sh
 . "$(dirname "$0")/../lib/e2e.sh"
 requires root jq curl python3 systemd-analyze systemd-socket-activate systemd-sysusers systemd-tmpfiles
 cd "$TOP" || fail "cd"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # vmd --user: an ordinary user, no root anywhere: state and sockets under the user's own directories, a guest in a jail made of user
 # namespaces, its log, and clear words for what needs root.
+# shellcheck source=tests/lib/e2e.sh
 . "$(dirname "$0")/../lib/e2e.sh"
 requires root jq setpriv
 idle_kernel "$T/idle"
