@@ -2,6 +2,7 @@
  * A received message is checked once, whole (wire_check), so that iteration afterwards cannot run
  * out of it; -EPROTO from wire_next() is then an own bug, but is still checked for.
  */
+#include "common/le.h"
 #include "common/wire.h"
 
 #include <errno.h>
@@ -15,39 +16,6 @@
 #include "common/text.h"
 
 #define WIRE_FIELD_HDR 8u
-
-static void put16(uint8_t *p, uint16_t v)
-{
-	p[0] = (uint8_t)v;
-	p[1] = (uint8_t)(v >> 8);
-}
-
-static void put32(uint8_t *p, uint32_t v)
-{
-	put16(p, (uint16_t)v);
-	put16(p + 2, (uint16_t)(v >> 16));
-}
-
-static void put64(uint8_t *p, uint64_t v)
-{
-	put32(p, (uint32_t)v);
-	put32(p + 4, (uint32_t)(v >> 32));
-}
-
-static uint16_t get16(const uint8_t *p)
-{
-	return (uint16_t)(p[0] | p[1] << 8);
-}
-
-static uint32_t get32(const uint8_t *p)
-{
-	return get16(p) | (uint32_t)get16(p + 2) << 16;
-}
-
-static uint64_t get64(const uint8_t *p)
-{
-	return get32(p) | (uint64_t)get32(p + 4) << 32;
-}
 
 /* ---- building ---- */
 
@@ -110,9 +78,9 @@ static uint8_t *wire_put(struct wire_buf *b, uint16_t tag, enum wire_kind kind, 
 	p = wire_grow(b, WIRE_FIELD_HDR + padded);
 	if (!p)
 		return NULL;
-	put16(p, tag);
-	put16(p + 2, (uint16_t)kind);
-	put32(p + 4, (uint32_t)len);
+	le_put16(p, tag);
+	le_put16(p + 2, (uint16_t)kind);
+	le_put32(p + 4, (uint32_t)len);
 	if (padded > len)
 		memset(p + WIRE_FIELD_HDR + len, 0, padded - len);
 	return p + WIRE_FIELD_HDR;
@@ -123,7 +91,7 @@ void wire_put_u64(struct wire_buf *b, uint16_t tag, uint64_t v)
 	uint8_t *p = wire_put(b, tag, WIRE_U64, 8);
 
 	if (p)
-		put64(p, v);
+		le_put64(p, v);
 }
 
 void wire_put_i64(struct wire_buf *b, uint16_t tag, int64_t v)
@@ -131,7 +99,7 @@ void wire_put_i64(struct wire_buf *b, uint16_t tag, int64_t v)
 	uint8_t *p = wire_put(b, tag, WIRE_I64, 8);
 
 	if (p)
-		put64(p, (uint64_t)v);
+		le_put64(p, (uint64_t)v);
 }
 
 void wire_put_str(struct wire_buf *b, uint16_t tag, const char *s)
@@ -162,7 +130,7 @@ size_t wire_nest_begin(struct wire_buf *b, uint16_t tag)
 void wire_nest_end(struct wire_buf *b, size_t mark)
 {
 	if (!b->error)
-		put32(b->data + mark + 4, (uint32_t)(b->len - mark - WIRE_FIELD_HDR));
+		le_put32(b->data + mark + 4, (uint32_t)(b->len - mark - WIRE_FIELD_HDR));
 }
 
 int wire_put_fd(struct wire_buf *b, int fd, bool take)
@@ -200,9 +168,9 @@ static int wire_parse_field(const uint8_t **p, const uint8_t *end, struct wire_f
 		return 0;
 	if (left < WIRE_FIELD_HDR)
 		return -EPROTO;
-	f->tag = get16(*p);
-	f->kind = get16(*p + 2);
-	f->len = get32(*p + 4);
+	f->tag = le_get16(*p);
+	f->kind = le_get16(*p + 2);
+	f->len = le_get32(*p + 4);
 	f->p = *p + WIRE_FIELD_HDR;
 	f->u64 = 0;
 	left -= WIRE_FIELD_HDR;
@@ -216,7 +184,7 @@ static int wire_parse_field(const uint8_t **p, const uint8_t *end, struct wire_f
 	case WIRE_I64:
 		if (f->len != 8)
 			return -EPROTO;
-		f->u64 = get64(f->p);
+		f->u64 = le_get64(f->p);
 		break;
 	case WIRE_STR:
 		if (memchr(f->p, 0, f->len) || !utf8_valid((const char *)f->p, f->len))
@@ -288,11 +256,11 @@ static int wire_send_once(int sock, struct wire_buf *b, int flags)
 
 	if (b->error)
 		return b->error;
-	put32(b->data, WIRE_MAGIC);
-	put16(b->data + 4, b->type);
-	put16(b->data + 6, (uint16_t)b->nfds);
-	put32(b->data + 8, b->id);
-	put32(b->data + 12, (uint32_t)(b->len - WIRE_HDR_LEN));
+	le_put32(b->data, WIRE_MAGIC);
+	le_put16(b->data + 4, b->type);
+	le_put16(b->data + 6, (uint16_t)b->nfds);
+	le_put32(b->data + 8, b->id);
+	le_put32(b->data + 12, (uint32_t)(b->len - WIRE_HDR_LEN));
 	if (b->nfds) {
 		struct cmsghdr *cm;
 
@@ -375,14 +343,14 @@ int wire_recv(int sock, struct wire_buf *b, unsigned max_fds)
 		return 0;
 	b->len = (size_t)n;
 	if ((mh.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) || b->len < WIRE_HDR_LEN ||
-	    get32(b->data) != WIRE_MAGIC || get32(b->data + 12) != b->len - WIRE_HDR_LEN ||
-	    get16(b->data + 6) != b->nfds || b->nfds > max_fds ||
+	    le_get32(b->data) != WIRE_MAGIC || le_get32(b->data + 12) != b->len - WIRE_HDR_LEN ||
+	    le_get16(b->data + 6) != b->nfds || b->nfds > max_fds ||
 	    wire_check(b->data + WIRE_HDR_LEN, b->data + b->len, 0) < 0) {
 		wire_close_fds(b);
 		return -EPROTO;
 	}
-	b->type = get16(b->data + 4);
-	b->id = get32(b->data + 8);
+	b->type = le_get16(b->data + 4);
+	b->id = le_get32(b->data + 8);
 	return 1;
 }
 

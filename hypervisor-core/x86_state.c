@@ -6,6 +6,7 @@
  * refuse.
  * Spec: Intel SDM vol. 3, 9.1.1 (state after reset), 10.4.7 (local APIC), 13 (XSAVE).
  */
+#include "common/le.h"
 #include "hypervisor-core/x86_state.h"
 
 #include <errno.h>
@@ -43,39 +44,6 @@ enum {
 	SEG_CODE64 = 0xa09b,	/* + L, G */
 	SEG_DATA_FLAT = 0xc093, /* + D/B, G */
 };
-
-static void put16(uint8_t *p, uint16_t v)
-{
-	p[0] = (uint8_t)v;
-	p[1] = (uint8_t)(v >> 8);
-}
-
-static void put32(uint8_t *p, uint32_t v)
-{
-	put16(p, (uint16_t)v);
-	put16(p + 2, (uint16_t)(v >> 16));
-}
-
-static void put64(uint8_t *p, uint64_t v)
-{
-	put32(p, (uint32_t)v);
-	put32(p + 4, (uint32_t)(v >> 32));
-}
-
-static uint16_t get16(const uint8_t *p)
-{
-	return (uint16_t)(p[0] | p[1] << 8);
-}
-
-static uint32_t get32(const uint8_t *p)
-{
-	return get16(p) | (uint32_t)get16(p + 2) << 16;
-}
-
-static uint64_t get64(const uint8_t *p)
-{
-	return get32(p) | (uint64_t)get32(p + 4) << 32;
-}
 
 static void x86_msr_add(struct x86_state *s, uint32_t index, uint64_t value)
 {
@@ -129,16 +97,16 @@ static void x86_state_reset_lapic(struct x86_state *s, unsigned cpu_index)
 
 	s->has_lapic = 1;
 	memset(s->lapic, 0, sizeof(s->lapic));
-	put32(s->lapic + 0x20, cpu_index << 24);
-	put32(s->lapic + 0x30, 0x00050014);
-	put32(s->lapic + 0xe0, 0xffffffff);
-	put32(s->lapic + 0xf0, 0xff);
+	le_put32(s->lapic + 0x20, cpu_index << 24);
+	le_put32(s->lapic + 0x30, 0x00050014);
+	le_put32(s->lapic + 0xe0, 0xffffffff);
+	le_put32(s->lapic + 0xf0, 0xff);
 	for (unsigned i = 0; i < ARRAY_SIZE(lvt); i++)
-		put32(s->lapic + lvt[i], 0x10000);
+		le_put32(s->lapic + lvt[i], 0x10000);
 	/* There is no firmware to set up virtual wire mode: LINT0 of the boot CPU takes the 8259
 	 * pair. */
 	if (cpu_index == 0)
-		put32(s->lapic + 0x350, 0x700);
+		le_put32(s->lapic + 0x350, 0x700);
 }
 
 void x86_state_reset(struct x86_state *s, unsigned cpu_index)
@@ -159,8 +127,8 @@ void x86_state_reset(struct x86_state *s, unsigned cpu_index)
 	s->dr6 = 0xffff0ff0;
 	s->dr7 = 0x400;
 	s->xsave_len = 576;
-	put16(s->xsave, 0x37f);	      /* FCW as FNINIT leaves it: what every kernel assumes */
-	put32(s->xsave + 24, 0x1f80); /* MXCSR */
+	le_put16(s->xsave, 0x37f);	 /* FCW as FNINIT leaves it: what every kernel assumes */
+	le_put32(s->xsave + 24, 0x1f80); /* MXCSR */
 	x86_state_reset_msrs(s);
 	s->mp_state = cpu_index == 0 ? X86_MP_RUNNABLE : X86_MP_UNINIT;
 	x86_state_reset_lapic(s, cpu_index);
@@ -192,36 +160,36 @@ void x86_state_save(const struct x86_state *s, struct state_writer *w)
 	uint32_t nmsrs = MIN(s->nmsrs, (unsigned)X86_MSRS_MAX);
 
 	for (unsigned i = 0; i < 16; i++)
-		put64(b + 8 * i, s->gpr[i]);
+		le_put64(b + 8 * i, s->gpr[i]);
 	state_put_bytes(w, TAG_GPR, b, 16 * 8);
 	state_put_u64(w, TAG_RIP, s->rip);
 	state_put_u64(w, TAG_RFLAGS, s->rflags);
 	for (unsigned i = 0; i < X86_NSEGS; i++) {
-		put64(b + SEG_BYTES * i, s->seg[i].base);
-		put32(b + SEG_BYTES * i + 8, s->seg[i].limit);
-		put16(b + SEG_BYTES * i + 12, s->seg[i].sel);
-		put16(b + SEG_BYTES * i + 14, s->seg[i].attr);
+		le_put64(b + SEG_BYTES * i, s->seg[i].base);
+		le_put32(b + SEG_BYTES * i + 8, s->seg[i].limit);
+		le_put16(b + SEG_BYTES * i + 12, s->seg[i].sel);
+		le_put16(b + SEG_BYTES * i + 14, s->seg[i].attr);
 	}
 	state_put_bytes(w, TAG_SEGS, b, X86_NSEGS * SEG_BYTES);
-	put64(b, s->gdt_base);
-	put64(b + 8, s->idt_base);
-	put16(b + 16, s->gdt_limit);
-	put16(b + 18, s->idt_limit);
+	le_put64(b, s->gdt_base);
+	le_put64(b + 8, s->idt_base);
+	le_put16(b + 16, s->gdt_limit);
+	le_put16(b + 18, s->idt_limit);
 	state_put_bytes(w, TAG_TABLES, b, 20);
 	const uint64_t cr[NCRS] = { s->cr0, s->cr2,  s->cr3,  s->cr4,
 				    s->cr8, s->xcr0, s->efer, s->apic_base };
 	for (unsigned i = 0; i < NCRS; i++)
-		put64(b + 8 * i, cr[i]);
+		le_put64(b + 8 * i, cr[i]);
 	state_put_bytes(w, TAG_CRS, b, NCRS * 8);
 	for (unsigned i = 0; i < 4; i++)
-		put64(b + 8 * i, s->dr[i]);
-	put64(b + 32, s->dr6);
-	put64(b + 40, s->dr7);
+		le_put64(b + 8 * i, s->dr[i]);
+	le_put64(b + 32, s->dr6);
+	le_put64(b + 40, s->dr7);
 	state_put_bytes(w, TAG_DRS, b, 48);
 	state_put_bytes(w, TAG_XSAVE, s->xsave, MIN(s->xsave_len, (uint32_t)X86_XSAVE_MAX));
 	for (unsigned i = 0; i < nmsrs; i++) {
-		put32(b + MSR_BYTES * i, s->msr[i].index);
-		put64(b + MSR_BYTES * i + 4, s->msr[i].value);
+		le_put32(b + MSR_BYTES * i, s->msr[i].index);
+		le_put64(b + MSR_BYTES * i + 4, s->msr[i].value);
 	}
 	state_put_bytes(w, TAG_MSRS, b, nmsrs * MSR_BYTES);
 	state_put_u64(w, TAG_MP_STATE, s->mp_state);
@@ -231,7 +199,7 @@ void x86_state_save(const struct x86_state *s, struct state_writer *w)
 		s->nmi_pending, s->nmi_masked, s->sipi_vector,	 0,
 	};
 	memcpy(b, ev, NEVENTS);
-	put32(b + NEVENTS, s->exc_error);
+	le_put32(b + NEVENTS, s->exc_error);
 	state_put_bytes(w, TAG_EVENTS, b, NEVENTS + 4);
 	if (s->exc_has_payload)
 		state_put_u64(w, TAG_EXC_PAYLOAD, s->exc_payload);
@@ -251,8 +219,8 @@ static int x86_load_msrs(struct x86_state *s, const struct state_reader *r)
 		return -EBADMSG;
 	s->nmsrs = (unsigned)(len / MSR_BYTES);
 	for (unsigned i = 0; i < s->nmsrs; i++) {
-		s->msr[i].index = get32((const uint8_t *)p + MSR_BYTES * i);
-		s->msr[i].value = get64((const uint8_t *)p + MSR_BYTES * i + 4);
+		s->msr[i].index = le_get32((const uint8_t *)p + MSR_BYTES * i);
+		s->msr[i].value = le_get64((const uint8_t *)p + MSR_BYTES * i + 4);
 	}
 	return 0;
 }
@@ -278,7 +246,7 @@ static int x86_load_cpu(struct x86_state *s, const struct state_reader *r)
 	int ret = state_get_bytes(r, TAG_GPR, b, 16 * 8);
 
 	for (unsigned i = 0; ret == 0 && i < 16; i++)
-		s->gpr[i] = get64(b + 8 * i);
+		s->gpr[i] = le_get64(b + 8 * i);
 	if (ret == 0)
 		ret = state_get_u64(r, TAG_RIP, &s->rip);
 	if (ret == 0)
@@ -288,31 +256,31 @@ static int x86_load_cpu(struct x86_state *s, const struct state_reader *r)
 	for (unsigned i = 0; ret == 0 && i < X86_NSEGS; i++) {
 		const uint8_t *p = b + SEG_BYTES * i;
 
-		s->seg[i] =
-		    (struct x86_seg){ get64(p), get32(p + 8), get16(p + 12), get16(p + 14) };
+		s->seg[i] = (struct x86_seg){ le_get64(p), le_get32(p + 8), le_get16(p + 12),
+					      le_get16(p + 14) };
 	}
 	if (ret == 0)
 		ret = state_get_bytes(r, TAG_TABLES, b, 20);
 	if (ret < 0)
 		return ret;
-	s->gdt_base = get64(b);
-	s->idt_base = get64(b + 8);
-	s->gdt_limit = get16(b + 16);
-	s->idt_limit = get16(b + 18);
+	s->gdt_base = le_get64(b);
+	s->idt_base = le_get64(b + 8);
+	s->gdt_limit = le_get16(b + 16);
+	s->idt_limit = le_get16(b + 18);
 	ret = state_get_bytes(r, TAG_CRS, b, NCRS * 8);
 	if (ret < 0)
 		return ret;
 	uint64_t *const cr[NCRS] = { &s->cr0, &s->cr2,	&s->cr3,  &s->cr4,
 				     &s->cr8, &s->xcr0, &s->efer, &s->apic_base };
 	for (unsigned i = 0; i < NCRS; i++)
-		*cr[i] = get64(b + 8 * i);
+		*cr[i] = le_get64(b + 8 * i);
 	ret = state_get_bytes(r, TAG_DRS, b, 48);
 	if (ret < 0)
 		return ret;
 	for (unsigned i = 0; i < 4; i++)
-		s->dr[i] = get64(b + 8 * i);
-	s->dr6 = get64(b + 32);
-	s->dr7 = get64(b + 40);
+		s->dr[i] = le_get64(b + 8 * i);
+	s->dr6 = le_get64(b + 32);
+	s->dr7 = le_get64(b + 40);
 	return 0;
 }
 
@@ -337,7 +305,7 @@ static int x86_load_events(struct x86_state *s, const struct state_reader *r)
 	};
 	for (unsigned i = 0; i < NEVENTS - 1; i++)
 		*ev[i] = b[i];
-	s->exc_error = get32(b + NEVENTS);
+	s->exc_error = le_get32(b + NEVENTS);
 	ret = state_get_bytes(r, TAG_LAPIC, s->lapic, sizeof(s->lapic));
 	s->has_lapic = ret == 0;
 	return ret == -ENOENT ? 0 : ret;
