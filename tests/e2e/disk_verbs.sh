@@ -98,6 +98,7 @@ quiet $VMCTL disk check flat-no --repair all
 image_ok flat-no.qcow2
 check "every disk is ready again" test "$($VMCTL -o json disk ls | jq 'map(select(.state != "ready")) | length')" = 0
 for d in top other of-img base flat flat-no flat-zlib flat-zstd; do check "rm $d" quiet $VMCTL disk rm $d; done
-[ -z "$(find "$V" -name '*.qcow2')" ] || fail "no file is left: $(ls "$V")"
+no_file() { [ -z "$(find "$V" -name '*.qcow2')" ]; }
+until_true 5 no_file || fail "no file is left: $(ls "$V")"
 stop_vmd
 exit 0
