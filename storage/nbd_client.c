@@ -177,7 +177,7 @@ static int nbdc_option_reply(struct nbdc *n, uint32_t opt, struct nbdc_reply *y)
 
 static int nbdc_structured(struct nbdc *n)
 {
-	struct nbdc_reply y;
+	struct nbdc_reply y = { 0 };
 	int r = nbdc_option_send(n, NBD_OPT_STRUCTURED_REPLY, NULL, 0);
 
 	if (!r)
@@ -193,7 +193,7 @@ static int nbdc_meta(struct nbdc *n, const char *name)
 	static const char base[] = "base:allocation";
 	uint8_t b[8 + NBD_NAME_MAX + 4 + sizeof(base)];
 	uint32_t len = (uint32_t)strlen(name), at = 4;
-	struct nbdc_reply y;
+	struct nbdc_reply y = { 0 };
 	int r;
 
 	nbd_put32(b, len);
@@ -220,7 +220,7 @@ static int nbdc_go(struct nbdc *n, struct blockdev *bd, const char *name, struct
 	uint8_t b[4 + NBD_NAME_MAX + 4];
 	uint32_t len = (uint32_t)strlen(name), block = 0;
 	uint64_t size = UINT64_MAX;
-	struct nbdc_reply y;
+	struct nbdc_reply y = { 0 };
 	int r;
 
 	nbd_put32(b, len);

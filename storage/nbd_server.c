@@ -256,7 +256,9 @@ static void nbd_request_done(struct blk_req *r, int result)
 		nbd_answer(c, q->cookie, result, q->charged);
 	free(q->data);
 	free(q);
-	nbd_conn_turn(c);
+	/* answers that complete together leave together */
+	if (!blk_queue_more(c->queue))
+		nbd_conn_turn(c);
 }
 
 static void nbd_block_status(struct nbd_conn *c, uint64_t cookie, uint16_t flags, uint64_t off,
@@ -424,21 +426,26 @@ static ssize_t nbd_consume(struct nbd_conn *c, const uint8_t *p, size_t n)
 
 static void nbd_process(struct nbd_conn *c)
 {
+	struct blk_queue *q = c->queue; /* NULL in the handshake, which submits nothing */
 	ssize_t used;
 
 	if (nbd_full(c) && !c->payload)
 		return;
+	if (q)
+		blk_queue_plug(q);
 	do {
 		used = c->handshaking ? nbd_handshake(c, c->in, c->in_len)
 				      : nbd_consume(c, c->in, c->in_len);
 		if (used < 0) {
 			c->closing = true;
 			c->in_len = 0;
-			return;
+			break;
 		}
 		memmove(c->in, c->in + used, c->in_len - used);
 		c->in_len -= used;
 	} while (used && c->in_len && !c->closing && !nbd_full(c));
+	if (q)
+		blk_queue_unplug(q);
 }
 
 static void nbd_receive(struct nbd_conn *c)

@@ -102,6 +102,10 @@ int node_request(struct blockdev *bd, struct blk_req *r);
 /* node_map() - map() with the checks that every driver would need. */
 int node_map(struct blockdev *bd, const struct blk_req *r, struct blk_place *p);
 
+/* blk_queue_more() - inside a completion: another one of this queue follows before the loop does,
+ * so that what they cause can be done once, by the last. */
+bool blk_queue_more(const struct blk_queue *q);
+
 /* spec_opt() - value of "key=value" among the spec's options, or NULL. */
 const char *spec_opt(const struct blk_spec *spec, const char *key);
 int spec_opt_u64(const struct blk_spec *spec, const char *key, uint64_t dflt, uint64_t max,

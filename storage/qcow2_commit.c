@@ -78,7 +78,7 @@ static int q2_batch_run(struct qcow2 *q, struct q2_batch *b, struct q2_dir *d, s
 	uint32_t per_slice = q->slice_bytes / Q2_SECTOR, top;
 	uint8_t *p;
 
-	if (run->start == run->end)
+	if (!run->first || run->start == run->end)
 		return 0;
 	top = run->first->top;
 	p = q2_batch_add(b, run->first->host + (run->start % per_slice) * (uint64_t)Q2_SECTOR,
@@ -103,7 +103,8 @@ static bool q2_run_reaches(struct qcow2 *q, const struct q2_dir *d, const struct
 {
 	uint32_t per_slice = q->slice_bytes / Q2_SECTOR;
 
-	if (run->start == run->end || run->first->top != top || to - run->end > Q2_GAP_SECTORS)
+	if (!run->first || run->start == run->end || run->first->top != top ||
+	    to - run->end > Q2_GAP_SECTORS)
 		return false;
 	for (uint32_t i = run->end / per_slice; i < to / per_slice; i++)
 		if (!d->tab[top][i])

@@ -35,6 +35,7 @@ struct blk_queue {
 	struct loop_fd wake;
 	int efd;
 	unsigned inflight, plugged;
+	bool more;   /* inside a callback: others follow at once */
 	bool *freed; /* inside callbacks: told when the queue goes */
 	pthread_mutex_t lock;
 	struct list done;
@@ -244,6 +245,7 @@ static void queue_complete(void *arg, int fd, uint32_t events)
 
 		list_del(&r->node);
 		q->inflight--;
+		q->more = !list_empty(&batch);
 		r->done(r, r->result); /* the last one may free the queue */
 		if (freed)
 			return;
@@ -322,6 +324,11 @@ void blk_queue_unplug(struct blk_queue *q)
 {
 	if (--q->plugged == 0 && q->npending)
 		aio_submit_pending(q);
+}
+
+bool blk_queue_more(const struct blk_queue *q)
+{
+	return q->more;
 }
 
 unsigned blk_queue_inflight(const struct blk_queue *q)

@@ -178,7 +178,7 @@ static double measure(enum server which, bool qcow2, bool write)
 
 static void figure(bool write, enum server peer)
 {
-	double ours[RUNS_MAX], theirs[RUNS_MAX];
+	double ours[RUNS_MAX] = { 0 }, theirs[RUNS_MAX] = { 0 };
 	bool qcow2 = peer == QEMU;
 
 	for (unsigned i = 0; i < runs; i++) {
