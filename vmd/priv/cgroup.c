@@ -246,3 +246,17 @@ void cgroup_remove(struct priv *p, const char *name)
 			log_debug("cgroup %s: %s", dir, strerror(errno));
 	}
 }
+
+void cgroup_fini(struct priv *p)
+{
+	char dir[600];
+
+	if (cg.mode == CGROUP_UNKNOWN || cg.mode == CGROUP_NONE)
+		return;
+	/* refused by the kernel while a guest lives in it, which is right */
+	for (unsigned i = 0; i < cgroup_dirs(); i++) {
+		cgroup_dir(p, i, "", dir, sizeof(dir));
+		rmdir(dir);
+	}
+	cg.mode = CGROUP_UNKNOWN;
+}

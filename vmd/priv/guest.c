@@ -662,6 +662,7 @@ void guests_fini(struct priv *p)
 	close_fd(&gs->dir_fd);
 	close_fd(&gs->guest_exe);
 	close_fd(&gs->image_exe);
+	cgroup_fini(p);
 	free(gs);
 	p->guests = NULL;
 }

@@ -133,6 +133,7 @@ int cgroup_make(struct priv *p, const char *name, const struct cgroup_limits *li
 		int fds[JAIL_CGROUPS_MAX], struct err *e);
 int cgroup_limit(struct priv *p, const char *name, const struct cgroup_limits *lim, struct err *e);
 void cgroup_remove(struct priv *p, const char *name);
+void cgroup_fini(struct priv *p); /* the daemon ends: its group goes, if no guest is in it */
 const char *cgroup_mode_text(struct priv *p);
 
 /* ---- net.c, nft.c, dhcp.c ---- */
