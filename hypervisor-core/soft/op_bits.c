@@ -101,6 +101,7 @@ static inline u64 sar_##n(struct cpu *c, u64 v, unsigned k) \
 	flags_shift(c, cf, false, r); \
 	return (T_##n)r; \
 }
+/* cppcheck-suppress shiftTooManyBitsSigned ; SAR is the compiler's own */
 FOR4(SHIFT)
 
 #define CMASK_8 31
@@ -297,6 +298,7 @@ static inline void idiv_##n(struct cpu *c, const struct op *o, T_##n v) \
 		soft_raise(c, o, EXC_DE); \
 	SETP_##n((T_##n)q, (T_##n)(a - q * d)); \
 }
+/* cppcheck-suppress zerodivcond ; soft_raise() does not return */
 FOR4(MULDIV)
 #define MD(op, n) \
 	H(op##_r_##n, op##_##n(c, o, (T_##n)RDU_##n(o->r0)); NEXT;) \
@@ -422,7 +424,9 @@ static const struct op *aam_do(struct cpu *c, const struct op *o)
 
 	if (!d)
 		soft_raise(c, o, EXC_DE);
+	/* cppcheck-suppress zerodivcond ; soft_raise() does not return */
 	R8(1) = al / d;
+	/* cppcheck-suppress zerodivcond */
 	R8(0) = al % d;
 	flags_logic(c, (s8)R8(0));
 	NEXT;

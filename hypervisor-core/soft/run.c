@@ -179,6 +179,7 @@ bool soft_run_some(struct cpu *c, bool may_sleep)
 	volatile bool restart_single = false;
 	int why;
 
+	/* cppcheck-suppress autoVariables ; gone before this returns */
 	c->env = &env;
 	why = _setjmp(env);
 	if (why) {

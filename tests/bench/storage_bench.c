@@ -452,7 +452,8 @@ static void fig_chain(void)
 
 static void fig_clones(void)
 {
-	double ours[RUNS_MAX], peer[RUNS_MAX], size[RUNS_MAX], peer_size[RUNS_MAX];
+	double ours[RUNS_MAX] = { 0 }, peer[RUNS_MAX] = { 0 };
+	double size[RUNS_MAX] = { 0 }, peer_size[RUNS_MAX] = { 0 };
 
 	if (!wanted("storage.clones"))
 		return;

@@ -50,7 +50,9 @@ struct obj *disk_child(struct core *c, const struct obj *o, const struct obj *bu
 	list_for_each (p, &c->kinds[K_DISK].all) {
 		struct obj *d = container_of(p, struct obj, node);
 
-		if (d != but && !strcmp(jstr_or(d->doc, "backing", ""), o->name))
+		if (but && d == but)
+			continue;
+		if (!strcmp(jstr_or(d->doc, "backing", ""), o->name))
 			return d;
 	}
 	return NULL;

@@ -31,7 +31,7 @@ static void log_line_free(struct log_line *l)
 
 static void log_line_add(struct core *c, int64_t seq, char *json, const char *key)
 {
-	struct log_line *l = json ? calloc(1, sizeof(*l)) : NULL;
+	struct log_line *oldest, *l = json ? calloc(1, sizeof(*l)) : NULL;
 
 	if (!l) {
 		free(json);
@@ -41,8 +41,9 @@ static void log_line_add(struct core *c, int64_t seq, char *json, const char *ke
 	l->seq = seq;
 	l->json = json;
 	list_add_tail(&c->log_lines, &l->node);
-	if (++c->nlog_lines > EVENTS_WAITING_MAX) {
-		log_line_free(list_first(&c->log_lines, struct log_line, node));
+	oldest = list_first(&c->log_lines, struct log_line, node);
+	if (++c->nlog_lines > EVENTS_WAITING_MAX && oldest) {
+		log_line_free(oldest);
 		c->nlog_lines--;
 	}
 	round_touch(c);
