@@ -29,6 +29,18 @@ check "undelete" $VMCTL undelete a >/dev/null 2>&1
 check "delete for good" $VMCTL delete --now a >/dev/null 2>&1
 $VMCTL undelete a >"$T/out" 2>&1 && fail "what was deleted at once does not come back"
 
+# a guest in the trash keeps its disks, whatever a newer one of its name does
+check "a guest with a disk" $VMCTL create t --memory 64M --kernel "$T/idle" --accel soft --disk size=8M >/dev/null 2>&1
+check "into the trash" $VMCTL delete t >/dev/null 2>&1
+check "another of its name" $VMCTL create t --memory 64M --kernel "$T/idle" --accel soft >/dev/null 2>&1
+check "deleted for good" $VMCTL delete --now t >/dev/null 2>&1
+check "undelete the first" $VMCTL undelete t >/dev/null 2>&1
+[ "$($VMCTL -o json disk ls | jq length)" = 1 ] || fail "its disk is still there: $($VMCTL disk ls)"
+check "and it starts" $VMCTL start t >/dev/null 2>&1
+check "stop it" $VMCTL stop --force t >/dev/null 2>&1
+check "delete it for good" $VMCTL delete --now t >/dev/null 2>&1
+[ "$($VMCTL -o json disk ls | jq length)" = 0 ] || fail "its disk goes with it: $($VMCTL disk ls)"
+
 # errors that a person can act on, and their exit codes
 $VMCTL info nobody >"$T/out" 2>&1
 [ $? -eq 3 ] || fail "an unknown guest is exit 3: $(cat "$T/out")"

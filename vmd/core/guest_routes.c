@@ -616,6 +616,8 @@ static void delete_run(struct op *op)
 	struct obj *o = op->target;
 	struct guest *g = o->mem;
 	char name[192];
+	json_t *entry;
+	size_t i;
 
 	g->op = op;
 	if (gstate_has_process(g->state)) {
@@ -631,13 +633,15 @@ static void delete_run(struct op *op)
 		op_finish(op, NULL);
 		return;
 	}
-	list_for_each_safe (p, &c->kinds[K_DISK].all) {
-		struct obj *d = container_of(p, struct obj, node);
+	/* its own disks are those it lists: a guest in the trash and a newer one may share a name */
+	json_array_foreach(json_object_get(o->doc, "disks"), i, entry)
+	{
+		struct obj *d = disk_find(c, jstr_or(entry, "disk", ""), NULL);
 
-		if (strcmp(jstr_or(d->rt, "owner_id", ""), o->id) &&
-		    (strcmp(jstr_or(d->doc, "guest", ""), name) || !*o->name))
+		if (!d || strcmp(jstr_or(d->doc, "guest", ""), name))
 			continue;
-		if (jbool(d->rt, "made_for", false) && !jbool(op->args, "keep_disks", false)) {
+		if (jbool(d->rt, "made_for", false) && !jbool(op->args, "keep_disks", false) &&
+		    strcmp(jstr_or(d->doc, "state", ""), "busy")) {
 			disk_remove_file(c, d, create_removed, NULL);
 			obj_del(c, d, PUT_FACT);
 		} else {

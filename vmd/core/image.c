@@ -234,6 +234,8 @@ int route_image_delete(struct core *c, struct req *r, struct err *e)
 
 	if (!o || req_if_match(r, o, e) < 0)
 		return -e->num;
+	if (!strcmp(jstr_or(o->doc, "state", ""), "checking"))
+		return err_set(e, EBUSY, "image-busy", "image \"%s\" is being checked", o->name);
 	list_for_each (p, &c->kinds[K_DISK].all) {
 		struct obj *d = container_of(p, struct obj, node);
 
