@@ -268,6 +268,9 @@ static int kvm_settle(struct kvm_vcpu *kc)
 	sigset_t kick;
 	int ret;
 
+	/* an interrupt window that was asked for and is open now would be told at every entry, before
+	 * KVM looks at signals: what waits in the 8259 pair is handed over at the next true entry */
+	kc->run->request_interrupt_window = 0;
 	if (!kc->can_settle) {
 		__atomic_store_n(&kc->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
 		ret = kvm_enter(kc);
