@@ -215,6 +215,10 @@ const struct schema_route schema_routes[ROUTE_COUNT] = {
 	R(NET_GET, "GET", "/v1/networks/{network}", VIEWER, RF_CACHED, &schema_network, NULL, &get_query, "net info", "show a network"),
 	R(NET_DELETE, "DELETE", "/v1/networks/{network}", ADMIN, ID, &schema_network, NULL, NULL, "net rm", "remove a network that no guest uses"),
 	R(NET_LEASES, "GET", "/v1/networks/{network}/leases", VIEWER, 0, &schema_network, NULL, NULL, "leases", "addresses handed out on a network"),
+	R(FORWARD_LIST, "GET", "/v1/forwards", VIEWER, RF_CACHED, &schema_forward, NULL, &list_query, "forward ls", "list ports of the host that lead to guests"),
+	R(FORWARD_CREATE, "POST", "/v1/forwards", ADMIN, 0, &schema_forward, &schema_forward, NULL, "forward add", "let a port of the host lead to a guest; both in one: [ADDRESS:]8080:80[/udp]"),
+	R(FORWARD_GET, "GET", "/v1/forwards/{forward}", VIEWER, RF_CACHED, &schema_forward, NULL, &get_query, "forward info", "show a forward"),
+	R(FORWARD_DELETE, "DELETE", "/v1/forwards/{forward}", ADMIN, ID, &schema_forward, NULL, NULL, "forward rm", "close a port of the host again"),
 
 	R(OP_LIST, "GET", "/v1/operations", VIEWER, RF_CACHED, &schema_operation, NULL, &list_query, "ops", "list operations"),
 	R(OP_GET, "GET", "/v1/operations/{operation}", VIEWER, RF_CACHED, &schema_operation, NULL, &get_query, "ops info", "show an operation"),

@@ -14,7 +14,7 @@
  * - name = the {guest}, {disk}, ... of the path, percent-decoded ({disk} may be POOL/NAME); sub is
  * used by the rows below.
  *   query = a JSON object of the checked parameters (integers, booleans, strings).
- * - Objects of the kinds guest, disk, image, pool, network, operation are a_put with their JSON as
+ * - Objects of the kinds guest, disk, image, pool, network, forward, operation are a_put with their JSON as
  * a GET shows it; kind is
  *   the object's name here, id its UUID (pool, network: the name), name its name (disk: NAME or
  *   POOL/NAME). RF_CACHED routes are
@@ -114,6 +114,7 @@ enum route_flags {
 	X(IMAGE_EXPORT) \
 	X(POOL_LIST) X(POOL_CREATE) X(POOL_GET) X(POOL_DELETE) \
 	X(NET_LIST) X(NET_CREATE) X(NET_GET) X(NET_DELETE) X(NET_LEASES) \
+	X(FORWARD_LIST) X(FORWARD_CREATE) X(FORWARD_GET) X(FORWARD_DELETE) \
 	X(OP_LIST) X(OP_GET) X(OP_CANCEL) \
 	X(EVENT_STREAM) X(TOKEN_LIST) X(TOKEN_CREATE) X(TOKEN_DELETE) \
 	X(HOST_GET) X(TOP) X(DOCTOR) X(METRICS) X(OPENAPI) X(HEALTHZ) X(VERSION)
@@ -146,7 +147,7 @@ extern const struct schema_route schema_routes[ROUTE_COUNT]; /* indexed by id */
 
 /* objects by name, for those that need one without a search */
 extern const struct schema_object schema_guest, schema_guest_disk, schema_guest_nic,
-    schema_guest_port, schema_disk, schema_image, schema_pool, schema_network, schema_operation,
+    schema_guest_port, schema_disk, schema_image, schema_pool, schema_network, schema_forward, schema_operation,
     schema_event, schema_token, schema_host;
 
 /* schema_check_string() - does @s fit @f's format, length, values? 0, or -EINVAL with a sentence

@@ -177,13 +177,13 @@ static const struct schema_field network_fields[] = {
 	  .help = "bridge to use; made if it does not exist (default: one made and named after the network)" },
 	{ .name = "cidr", .type = ST_STRING, .flags = CR | SF_COLUMN, .format = "cidr4", .cli = "cidr",
 	  .help = "address and prefix of the host on it, as 10.1.2.1/24 (default: none; layer 2 only)" },
-	{ .name = "nat", .type = ST_BOOL, .flags = CR | SF_COLUMN, .cli = "nat", .help = "masquerade towards the outside (default: true where cidr is given)" },
+	{ .name = "nat", .type = ST_BOOL, .flags = CR | SF_COLUMN, .cli = "nat", .help = "masquerade towards the outside; without it, guests reach one another and the host only (default: true where cidr is given)" },
 	{ .name = "dhcp", .type = ST_BOOL, .flags = CR | SF_COLUMN, .cli = "dhcp", .help = "run DHCP and DNS on it (default: true where cidr is given)" },
 	{ .name = "dhcp_first", .type = ST_STRING, .flags = CR, .format = "ipv4", .cli = "dhcp-first", .help = "first address handed out" },
 	{ .name = "dhcp_last", .type = ST_STRING, .flags = CR, .format = "ipv4", .cli = "dhcp-last", .help = "last address handed out" },
 	{ .name = "domain", .type = ST_STRING, .flags = CR, .format = "name", .cli = "domain", .help = "DNS domain of its guests" },
 	{ .name = "mtu", .type = ST_INT, .flags = CR, .min = 576, .max = 65535, .cli = "mtu", .help = "MTU (default 1500)" },
-	{ .name = "isolated", .type = ST_BOOL, .flags = CR, .cli = "isolated", .dflt = "false", .help = "guests do not see one another (default false)" },
+	{ .name = "isolated", .type = ST_BOOL, .flags = CR, .cli = "isolated", .dflt = "false", .help = "guests reach the host and, with NAT, the outside, but not one another (default false)" },
 	{ .name = "state", .type = ST_STRING, .flags = RO | SF_COLUMN, .help = "up, down or error" },
 	{ .name = "guests", .type = ST_INT, .flags = RO | SF_COLUMN, .help = "interfaces connected" },
 	{ .name = "labels", .type = ST_MAP, .flags = CR, .max = 64, .cli = "label", .help = "key=value; repeatable" },
@@ -192,6 +192,24 @@ static const struct schema_field network_fields[] = {
 	{ 0 },
 };
 const struct schema_object schema_network = { "network", "networks", "A virtual network: a bridge, perhaps with NAT and DHCP.", network_fields, NULL };
+
+static const struct schema_field forward_fields[] = {
+	{ .name = "name", .type = ST_STRING, .flags = CR | SF_COLUMN, .format = "name", .cli = "name", .help = "unique name (default: protocol and port, as tcp-8080)" },
+	{ .name = "guest", .type = ST_STRING, .flags = CR | SF_REQUIRED | SF_COLUMN, .format = "guest", .help = "guest that it leads to" },
+	{ .name = "host_port", .type = ST_INT, .flags = CR | SF_REQUIRED | SF_COLUMN, .min = 1, .max = 65535, .help = "port of the host" },
+	{ .name = "guest_port", .type = ST_INT, .flags = CR | SF_REQUIRED | SF_COLUMN, .min = 1, .max = 65535, .help = "port of the guest" },
+	{ .name = "proto", .type = ST_ENUM, .flags = CR | SF_COLUMN, .values = VALUES("tcp", "udp"), .cli = "proto", .dflt = "tcp", .help = "tcp or udp (default tcp)" },
+	{ .name = "host_ip", .type = ST_STRING, .flags = CR | SF_COLUMN, .format = "ipv4", .cli = "host-ip", .help = "address of the host (default: each of its addresses)" },
+	{ .name = "network", .type = ST_STRING, .flags = CR | SF_WIDE, .format = "network", .cli = "net", .help = "network to reach the guest on (default: the first that gave it an address)" },
+	{ .name = "guest_ip", .type = ST_STRING, .flags = RO | SF_COLUMN, .format = "ipv4", .help = "address of the guest" },
+	{ .name = "state", .type = ST_STRING, .flags = RO | SF_COLUMN, .help = "up, down or error" },
+	{ .name = "reason", .type = ST_STRING, .flags = RO | SF_WIDE, .help = "why it is not up" },
+	{ .name = "labels", .type = ST_MAP, .flags = CR, .max = 64, .cli = "label", .help = "key=value; repeatable" },
+	{ .name = "created", .type = ST_STRING, .flags = RO | SF_WIDE, .format = "time", .help = "when it was made" },
+	{ .name = "revision", .type = ST_INT, .flags = RO, .help = "the ETag" },
+	{ 0 },
+};
+const struct schema_object schema_forward = { "forward", "forwards", "A port of the host that leads to a port of a guest.", forward_fields, NULL };
 
 /* ---- operation, event, token, host ---- */
 
@@ -274,5 +292,5 @@ const struct schema_object schema_host = { "host", "hosts", "This machine.", hos
 
 const struct schema_object *const schema_objects[] = {
 	&schema_guest, &schema_guest_disk, &schema_guest_nic, &schema_guest_port, &schema_disk,	  &schema_image,   &schema_pool,
-	&schema_network, &schema_operation, &schema_op_item,  &schema_event,	  &schema_token, &schema_host, &schema_problem, NULL,
+	&schema_network, &schema_forward, &schema_operation, &schema_op_item,  &schema_event,	  &schema_token, &schema_host, &schema_problem, NULL,
 };

@@ -273,6 +273,29 @@ static int args_one_flag(struct vmctl *v, struct args *a, int argc, char **argv,
 	return 0;
 }
 
+/* forward add GUEST [HOST_IP:]HOST_PORT:GUEST_PORT[/PROTO] */
+static int args_forward(struct args *a, const char *s, struct err *e)
+{
+	static const char *const members[] = { "guest_port", "host_port", "host_ip" };
+	char *text = strdup(s), *proto = strchr(text, '/'), *colon;
+	int n = 0;
+
+	if (proto) {
+		*proto++ = '\0';
+		n = args_set_body(a, schema_field_find(a->route->body, "proto"), proto, e);
+	}
+	for (unsigned i = 0; i < 3 && n >= 0 && text; i++) {
+		colon = i < 2 ? strrchr(text, ':') : NULL;
+		n = args_set_body(a, schema_field_find(a->route->body, members[i]),
+				  colon ? colon + 1 : text, e);
+		if (!colon)
+			break;
+		*colon = '\0';
+	}
+	free(text);
+	return n;
+}
+
 static int args_positional(struct args *a, const char *s, struct err *e)
 {
 	const struct schema_route *r = a->route;
@@ -281,6 +304,8 @@ static int args_positional(struct args *a, const char *s, struct err *e)
 		a->name = s;
 		return 0;
 	}
+	if (r->id == ROUTE_FORWARD_CREATE && strchr(s, ':'))
+		return args_forward(a, s, e);
 	for (const struct schema_field *f = r->body && strcmp(r->method, "PATCH") ? r->body->fields
 										  : NULL;
 	     f && f->name; f++)

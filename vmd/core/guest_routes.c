@@ -328,6 +328,7 @@ static void create_abort(struct op *op, const struct err *e)
 	guest_release_addresses(c, o->doc);
 	guest_detach(o);
 	obj_del(c, o, PUT_FACT);
+	forwards_guest(c, o);
 	op->target = NULL;
 }
 
@@ -547,6 +548,7 @@ int route_guest_patch(struct core *c, struct req *r, struct err *e)
 	}
 	guest_defaults(o->doc);
 	obj_put(c, o, PUT_ASKED);
+	forwards_guest(c, o);
 	req_obj(r, 200, o);
 	return 0;
 }
@@ -580,6 +582,7 @@ int route_guest_rename(struct core *c, struct req *r, struct err *e)
 		}
 	}
 	obj_put(c, o, PUT_ASKED);
+	forwards_guest(c, o);
 	event_add(c, "guest.renamed", "guest", name, "was %s", old);
 	req_obj(r, 200, o);
 	return 0;
@@ -629,6 +632,7 @@ static void delete_run(struct op *op)
 		obj_rename(c, o, "", PUT_FACT);
 		jset(guest_rt(g), "expires_ms", json_integer(guest_trash_expiry()));
 		guest_set_state(g, G_DELETED, "in the trash for 7 days");
+		forwards_guest(c, o);
 		g->op = NULL;
 		op_finish(op, NULL);
 		return;
@@ -668,6 +672,7 @@ static void delete_run(struct op *op)
 	peer_call(c->priv, MSG_p_guest_forget, &forget, 0, 10000, guest_forgotten, NULL);
 	guest_detach(o);
 	obj_del(c, o, PUT_FACT);
+	forwards_guest(c, o);
 	op->target = NULL;
 	op_finish(op, NULL);
 }
@@ -744,6 +749,7 @@ int route_guest_undelete(struct core *c, struct req *r, struct err *e)
 	json_decref(o->rt);
 	o->rt = NULL;
 	guest_set_state(o->mem, G_STOPPED, NULL);
+	forwards_guest(c, o);
 	req_obj(r, 200, o);
 	return 0;
 }

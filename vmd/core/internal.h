@@ -31,7 +31,7 @@ struct op;
 struct guest;
 struct peer;
 
-enum kind { K_GUEST, K_DISK, K_IMAGE, K_POOL, K_NETWORK, K_OPERATION, K_TOKEN, K_COUNT };
+enum kind { K_GUEST, K_DISK, K_IMAGE, K_POOL, K_NETWORK, K_FORWARD, K_OPERATION, K_TOKEN, K_COUNT };
 
 /* ---- json.c: short-hand; absent members read as NULL, the default, false ---- */
 const char *jstr(const json_t *o, const char *key);
@@ -335,6 +335,10 @@ struct obj *disk_record(struct core *c, const json_t *spec, const char *name, co
 			struct err *e);
 void pool_ensure_default(struct core *c);
 void net_up_all(struct core *c);
+/* forwards_net_up() - @net is up (again): what leads to its guests is told to priv. */
+void forwards_net_up(struct core *c, struct obj *net);
+/* forwards_guest() - the guest @o has another name, other addresses, is in the trash or no more. */
+void forwards_guest(struct core *c, struct obj *o);
 int net_ip_pick(struct core *c, struct obj *net, char ip[16], struct err *e);
 bool cidr4_parse(const char *text, uint32_t *addr, unsigned *prefix);
 void ip4_text(uint32_t ip, char out[16]);
@@ -361,9 +365,9 @@ route_fn route_disk_create, route_disk_delete, route_disk_resize, route_disk_att
     route_disk_rebase, route_disk_compare, route_image_create, route_image_upload,
     route_image_delete, route_image_export;
 route_fn route_pool_create, route_pool_get, route_pool_delete, route_net_create, route_net_delete,
-    route_net_leases, route_op_cancel, route_token_list, route_token_create, route_token_delete,
-    route_host_get, route_top, route_doctor, route_metrics, route_version, route_obj_get,
-    route_obj_list;
+    route_net_leases, route_forward_create, route_forward_delete, route_op_cancel, route_token_list,
+    route_token_create, route_token_delete, route_host_get, route_top, route_doctor, route_metrics,
+    route_version, route_obj_get, route_obj_list;
 
 extern const struct op_ops op_guest_create, op_guest_start, op_guest_stop, op_guest_restart,
     op_guest_reset, op_guest_pause, op_guest_resume, op_guest_delete, op_disk_create,

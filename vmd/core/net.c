@@ -204,6 +204,43 @@ static struct net_arg *net_arg_new(struct core *c, struct req *r, const struct o
 	return a;
 }
 
+static void net_host_told(void *arg, enum call_event ev, struct wire_buf *b, const struct err *e)
+{
+	if (ev != CALL_ITEM && e)
+		log_error("a running guest's fixed address is not kept for it: %s", e->detail);
+}
+
+/* A new priv knows no fixed leases: those of the guests that run are told again. */
+static void net_hosts_again(struct core *c, struct obj *net)
+{
+	struct msg_p_dhcp_host h = { 0 };
+	size_t i;
+	json_t *n;
+
+	list_for_each (p, &c->kinds[K_GUEST].all) {
+		struct obj *o = container_of(p, struct obj, node);
+
+		if (!o->mem || !gstate_has_process(((struct guest *)o->mem)->state))
+			continue;
+		json_array_foreach(json_object_get(o->doc, "nics"), i, n)
+		{
+			if (!jstr(n, "ip") || strcmp(jstr_or(n, "network", ""), net->name))
+				continue;
+			h.more = 1;
+			if (*h.mac)
+				peer_call(c->priv, MSG_p_dhcp_host, &h, 0, 15000, net_host_told,
+					  NULL);
+			snprintf(h.net, sizeof(h.net), "%.63s", net->name);
+			snprintf(h.mac, sizeof(h.mac), "%.17s", jstr_or(n, "mac", ""));
+			snprintf(h.ip, sizeof(h.ip), "%.15s", jstr(n, "ip"));
+			snprintf(h.name, sizeof(h.name), "%.63s", o->name);
+		}
+	}
+	h.more = 0;
+	if (*h.mac)
+		peer_call(c->priv, MSG_p_dhcp_host, &h, 0, 15000, net_host_told, NULL);
+}
+
 static void net_opened(void *arg, enum call_event ev, struct wire_buf *b, const struct err *e)
 {
 	struct net_arg *a = arg;
@@ -234,6 +271,10 @@ static void net_opened(void *arg, enum call_event ev, struct wire_buf *b, const 
 		if (e)
 			log_error("network %s: %s", o->name, e->detail);
 		obj_put(a->c, o, PUT_FACT);
+		if (!e && jbool(o->doc, "dhcp", false))
+			net_hosts_again(a->c, o);
+		if (!e)
+			forwards_net_up(a->c, o);
 		if (a->r)
 			req_obj(a->r, 201, o);
 	}

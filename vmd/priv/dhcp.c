@@ -255,3 +255,65 @@ int dhcp_start(struct priv *p, struct priv_net *n, struct err *e)
 		log_warn("network %s: nobody will notice the end of its dnsmasq", n->name);
 	return 0;
 }
+
+/* dhcp_lease_free() - a lease of @ip that another than @mac holds goes: dnsmasq hands a fixed address
+ * to nobody while a guest that was removed still has it for hours. It keeps leases in memory, so it
+ * is stopped while its file changes. */
+int dhcp_lease_free(struct priv *p, struct priv_net *n, const char *ip, const char *mac,
+		    struct err *e)
+{
+	_cleanup_close_ int dir = dhcp_dir(p, n->name);
+	_cleanup_close_ int fd = dir < 0 ? -1 : path_open_beneath(dir, "leases", O_RDONLY, 0);
+	_cleanup_free_ char *text = NULL;
+	struct text keep = { 0 };
+	struct stat st;
+	bool dropped = false;
+	long len = 0;
+
+	/* its own file: what is wrong in there is dnsmasq's matter */
+	if (fd < 0 || fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) || st.st_size > 16 << 20)
+		return 0;
+	text = malloc((size_t)st.st_size + 1);
+	len = text ? io_read_full(fd, text, (size_t)st.st_size) : -ENOMEM;
+	if (len < 0)
+		return 0;
+	text[len] = '\0';
+	for (char *line = text, *end; *line; line = end) {
+		char has_mac[32], has_ip[32];
+
+		end = line + strcspn(line, "\n");
+		end += *end == '\n';
+		if (sscanf(line, "%*s %31s %31s", has_mac, has_ip) == 2 && !strcmp(has_ip, ip) &&
+		    strcasecmp(has_mac, mac))
+			dropped = true;
+		else
+			text_addn(&keep, line, (size_t)(end - line));
+	}
+	if (dropped && !keep.error) {
+		dhcp_stop(p, n);
+		_cleanup_close_ int out = openat(
+		    dir, "leases.new", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);
+
+		if (out < 0 || io_write_full(out, keep.s ? keep.s : "", keep.len) < 0 ||
+		    fchown(out, st.st_uid, st.st_gid) < 0 ||
+		    renameat(dir, "leases.new", dir, "leases") < 0)
+			log_warn("network %s: the old lease of %s stays: %s", n->name, ip,
+				 strerror(errno));
+	}
+	text_free(&keep);
+	return dropped ? dhcp_start(p, n, e) : 0;
+}
+
+/* dhcp_forget() - the network is no more, nor are its leases. */
+void dhcp_forget(struct priv *p, const char *net)
+{
+	static const char *const files[] = { "hosts", "hosts.new", "leases", "leases.new", "pid" };
+	_cleanup_close_ int dir = dhcp_dir(p, net);
+	char path[80];
+
+	for (size_t i = 0; dir >= 0 && i < ARRAY_SIZE(files); i++)
+		unlinkat(dir, files[i], 0);
+	snprintf(path, sizeof(path), "dhcp/%.63s", net);
+	if (unlinkat(p->state_fd, path, AT_REMOVEDIR) < 0 && errno != ENOENT)
+		log_warn("network %s: its directory %s stays: %s", net, path, strerror(errno));
+}

@@ -10,7 +10,9 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/if_bridge.h>
 #include <linux/if_tun.h>
+#include <linux/rtnetlink.h>
 #include <netlink/netlink.h>
 #include <netlink/route/addr.h>
 #include <netlink/route/link.h>
@@ -41,7 +43,7 @@ static bool net_ifname_ok(const char *s)
 	       strspn(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") == n;
 }
 
-static struct priv_net *net_find(struct priv *p, const char *name)
+struct priv_net *net_find(struct priv *p, const char *name)
 {
 	for (struct priv_net *n = p->nets; n; n = n->next)
 		if (!strcmp(n->name, name))
@@ -49,7 +51,7 @@ static struct priv_net *net_find(struct priv *p, const char *name)
 	return NULL;
 }
 
-static void net_sysctl(const char *ifname, const char *key, const char *value)
+void net_sysctl(const char *ifname, const char *key, const char *value)
 {
 	char path[128];
 
@@ -170,8 +172,7 @@ static int net_link_delete(struct nl_sock *sk, const char *ifname, const char *k
 	return ret < 0 && ret != -NLE_NODEV ? net_nl_err(e, ret, "be removed", ifname) : 0;
 }
 
-/* net_uplink() - the interface of the default route. */
-static bool net_uplink(char ifname[IFNAMSIZ])
+bool net_uplink(char ifname[IFNAMSIZ])
 {
 	FILE *f = fopen("/proc/net/route", "re");
 	char line[256], name[IFNAMSIZ];
@@ -190,13 +191,35 @@ static bool net_uplink(char ifname[IFNAMSIZ])
 	return found;
 }
 
+/* net_port_isolate() - a port of a bridge that exchanges nothing with others of its kind; libnl has
+ * no word for it. */
+static int net_port_isolate(struct nl_sock *sk, const char *ifname, struct err *e)
+{
+	struct ifinfomsg link = { .ifi_family = AF_BRIDGE,
+				  .ifi_index = (int)if_nametoindex(ifname) };
+	struct nl_msg *msg = nlmsg_alloc_simple(RTM_SETLINK, 0);
+	struct nlattr *port = NULL;
+	int ret = -NLE_NOMEM;
+
+	if (msg && nlmsg_append(msg, &link, sizeof(link), NLMSG_ALIGNTO) == 0 &&
+	    (port = nla_nest_start(msg, IFLA_PROTINFO | NLA_F_NESTED)) &&
+	    nla_put_u8(msg, IFLA_BRPORT_ISOLATED, 1) == 0) {
+		nla_nest_end(msg, port);
+		ret = nl_send_sync(sk, msg); /* frees it */
+		msg = NULL;
+	}
+	nlmsg_free(msg);
+	return ret < 0 ? net_nl_err(e, ret, "be isolated from its bridge's other ports", ifname)
+		       : 0;
+}
+
 /* ---- networks ---- */
 
 static void net_free(struct priv_net *n)
 {
 	if (n) {
 		dhcp_unwatch(n);
-		free(n->forwards);
+		forwards_free(n);
 		free(n->hosts);
 	}
 	free(n);
@@ -303,6 +326,8 @@ int net_up(struct priv *p, const struct msg_p_net_up *m, struct err *e)
 		p->nets = n;
 	}
 	net_fill(n, m);
+	for (unsigned i = 0; i < n->nforwards; i++)
+		n->forwards[i].stale = true; /* core tells them again */
 	/* 2: make it where it is missing; one that is there is an administrator's, whose address
 	 * and end are not ours */
 	if (m->make_bridge == 2)
@@ -341,17 +366,20 @@ int net_down(struct priv *p, const struct msg_p_net_down *m, struct err *e)
 	struct nl_sock *sk;
 	int ret = 0;
 
-	if (!n) { /* of an earlier daemon, or down already */
-		priv_ok(p, m->msg_id);
-		return 0;
-	}
+	if (!name_valid(m->net) || !net_ifname_ok(m->bridge))
+		return err_set(e, EINVAL, "bad-name", "network \"%s\" on \"%s\": bad name", m->net,
+			       m->bridge);
 	sk = net_nl(e);
 	if (!sk)
 		return -EIO;
-	dhcp_stop(p, n);
-	net_unlink(p, n);
-	if (n->made_bridge && m->made_bridge)
-		ret = net_link_delete(sk, n->bridge, "bridge", e);
+	if (n) {
+		dhcp_stop(p, n);
+		net_unlink(p, n);
+	}
+	dhcp_forget(p, m->net);
+	/* one that could not be brought up again is not known here: its bridge goes all the same */
+	if ((!n || n->made_bridge) && m->made_bridge)
+		ret = net_link_delete(sk, m->bridge, "bridge", e);
 	nl_socket_free(sk);
 	if (!ret)
 		ret = p->nets ? nft_apply(p, e) : (nft_remove(p), 0);
@@ -398,7 +426,8 @@ static int net_tap_open(const char *ifname, bool multi, struct err *e)
 	return take_fd(&fd);
 }
 
-static int net_tap_attach(const char *ifname, const struct msg_p_tap_add *m, struct err *e)
+static int net_tap_attach(struct priv *p, const char *ifname, const struct msg_p_tap_add *m,
+			  struct err *e)
 {
 	struct nl_sock *sk = net_nl(e);
 	int ret = sk ? 0 : -EIO;
@@ -420,6 +449,10 @@ static int net_tap_attach(const char *ifname, const struct msg_p_tap_add *m, str
 			err_hint(e, "put the guest on another network: vmctl net create");
 		}
 	}
+	const struct priv_net *n = net_find(p, m->net);
+
+	if (!ret && n && n->isolated)
+		ret = net_port_isolate(sk, ifname, e);
 	net_sysctl(ifname, "disable_ipv6", "1");
 	if (!ret)
 		ret = net_link_up(sk, ifname, m->mtu, e);
@@ -449,7 +482,7 @@ int net_tap_add(struct priv *p, const struct msg_p_tap_add *m, struct err *e)
 		}
 	}
 	if (!ret)
-		ret = net_tap_attach(m->ifname, m, e);
+		ret = net_tap_attach(p, m->ifname, m, e);
 	for (unsigned i = 0; i < queues && !ret && m->vhost; i++) {
 		int fd = open("/dev/vhost-net", O_RDWR | O_CLOEXEC);
 
@@ -487,117 +520,6 @@ int net_tap_del(struct priv *p, const struct msg_p_tap_del *m, struct err *e)
 
 	if (sk)
 		nl_socket_free(sk);
-	if (!ret)
-		priv_ok(p, m->msg_id);
-	return ret;
-}
-
-/* ---- fixed leases and forwards ---- */
-
-static struct priv_net *net_get(struct priv *p, const char *name, struct err *e)
-{
-	struct priv_net *n = net_find(p, name);
-
-	if (!n)
-		err_set(e, ENOENT, "net-not-up", "network %.63s is not up", name);
-	return n;
-}
-
-int net_dhcp_host(struct priv *p, const struct msg_p_dhcp_host *m, struct err *e)
-{
-	struct priv_net *n = net_get(p, m->net, e);
-	unsigned b[6], i;
-
-	if (!n)
-		return -ENOENT;
-	if (strlen(m->mac) != 17 ||
-	    sscanf(m->mac, "%2x:%2x:%2x:%2x:%2x:%2x", &b[0], &b[1], &b[2], &b[3], &b[4], &b[5]) !=
-		6 ||
-	    strspn(m->mac, "0123456789abcdefABCDEF:") != 17 || (*m->ip && !net_ip4_ok(m->ip)) ||
-	    (*m->name && !name_valid(m->name)))
-		return err_set(e, EINVAL, "bad-lease",
-			       "network %s: \"%s\" \"%s\" \"%s\" is no fixed lease", m->net, m->mac,
-			       m->ip, m->name);
-	for (i = 0; i < n->nhosts; i++)
-		if (!strcasecmp(n->hosts[i].mac, m->mac))
-			break;
-	if (m->remove) {
-		if (i < n->nhosts)
-			n->hosts[i] = n->hosts[--n->nhosts];
-	} else {
-		if (i == n->nhosts) {
-			struct net_host *h = realloc(n->hosts, (n->nhosts + 1) * sizeof(*h));
-
-			if (!h)
-				return err_set(e, ENOMEM, "no-memory", "out of memory");
-			n->hosts = h;
-			n->nhosts++;
-		}
-		snprintf(n->hosts[i].mac, sizeof(n->hosts[i].mac), "%s", m->mac);
-		snprintf(n->hosts[i].ip, sizeof(n->hosts[i].ip), "%s", m->ip);
-		snprintf(n->hosts[i].name, sizeof(n->hosts[i].name), "%s", m->name);
-	}
-	int ret = dhcp_hosts_write(p, n, e);
-
-	if (!ret)
-		priv_ok(p, m->msg_id);
-	return ret;
-}
-
-int net_dhcp_leases(struct priv *p, const struct msg_p_dhcp_leases *m, struct err *e)
-{
-	if (!net_get(p, m->net, e))
-		return -ENOENT;
-	_cleanup_close_ int dir = dhcp_dir(p, m->net);
-	_cleanup_close_ int fd = dir < 0 ? -1 : path_open_beneath(dir, "leases", O_RDONLY, 0);
-
-	if (fd < 0)
-		return err_set(e, ENOENT, "no-leases", "network %s has no leases yet", m->net);
-	priv_result(p, m->msg_id, 0, fd, -1, NULL);
-	return 0;
-}
-
-int net_forward(struct priv *p, const struct msg_p_forward *m, struct err *e)
-{
-	struct priv_net *n = net_get(p, m->net, e);
-	unsigned i;
-
-	if (!n)
-		return -ENOENT;
-	if ((strcmp(m->proto, "tcp") && strcmp(m->proto, "udp")) ||
-	    (*m->host_ip && !net_ip4_ok(m->host_ip)) || !net_ip4_ok(m->guest_ip) || !m->host_port ||
-	    m->host_port > 65535 || !m->guest_port || m->guest_port > 65535)
-		return err_set(e, EINVAL, "bad-forward",
-			       "network %s: a forward is tcp or udp, HOST_IP:PORT to GUEST_IP:PORT",
-			       m->net);
-	for (i = 0; i < n->nforwards; i++)
-		if (!strcmp(n->forwards[i].proto, m->proto) &&
-		    n->forwards[i].host_port == m->host_port &&
-		    !strcmp(n->forwards[i].host_ip, m->host_ip))
-			break;
-	if (m->remove) {
-		if (i < n->nforwards)
-			n->forwards[i] = n->forwards[--n->nforwards];
-	} else {
-		if (i == n->nforwards) {
-			struct net_forward *f =
-			    realloc(n->forwards, (n->nforwards + 1) * sizeof(*f));
-
-			if (!f)
-				return err_set(e, ENOMEM, "no-memory", "out of memory");
-			n->forwards = f;
-			n->nforwards++;
-		}
-		struct net_forward *f = &n->forwards[i];
-
-		*f = (struct net_forward){ .host_port = (uint16_t)m->host_port,
-					   .guest_port = (uint16_t)m->guest_port };
-		snprintf(f->proto, sizeof(f->proto), "%s", m->proto);
-		snprintf(f->host_ip, sizeof(f->host_ip), "%s", m->host_ip);
-		snprintf(f->guest_ip, sizeof(f->guest_ip), "%s", m->guest_ip);
-	}
-	int ret = nft_apply(p, e);
-
 	if (!ret)
 		priv_ok(p, m->msg_id);
 	return ret;

@@ -9,6 +9,8 @@
 struct net_forward {
 	char proto[4], host_ip[46], guest_ip[16];
 	uint16_t host_port, guest_port;
+	int fd;	    /* bound, so that nothing of the host takes the port */
+	bool stale; /* core has not told it since its last net_up */
 };
 
 struct net_host {
@@ -42,8 +44,16 @@ void dhcp_unwatch(struct priv_net *n);		    /* it runs on, nobody looks */
 int dhcp_start(struct priv *p, struct priv_net *n, struct err *e);
 void dhcp_stop(struct priv *p, struct priv_net *n);
 int dhcp_hosts_write(struct priv *p, struct priv_net *n, struct err *e); /* and tell dnsmasq */
-int dhcp_dir(struct priv *p, const char *net);				 /* <state>/dhcp/NET */
+int dhcp_lease_free(struct priv *p, struct priv_net *n, const char *ip, const char *mac,
+		    struct err *e);
+void dhcp_forget(struct priv *p, const char *net);
+int dhcp_dir(struct priv *p, const char *net); /* <state>/dhcp/NET */
+
+void forwards_free(struct priv_net *n);
 
 bool net_ip4_ok(const char *text);
+struct priv_net *net_find(struct priv *p, const char *name);
+void net_sysctl(const char *ifname, const char *key, const char *value);
+bool net_uplink(char ifname[IFNAMSIZ]); /* the interface of the default route */
 
 #endif

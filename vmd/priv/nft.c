@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "common/log.h"
+#include "common/overflow.h"
 #include "common/text.h"
 #include "vmd/priv/net.h"
 
@@ -41,46 +42,92 @@ static int nft_run(const char *rules, struct err *e)
 	return ret;
 }
 
+/* From and to the guests of one network. A made bridge's network with NAT lets its guests out and
+ * nobody in, one without keeps them in; forwards come in either way. An administrator's bridge
+ * keeps its own rules. */
+static void nft_forward_chain(struct text *t, const struct priv_net *n)
+{
+	const char *br = n->bridge;
+
+	/* by way of the host's address as little as from port to port */
+	if (n->isolated)
+		text_printf(t,
+			    "iifname \"%s\" oifname \"%s\" ct status dnat accept\n"
+			    "iifname \"%s\" oifname \"%s\" drop\n",
+			    br, br, br, br);
+	if (!n->made_bridge)
+		return;
+	if (!n->nat)
+		text_printf(t,
+			    "iifname \"%s\" oifname != \"%s\" ct state established,related accept\n"
+			    "iifname \"%s\" oifname != \"%s\" drop\n",
+			    br, br, br, br);
+	text_printf(t,
+		    "oifname \"%s\" iifname != \"%s\" ct state established,related accept\n"
+		    "oifname \"%s\" iifname != \"%s\" ct status dnat accept\n"
+		    "oifname \"%s\" iifname != \"%s\" drop\n",
+		    br, br, br, br, br, br);
+}
+
+static void nft_nat_chain(struct text *t, const struct priv_net *n)
+{
+	if (n->nat && *n->cidr4)
+		text_printf(t, "ip saddr %s oifname != \"%s\" masquerade\n", n->cidr4, n->bridge);
+	if (!n->nforwards)
+		return;
+	/* a guest that comes back to its own network, and the host by way of 127.0.0.1: the answer
+	 * has to pass here again */
+	text_printf(t, "oifname \"%s\" ip saddr 127.0.0.0/8 masquerade\n", n->bridge);
+	if (*n->cidr4)
+		text_printf(t, "oifname \"%s\" ip saddr %s ct status dnat masquerade\n", n->bridge,
+			    n->cidr4);
+}
+
+static void nft_dnat_chain(struct text *t, const struct priv_net *n)
+{
+	for (unsigned i = 0; i < n->nforwards; i++) {
+		const struct net_forward *f = &n->forwards[i];
+
+		if (*f->host_ip)
+			text_printf(t, "ip daddr %s ", f->host_ip);
+		else
+			text_add(t, "fib daddr type local ");
+		text_printf(t, "%s dport %u dnat to %s:%u\n", f->proto, f->host_port, f->guest_ip,
+			    f->guest_port);
+	}
+}
+
+/* forward.c opens 127/8 of the bridge for the host's sake: not for what guests send there */
+static void nft_local_chain(struct text *t, const struct priv_net *n)
+{
+	if (n->nforwards)
+		text_printf(t, "iifname \"%s\" ip daddr 127.0.0.0/8 drop\n", n->bridge);
+}
+
 int nft_apply(struct priv *p, struct err *e)
 {
+	static const struct {
+		const char *head;
+		void (*rules)(struct text *t, const struct priv_net *n);
+	} chains[] = {
+		{ "local { type filter hook prerouting priority -300", nft_local_chain },
+		{ "prerouting { type nat hook prerouting priority -100", nft_dnat_chain },
+		{ "output { type nat hook output priority -100", nft_dnat_chain },
+		{ "forward { type filter hook forward priority 0", nft_forward_chain },
+		{ "postrouting { type nat hook postrouting priority 100", nft_nat_chain },
+	};
 	struct text t = { 0 };
 	char table[24];
 
 	nft_table(p, table);
 	text_printf(&t, "add table ip %s\nflush table ip %s\ntable ip %s {\n", table, table, table);
-	text_add(&t,
-		 "chain postrouting { type nat hook postrouting priority 100; policy accept;\n");
-	for (struct priv_net *n = p->nets; n; n = n->next)
-		if (n->nat && *n->cidr4)
-			text_printf(&t, "ip saddr %s oifname != \"%s\" masquerade\n", n->cidr4,
-				    n->bridge);
-	text_add(&t,
-		 "}\nchain prerouting { type nat hook prerouting priority -100; policy accept;\n");
-	for (int local = 0; local < 2; local++) {
-		if (local)
-			text_add(&t, "}\nchain output { type nat hook output priority -100; policy "
-				     "accept;\n");
-		for (struct priv_net *n = p->nets; n; n = n->next)
-			for (unsigned i = 0; i < n->nforwards; i++) {
-				const struct net_forward *f = &n->forwards[i];
-
-				if (*f->host_ip)
-					text_printf(&t, "ip daddr %s ", f->host_ip);
-				else
-					text_add(&t, "fib daddr type local ");
-				text_printf(&t, "%s dport %u dnat to %s:%u\n", f->proto,
-					    f->host_port, f->guest_ip, f->guest_port);
-			}
+	for (size_t i = 0; i < ARRAY_SIZE(chains); i++) {
+		text_printf(&t, "chain %s; policy accept;\n", chains[i].head);
+		for (const struct priv_net *n = p->nets; n; n = n->next)
+			chains[i].rules(&t, n);
+		text_add(&t, "}\n");
 	}
-	text_add(&t, "}\nchain forward { type filter hook forward priority 0; policy accept;\n");
-	for (struct priv_net *n = p->nets; n; n = n->next)
-		if (n->isolated) {
-			text_printf(&t, "iifname \"%s\" oifname != \"%s\" drop\n", n->bridge,
-				    n->bridge);
-			text_printf(&t, "oifname \"%s\" iifname != \"%s\" drop\n", n->bridge,
-				    n->bridge);
-		}
-	text_add(&t, "}\n}\n");
+	text_add(&t, "}\n");
 	int ret = t.error ? err_set(e, ENOMEM, "no-memory", "out of memory") : nft_run(t.s, e);
 
 	text_free(&t);

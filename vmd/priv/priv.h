@@ -136,7 +136,7 @@ void cgroup_remove(struct priv *p, const char *name);
 void cgroup_fini(struct priv *p); /* the daemon ends: its group goes, if no guest is in it */
 const char *cgroup_mode_text(struct priv *p);
 
-/* ---- net.c, nft.c, dhcp.c ---- */
+/* ---- net.c, forward.c, nft.c, dhcp.c ---- */
 int net_up(struct priv *p, const struct msg_p_net_up *m, struct err *e);
 int net_down(struct priv *p, const struct msg_p_net_down *m, struct err *e);
 int net_tap_add(struct priv *p, const struct msg_p_tap_add *m, struct err *e);
