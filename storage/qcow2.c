@@ -422,6 +422,7 @@ static void q2_free(struct qcow2 *q)
 		free(f);
 	}
 	q2_commit_fini(q);
+	q2_chain_drop(q);
 	free(q->free_ext);
 	free(q->meta);
 	free(q->comp_buf);

@@ -152,6 +152,8 @@ struct qcow2 {
 	pthread_mutex_t comp_lock;
 	uint64_t comp_cached; /* guest-independent: the L2 entry, 0 none */
 	uint8_t *comp_buf;
+
+	struct q2_chain *_Atomic chain; /* the layers below, merged; NULL until needed */
 };
 
 enum q2_kind { Q2_UNALLOC, Q2_ZERO, Q2_DATA, Q2_COMP };
@@ -255,6 +257,18 @@ bool q2_range_try(struct qcow2 *q, struct q2_range *r, uint64_t start, uint64_t 
 void q2_range_drop(struct qcow2 *q, struct q2_range *r);
 /* q2_write_compressed() - store one cluster compressed; -EFBIG where it does not shrink. */
 int q2_write_compressed(struct qcow2 *q, uint64_t off, const void *comp, uint64_t comp_len);
+
+/* qcow2_chain.c */
+#define Q2_CHAIN_STEP (1ULL << 17) /* what the merged map knows as one */
+struct q2_chain_place {
+	struct blockdev *file; /* where the bytes are, at @off; NULL with @zero */
+	uint64_t off, len;
+	bool zero;
+};
+/* q2_chain_find() - what the layers below hold at @off, for at most @len (p->len). -ENOENT: not of
+ * one piece, walk down; -EAGAIN: not known without I/O (only with !@wait); or -errno. */
+int q2_chain_find(struct qcow2 *q, uint64_t off, uint64_t len, bool wait, struct q2_chain_place *p);
+void q2_chain_drop(struct qcow2 *q);
 
 /* qcow2_comp.c */
 int q2_comp_read(struct qcow2 *q, const struct q2_seg *s, uint64_t in_cluster, struct blk_buf b,

@@ -114,6 +114,7 @@ static int q2_map_write(struct qcow2 *q, const struct blk_req *r, uint64_t off, 
 static int q2_map_read(struct qcow2 *q, const struct blk_req *r, uint64_t off, struct blk_place *p)
 {
 	struct q2_seg s;
+	struct q2_chain_place below;
 	int ret = q2_seg_try(q, off, r->len_bytes, false, &s);
 	struct blockdev *back = q->bd->backing;
 
@@ -126,6 +127,17 @@ static int q2_map_read(struct qcow2 *q, const struct blk_req *r, uint64_t off, s
 		p->zero = true;
 		return 0;
 	}
+	ret = q2_chain_find(q, off, r->len_bytes, false, &below);
+	if (!ret && below.len == r->len_bytes) {
+		p->zero = below.zero;
+		if (below.zero)
+			return 0;
+		return below.file->ops->map
+			   ? below.file->ops->map(below.file, false, r, below.off, p)
+			   : -EAGAIN;
+	}
+	if (ret && ret != -ENOENT)
+		return -EAGAIN;
 	if (!back->ops->map || off + r->len_bytes > atomic_load(&back->size_bytes))
 		return -EAGAIN;
 	if (back->ops == &qcow2_ops)

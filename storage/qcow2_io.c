@@ -75,11 +75,30 @@ static int q2_read_backing(struct qcow2 *q, struct blk_buf b, uint64_t off, uint
 {
 	struct blockdev *back = q->bd->backing;
 	uint64_t size = back ? atomic_load(&back->size_bytes) : 0;
-	uint64_t there = off < size ? MIN(len, size - off) : 0;
-	int r = there ? node_read(back, b, off, there) : 0;
+	uint64_t there = off < size ? MIN(len, size - off) : 0, tail = len - there;
+	int r = 0;
 
-	if (!r && there < len)
-		blk_buf_zero(blk_buf_advance(b, there), len - there);
+	while (there && !r) {
+		struct q2_chain_place p;
+		uint64_t n = there;
+
+		r = q2_chain_find(q, off, there, true, &p);
+		if (!r) {
+			n = p.len;
+			if (p.zero)
+				blk_buf_zero(b, n);
+			else
+				r = node_read(p.file, b, p.off, n);
+		} else if (r == -ENOENT) {
+			n = MIN(n, Q2_CHAIN_STEP - (off & (Q2_CHAIN_STEP - 1)));
+			r = node_read(back, b, off, n);
+		}
+		b = blk_buf_advance(b, n);
+		off += n;
+		there -= n;
+	}
+	if (!r && tail)
+		blk_buf_zero(b, tail);
 	return r;
 }
 

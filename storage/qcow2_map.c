@@ -10,8 +10,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/cleanup.h"
 #include "common/overflow.h"
 #include "storage/qcow2.h"
+
+#define Q2_SLICES_AHEAD 8u
 
 void q2_top_mark(struct q2_dir *d, uint32_t i)
 {
@@ -89,22 +92,31 @@ static int q2_table_host(struct qcow2 *q, const struct q2_dir *d, uint32_t top, 
 	return 0;
 }
 
-static struct q2_slice *q2_slice_read(struct qcow2 *q, struct q2_dir *d, uint32_t top, uint32_t idx,
-				      uint64_t table, int *r)
+static struct q2_slice *q2_slice_new(struct qcow2 *q, struct q2_dir *d, uint32_t top, uint32_t idx,
+				     uint64_t table)
 {
-	/* aligned, so that O_DIRECT reads and writes need no bounce: header first, data on 4 KiB */
 	struct q2_slice *s = malloc(sizeof(*s) + q->slice_bytes);
 
-	if (!s) {
-		*r = -ENOMEM;
+	if (!s)
 		return NULL;
-	}
 	memset(s, 0, sizeof(*s));
 	s->dir = d;
 	s->top = top;
 	s->idx = idx;
 	s->host = table + (uint64_t)idx * q->slice_bytes;
 	list_init(&s->clock);
+	return s;
+}
+
+static struct q2_slice *q2_slice_read(struct qcow2 *q, struct q2_dir *d, uint32_t top, uint32_t idx,
+				      uint64_t table, int *r)
+{
+	struct q2_slice *s = q2_slice_new(q, d, top, idx, table);
+
+	if (!s) {
+		*r = -ENOMEM;
+		return NULL;
+	}
 	*r = node_pread(q->file, s->data, q->slice_bytes, s->host);
 	if (*r) {
 		free(s);
@@ -130,28 +142,67 @@ static int q2_slice_insert(struct qcow2 *q, struct q2_slice *s)
 	return 0;
 }
 
+/* q2_slices_ahead() - how many slices from @idx on one read brings in. A layer that only serves
+ * reads is asked for its whole map sooner or later, through a chain of many such. */
+static uint32_t q2_slices_ahead(const struct qcow2 *q, const struct q2_dir *d, uint32_t top,
+				uint32_t *idx)
+{
+	uint32_t n = MIN((uint32_t)Q2_SLICES_AHEAD, q->slices_per_table);
+
+	if (!q->bd->read_only || d != &q->l1 || q->slices + n > q->slices_max)
+		return 1;
+	*idx -= *idx % n;
+	for (uint32_t i = 0; i < n && d->tab[top]; i++)
+		if (d->tab[top][*idx + i])
+			return 0;
+	return n;
+}
+
 /* q2_slice_load() - bring a slice in; called without the lock. The caller looks again. */
 int q2_slice_load(struct qcow2 *q, struct q2_dir *d, uint32_t top, uint32_t idx)
 {
-	struct q2_slice *s;
-	uint64_t host, gen;
+	struct q2_slice *s[Q2_SLICES_AHEAD] = { 0 };
+	uint32_t first = idx, n = 0, made = 0;
+	uint64_t host = 0, gen;
 	int r;
 
 	pthread_rwlock_rdlock(&q->lock);
 	gen = q->slice_gen;
 	r = top < d->top_n && d->top[top] ? q2_table_host(q, d, top, &host) : -EAGAIN;
+	if (!r)
+		n = q2_slices_ahead(q, d, top, &first);
 	pthread_rwlock_unlock(&q->lock);
 	if (r)
 		return r == -EAGAIN ? 0 : r;
-	s = q2_slice_read(q, d, top, idx, host, &r);
-	if (!s)
-		return r;
+	if (n > 1) {
+		_cleanup_free_ uint8_t *buf = NULL;
+
+		if (posix_memalign((void **)&buf, Q2_SLICE_MAX, (size_t)n * q->slice_bytes))
+			return -ENOMEM;
+		r = node_pread(q->file, buf, (uint64_t)n * q->slice_bytes,
+			       host + (uint64_t)first * q->slice_bytes);
+		for (; !r && made < n; made++) {
+			s[made] = q2_slice_new(q, d, top, first + made, host);
+			if (!s[made])
+				break;
+			memcpy(s[made]->data, buf + (size_t)made * q->slice_bytes, q->slice_bytes);
+		}
+	}
+	if (!made) {
+		s[0] = q2_slice_read(q, d, top, idx, host, &r);
+		if (!s[0])
+			return r;
+		made = 1;
+	}
 	pthread_rwlock_wrlock(&q->lock);
-	if (gen != q->slice_gen || (d->tab[top] && d->tab[top][idx]) ||
-	    (d->top[top] & Q2_OFFSET_MASK) != host)
-		free(s);
-	else if ((r = q2_slice_insert(q, s)) < 0)
-		free(s);
+	for (uint32_t i = 0; i < made; i++) {
+		if (gen != q->slice_gen || (d->tab[top] && d->tab[top][s[i]->idx]) ||
+		    (d->top[top] & Q2_OFFSET_MASK) != host || (r = q2_slice_insert(q, s[i])) < 0)
+			free(s[i]);
+		/* what was inserted may have evicted another, which changes the count of changes */
+		else
+			gen = q->slice_gen;
+	}
 	pthread_rwlock_unlock(&q->lock);
 	return r;
 }
