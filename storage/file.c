@@ -176,6 +176,7 @@ static int file_open(struct blockdev *bd, const struct blk_spec *spec, struct er
 	file_find_alignment(f);
 	pthread_rwlock_init(&f->rmw, NULL);
 	bd->drv = f;
+	bd->serial_writes = !f->direct && !f->blkdev;
 	if (f->blkdev && f->align > 512)
 		bd->block_size = f->align;
 	if (spec->size_bytes && spec->size_bytes < size)

@@ -66,6 +66,7 @@ struct blockdev {
 	void *drv;
 	char label[96];
 	bool read_only, discard, detect_zeroes, unsafe, aio;
+	bool serial_writes; /* the kernel lets one write at a time into it */
 	uint32_t block_size;
 	_Atomic uint64_t size_bytes;
 	struct blockdev *child;	  /* filter: filtered node; qcow2: the image file */

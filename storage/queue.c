@@ -39,6 +39,10 @@ struct blk_queue {
 	bool *freed; /* inside callbacks: told when the queue goes */
 	pthread_mutex_t lock;
 	struct list done;
+	/* writes that one worker does in turn, see lane_run(); under lock */
+	struct list lane;
+	bool lane_runs;
+	struct pool_job lane_job;
 	/* kernel AIO: made with the first request that can use it */
 	bool aio, aio_ready;
 	aio_context_t ctx;
@@ -76,9 +80,50 @@ static void queue_run(struct pool_job *j)
 	queue_finish(r->queue, r, node_request(r->queue->bd, r));
 }
 
+/* lane_run() - buffered writes to one file hold its lock in turn whatever we do: one worker that
+ * does them one after the other costs no more time than many, and no waking of any. */
+static void lane_run(struct pool_job *j)
+{
+	struct blk_queue *q = container_of(j, struct blk_queue, lane_job);
+	bool last;
+
+	do {
+		struct blk_req *r;
+
+		pthread_mutex_lock(&q->lock);
+		r = list_first(&q->lane, struct blk_req, node);
+		list_del(&r->node);
+		last = list_empty(&q->lane);
+		q->lane_runs = !last;
+		pthread_mutex_unlock(&q->lock);
+		/* the queue may go as soon as its last request is finished */
+		queue_finish(q, r, node_request(q->bd, r));
+	} while (!last);
+}
+
+static void queue_to_lane(struct blk_queue *q, struct blk_req *r)
+{
+	bool start;
+
+	pthread_mutex_lock(&q->lock);
+	list_add_tail(&q->lane, &r->node);
+	start = !q->lane_runs;
+	q->lane_runs = true;
+	pthread_mutex_unlock(&q->lock);
+	if (start) {
+		q->lane_job.fn = lane_run;
+		pool_submit(q->bd->pool, &q->lane_job);
+	}
+}
+
 static void queue_to_worker(struct blk_queue *q, struct blk_req *r)
 {
 	struct queue_job *qj = (struct queue_job *)(void *)r->drv;
+
+	if (q->bd->serial_writes && r->op == BLK_WRITE && !(r->flags & BLK_FUA)) {
+		queue_to_lane(q, r);
+		return;
+	}
 
 	qj->req = r;
 	qj->job.fn = queue_run;
@@ -271,6 +316,7 @@ struct blk_queue *blk_queue_new(struct blockdev *bd, struct loop *l, struct err 
 	q->aio = bd->aio;
 	q->wake = (struct loop_fd)LOOP_FD_NONE;
 	list_init(&q->done);
+	list_init(&q->lane);
 	pthread_mutex_init(&q->lock, NULL);
 	pthread_mutex_lock(&bd->pool_lock);
 	if (!bd->pool)
