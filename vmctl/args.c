@@ -1,5 +1,6 @@
 /* args.c - a verb's arguments by the table: the path's parameter first, then required members
- * without a flag in their order; flags set members of the body or parameters of the query. Checked
+ * without a flag in their order; what is left over are further names, where the verb takes several,
+ * and else an error; flags set members of the body or parameters of the query. Checked
  * here only so far as needed to build the request: the daemon checks all.
  */
 #include "vmctl/vmctl.h"
@@ -311,11 +312,43 @@ static int args_positional(struct args *a, const char *s, struct err *e)
 	     f && f->name; f++)
 		if ((f->flags & SF_REQUIRED) && !f->cli && !json_object_get(a->body, f->name))
 			return args_set_body(a, f, s, e);
-	if (a->rest_count < 8) {
-		a->rest[a->rest_count++] = s;
-		return 0;
+	a->rest[a->rest_count++] = s;
+	return 0;
+}
+
+bool args_many(const struct schema_route *r)
+{
+	switch (r->id) {
+	case ROUTE_GUEST_CONSOLE:
+	case ROUTE_GUEST_LOGS:
+	case ROUTE_IMAGE_EXPORT:
+	case ROUTE_NET_LEASES:
+		return false;
+	default:
+		break;
 	}
-	return err_set(e, EINVAL, "usage", "too many arguments");
+	if (!strchr(r->path, '{'))
+		return false;
+	for (const struct schema_field *f = r->body && strcmp(r->method, "PATCH") ? r->body->fields
+										  : NULL;
+	     f && f->name; f++)
+		if ((f->flags & SF_REQUIRED) && !f->cli)
+			return false; /* as rename GUEST NAME: one at a time */
+	return true;
+}
+
+/* args_check_rest() - nothing that a person typed is passed over. */
+static int args_check_rest(const struct args *a, struct err *e)
+{
+	enum route_id id = a->route->id;
+	unsigned takes =
+	    id == ROUTE_GUEST_CONSOLE || id == ROUTE_IMAGE_CREATE || id == ROUTE_IMAGE_EXPORT;
+
+	if (args_many(a->route) || a->rest_count <= takes)
+		return 0;
+	err_set(e, EINVAL, "usage", "%s has no use for \"%s\"", a->route->cli, a->rest[takes]);
+	err_hint(e, "vmctl help %s", a->route->cli);
+	return -EINVAL;
 }
 
 int args_parse(struct vmctl *v, const struct schema_route *r, int argc, char **argv, struct args *a,
@@ -325,7 +358,11 @@ int args_parse(struct vmctl *v, const struct schema_route *r, int argc, char **a
 	bool flags = true;
 	int n = 0;
 
-	*a = (struct args){ .route = r, .body = json_object() };
+	*a = (struct args){ .route = r,
+			    .body = json_object(),
+			    .rest = calloc((size_t)argc + 1, sizeof(a->rest[0])) };
+	if (!a->body || !a->rest)
+		return err_set(e, ENOMEM, "no-memory", "no memory for the arguments");
 	for (int i = 0; i < argc && n >= 0; i++) {
 		if (flags && !strcmp(argv[i], "--"))
 			flags = false;
@@ -343,6 +380,8 @@ int args_parse(struct vmctl *v, const struct schema_route *r, int argc, char **a
 		else
 			n = args_positional(a, argv[i], e);
 	}
+	if (n >= 0)
+		n = args_check_rest(a, e);
 	if (n < 0)
 		return n;
 	if (strchr(r->path, '{') && !a->name && r->id != ROUTE_NET_LEASES) {
@@ -367,5 +406,6 @@ int args_parse(struct vmctl *v, const struct schema_route *r, int argc, char **a
 void args_free(struct args *a)
 {
 	json_decref(a->body);
+	free(a->rest);
 	text_free(&a->query);
 }

@@ -53,8 +53,9 @@ static void help_synopsis(const struct schema_route *r, const char *verb, char *
 	size_t n = (size_t)snprintf(buf, len, "%s", verb);
 
 	if (open && n < len)
-		n += (size_t)snprintf(buf + n, len - n, " %c%.*s", open[1] & ~0x20,
-				      (int)(strchr(open, '}') - open - 2), open + 2);
+		n += (size_t)snprintf(buf + n, len - n, " %c%.*s%s", open[1] & ~0x20,
+				      (int)(strchr(open, '}') - open - 2), open + 2,
+				      args_many(r) ? "..." : "");
 	for (char *p = buf + strlen(verb); *p; p++)
 		if (*p >= 'a' && *p <= 'z')
 			*p = (char)(*p & ~0x20);

@@ -480,6 +480,22 @@ static int verb_dispatch(struct vmctl *v, struct args *a)
 	}
 }
 
+/* the verb on every name, whatever becomes of the others. Return: the first failure's exit code */
+static int verb_each(struct vmctl *v, struct args *a)
+{
+	int status = verb_dispatch(v, a);
+
+	for (unsigned i = 0; i < a->rest_count; i++) {
+		int one;
+
+		a->name = a->rest[i];
+		one = verb_dispatch(v, a);
+		if (!status)
+			status = one;
+	}
+	return status;
+}
+
 int verb_run(struct vmctl *v, int argc, char **argv)
 {
 	const struct schema_route *r = NULL;
@@ -518,7 +534,7 @@ int verb_run(struct vmctl *v, int argc, char **argv)
 		return EX_USAGE_;
 	}
 	a.follow_up = launch;
-	status = verb_dispatch(v, &a);
+	status = args_many(r) ? verb_each(v, &a) : verb_dispatch(v, &a);
 	if (launch && !status && !v->dry_run && v->out == OUT_TABLE && !v->quiet) {
 		const char *name = json_string_value(json_object_get(a.body, "name"));
 

@@ -81,8 +81,8 @@ int out_format(struct vmctl *v, const char *s, struct err *e);
 /* ---- args.c ---- */
 struct args {
 	const struct schema_route *route;
-	const char *name;    /* of the path parameter */
-	const char *rest[8]; /* positional arguments that fill nothing */
+	const char *name;  /* of the path parameter */
+	const char **rest; /* positional arguments that fill nothing: what the verb makes of them */
 	unsigned rest_count;
 	json_t *body;
 	struct text query; /* "a=b&c=d", encoded */
@@ -101,6 +101,7 @@ extern const struct args_own args_own[]; /* ends with a NULL flag */
 int args_parse(struct vmctl *v, const struct schema_route *r, int argc, char **argv, struct args *a,
 	       struct err *e);
 void args_free(struct args *a);
+bool args_many(const struct schema_route *r); /* does the verb take several names? */
 void args_encode(struct text *t, const char *s);
 
 /* ---- verbs.c ---- */

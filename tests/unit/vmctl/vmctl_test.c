@@ -307,6 +307,32 @@ static void help_names_every_verb_and_flag_of_the_table(void **state)
 	}
 }
 
+/* nothing that was typed is passed over in silence */
+static void words_that_a_verb_has_no_use_for_are_refused(void **state)
+{
+	static const char *const words[] = { "ls x",	      "create a b",	   "rename a b c",
+					     "console a b c", "disk ls x",	   "logs a b",
+					     "doctor x",      "disk resize d 1G e" };
+
+	for (unsigned i = 0; i < sizeof(words) / sizeof(words[0]); i++) {
+		assert_int_equal(vmctl(NULL, words[i]), 2);
+		assert_has(run.text, "has no use for \"");
+	}
+}
+
+static void a_verb_takes_several_names_and_tells_of_each(void **state)
+{
+	struct fixture *f = *state;
+
+	two_guests(f);
+	/* the one that is not there keeps nobody from the others, and decides the exit status */
+	assert_int_equal(vmctl(f, "wait web gone web"), 3);
+	assert_has(run.text, "\"gone\"");
+	assert_int_equal(vmctl(f, "-o json wait web web"), 0);
+	assert_has(run.text, "\"web\"");
+	assert_has(strstr(run.text, "\"web\"") + 1, "\"web\"");
+}
+
 /* the committed manual is what the table says now; after a change: see its first line */
 static void manual_agrees_with_the_table(void **state)
 {
@@ -359,6 +385,8 @@ int main(void)
 		T(import_uploads_the_file),
 		T(console_works_piped),
 		T(events_of_the_past_end),
+		T(a_verb_takes_several_names_and_tells_of_each),
+		cmocka_unit_test(words_that_a_verb_has_no_use_for_are_refused),
 		cmocka_unit_test(help_names_every_verb_and_flag_of_the_table),
 		cmocka_unit_test(manual_agrees_with_the_table),
 		cmocka_unit_test(completion_is_bash),
