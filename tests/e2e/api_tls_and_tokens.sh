@@ -175,6 +175,8 @@ bad 400 malformed-request "POST /v1/guests HTTP/1.1\r\n${H}Content-Length: 2\r\n
 bad 400 malformed-request "GET /v1/guests/a%00b HTTP/1.1\r\n$H\r\n"
 bad 400 malformed-request "GET /v1/guests/.. HTTP/1.1\r\n$H\r\n"
 bad 400 malformed-request "GET /v1/guests/%2e%2e/tokens HTTP/1.1\r\n$H\r\n"
+# over TCP a browser may be at the other end: only JSON that says so
+bad 415 not-json "POST /v1/guests HTTP/1.1\r\n${H}Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 2\r\n\r\n{}"
 bad 413 body-too-large "POST /v1/guests HTTP/1.1\r\n${H}Content-Type: application/json\r\nContent-Length: 1073741824\r\n\r\n{"
 bad 413 body-too-large "PUT /v1/images/big/content HTTP/1.1\r\n${H}Content-Type: application/octet-stream\r\nContent-Length: 1073741825\r\n\r\n{"
 expect 400 - alice POST /v1/guests '{"name":"y","memroy":"64M"}'

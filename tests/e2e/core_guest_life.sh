@@ -54,7 +54,7 @@ grep -qi kernel "$T/out" || fail "the error says what is wrong: $(cat "$T/out")"
 $VMCTL launch c --accel soft --memory 1M --kernel "$T/idle" >"$T/out" 2>&1 && fail "1 MiB is too little memory"
 $VMCTL launch d --accel soft --memory 64M --kernel "$T/none" >"$T/out" 2>&1 && fail "a missing kernel file"
 grep -q none "$T/out" || fail "the missing file is named: $(cat "$T/out")"
-curl -s --unix-socket "$SOCK" -H 'Content-Type: application/json' -d '{"name":"e","memroy":1}' http://localhost/v1/guests >"$T/out"
+curl -s --unix-socket "$SOCK" -d '{"name":"e","memroy":1}' http://localhost/v1/guests >"$T/out"
 jq -e '.status == 400 and (.detail + .hint | test("memory"))' "$T/out" >/dev/null || fail "an unknown field brings a suggestion: $(cat "$T/out")"
 [ "$(pgrep -cf "vmd-guest --listen" -P "$VMD_PID")" = 0 ] || fail "no guest process is left over"
 stop_vmd
