@@ -88,7 +88,7 @@ int q2_write_header_locked(struct qcow2 *q)
 }
 
 /* q2_begin_write() - before the first change: clear the autoclear bits, so that whoever kept extra
- * data (bitmaps) sees that it is stale. */
+ * data sees that it is stale; bitmaps we keep ourselves. */
 int q2_begin_write(struct qcow2 *q)
 {
 	int r = 0;
@@ -99,8 +99,11 @@ int q2_begin_write(struct qcow2 *q)
 		return 0;
 	pthread_rwlock_wrlock(&q->lock);
 	if (!atomic_load(&q->begun)) {
-		if (q->autoclear) {
-			q->autoclear = 0;
+		uint64_t was = q->autoclear;
+
+		q->autoclear &= Q2_AUTOCLEAR_BITMAPS;
+		r = q2_bitmaps_own(q);
+		if (!r && q->autoclear != was) {
 			r = q2_write_header_locked(q);
 			if (!r)
 				r = node_flush(q->file);
@@ -423,6 +426,8 @@ static void q2_free(struct qcow2 *q)
 	}
 	q2_commit_fini(q);
 	q2_chain_drop(q);
+	q2_bitmaps_fini(q);
+	pthread_rwlock_destroy(&q->bm_lock);
 	free(q->free_ext);
 	free(q->meta);
 	free(q->comp_buf);
@@ -507,6 +512,9 @@ static int q2_open(struct blockdev *bd, const struct blk_spec *spec, struct err 
 	pthread_mutex_init(&q->comp_lock, NULL);
 	list_init(&q->clock);
 	list_init(&q->ranges);
+	list_init(&q->bm);
+	list_init(&q->bm_gone);
+	pthread_rwlock_init(&q->bm_lock, NULL);
 	if (spec_opt_u64(spec, "cache-bytes", Q2_CACHE_DEFAULT, 1 << 30, &cache, e) < 0 ||
 	    q2_open_children(q, spec, e) < 0)
 		goto fail;
@@ -541,6 +549,7 @@ static int q2_close(struct blockdev *bd, bool keep_fds)
 	int r = 0, r2;
 
 	if (!keep_fds && !bd->read_only && atomic_load(&q->begun) && !atomic_load(&q->corrupt)) {
+		(void)q2_bitmaps_store(q); /* without them the disk is as good */
 		/* three rounds: unreferenced, refcount down, those refcounts written */
 		for (int i = 0; i < 4 && !r; i++)
 			r = q2_commit(q);

@@ -153,6 +153,14 @@ struct qcow2 {
 	uint64_t comp_cached; /* guest-independent: the L2 entry, 0 none */
 	uint8_t *comp_buf;
 
+	/* dirty bitmaps in RAM: lock order is the image's lock, then this one */
+	pthread_rwlock_t bm_lock;
+	struct list bm, bm_gone; /* q2_bitmap_ram; removed but still in the file */
+	bool bm_loaded;		 /* the list is what counts, not the file */
+	bool bm_owned;		 /* in the file they are marked in use */
+	bool bm_changed;	 /* the directory must be written anew */
+	_Atomic bool bm_on;	 /* one at least is enabled */
+
 	struct q2_chain *_Atomic chain; /* the layers below, merged; NULL until needed */
 };
 
@@ -296,7 +304,32 @@ enum q2_repair { Q2_REPAIR_NONE, Q2_REPAIR_LEAKS, Q2_REPAIR_ALL };
 int q2_check_copied(struct qcow2 *q);
 int q2_check_run(struct qcow2 *q, enum q2_repair how, struct q2_check *c, struct err *e);
 
-/* qcow2_snapshot.c, qcow2_bitmap.c */
+/* qcow2_bitmap_ram.c, qcow2_bitmap_store.c: dirty bitmaps */
+void q2_bitmaps_mark_slow(struct qcow2 *q, uint64_t off, uint64_t len);
+bool q2_bitmaps_try_mark_slow(struct qcow2 *q, uint64_t off, uint64_t len);
+/* q2_bitmaps_mark() - before [off, off+len) changes. */
+static inline void q2_bitmaps_mark(struct qcow2 *q, uint64_t off, uint64_t len)
+{
+	if (atomic_load_explicit(&q->bm_on, memory_order_relaxed))
+		q2_bitmaps_mark_slow(q, off, len);
+}
+static inline bool q2_bitmaps_try_mark(struct qcow2 *q, uint64_t off, uint64_t len)
+{
+	return !atomic_load_explicit(&q->bm_on, memory_order_relaxed) ||
+	       q2_bitmaps_try_mark_slow(q, off, len);
+}
+int q2_bitmaps_resize(struct qcow2 *q, uint64_t size);
+void q2_bitmaps_fini(struct qcow2 *q);
+/* q2_bitmaps_own() - before the first change of the image: load them, mark them in use. */
+int q2_bitmaps_own(struct qcow2 *q);
+int q2_bitmaps_store(struct qcow2 *q); /* at close, after the last request */
+
+/* qcow2_header.c */
+/* q2_header_rewrite() - the first sector with its extensions anew, atomically: the bitmap directory
+ * as @q has it, the backing file's name (NULL: none). Needs a commit before where tables moved. */
+int q2_header_rewrite(struct qcow2 *q, const char *name, const char *format);
+
+/* qcow2_snapshot.c */
 int q2_snapshots_load(struct qcow2 *q, struct q2_snapshot **list, struct err *e);
 
 static inline uint64_t q2_clusters(const struct qcow2 *q, uint64_t bytes)

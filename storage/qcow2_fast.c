@@ -153,7 +153,8 @@ int q2_map(struct blockdev *bd, bool write, const struct blk_req *r, uint64_t of
 	struct q2_flight *f = (struct q2_flight *)(void *)p->priv;
 	int ret;
 
-	if (write && (!q->file->ops->map || !atomic_load(&q->begun) || atomic_load(&q->corrupt)))
+	if (write && (!q->file->ops->map || !atomic_load(&q->begun) || atomic_load(&q->corrupt) ||
+		      !q2_bitmaps_try_mark(q, off, r->len_bytes)))
 		return -EAGAIN;
 	f->q = q;
 	f->fresh = false;

@@ -397,6 +397,7 @@ int q2_rw(struct blockdev *bd, bool write, struct blk_buf b, uint64_t off, uint6
 	if (r)
 		return r;
 	epoch = q2_epoch_enter(q);
+	q2_bitmaps_mark(q, off, len);
 	r = q2_write(q, b, off, len);
 	q2_epoch_leave(q, epoch);
 	return r ? r : q2_relieve(q);
@@ -536,6 +537,7 @@ int q2_zero(struct blockdev *bd, uint64_t off, uint64_t len, uint32_t flags)
 	if (r)
 		return r;
 	epoch = q2_epoch_enter(q);
+	q2_bitmaps_mark(q, off, len);
 	while (len && !r) {
 		struct q2_seg s;
 		uint64_t n;
@@ -645,6 +647,7 @@ int q2_write_compressed(struct qcow2 *q, uint64_t off, const void *comp, uint64_
 		return r;
 	if (comp_len >= q->cluster_size)
 		return -EFBIG;
+	q2_bitmaps_mark(q, off, q->cluster_size);
 	q2_range_take(q, &range, off, off + q->cluster_size);
 	pthread_rwlock_wrlock(&q->lock);
 	r = q2_entry_locked(q, off, &old);

@@ -110,6 +110,8 @@ int q2_resize(struct blockdev *bd, uint64_t size, struct err *e)
 			       "%s: has internal snapshots; delete them or convert the disk first",
 			       bd->label);
 	r = q2_begin_write(q);
+	if (!r)
+		r = q2_bitmaps_resize(q, size);
 	if (!r && size < old) {
 		r = q2_shrink_clusters(q, size, old);
 		if (!r)

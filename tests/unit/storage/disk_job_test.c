@@ -436,7 +436,7 @@ static void internal_snapshots_are_listed_read_and_deleted(void **state)
 	}
 }
 
-static void bitmaps_are_read_and_a_foreign_write_makes_them_stale(void **state)
+static void bitmaps_are_read_and_lost_by_who_does_not_keep_them(void **state)
 {
 	uint8_t *bits, buf[512] = { 1 };
 	uint64_t n, gran;
@@ -459,9 +459,19 @@ static void bitmaps_are_read_and_a_foreign_write_makes_them_stale(void **state)
 		assert_int_equal(bits[i / 8] >> (i % 8) & 1, i == 2 || i == 16);
 	free(bits);
 	assert_int_equal(blk_close(bd), 0);
+	/* a writer that knows no bitmaps clears the autoclear bit */
+	int fd = disk_fd("bm", O_RDWR);
+
+	assert_int_equal(pwrite(fd, "\0\0\0\0\0\0\0\0", 8, 88), 8);
+	close(fd);
+	bd = disk_open("bm", "qcow2", NULL, true, BLK_CACHE_WRITEBACK);
+	assert_int_equal(qcow2_bitmap_read(bd, "b0", &bits, &n, &gran, &e), -ESTALE);
+	assert_int_equal(blk_close(bd), 0);
+	/* and our next write forgets them for good: what they point to may be anybody's */
 	bd = disk_open("bm", "qcow2", NULL, false, BLK_CACHE_WRITEBACK);
 	assert_int_equal(blk_pwrite(bd, buf, 512, 3 * MIB), 0);
 	assert_int_equal(blk_close(bd), 0);
+	e = (struct err){ 0 };
 	bd = disk_open("bm", "qcow2", NULL, true, BLK_CACHE_WRITEBACK);
 	assert_int_equal(qcow2_bitmap_read(bd, "b0", &bits, &n, &gran, &e), -ESTALE);
 	assert_int_equal(blk_close(bd), 0);
@@ -479,7 +489,7 @@ int main(void)
 		cmocka_unit_test(rebase_keeps_what_the_disk_shows),
 		cmocka_unit_test(map_and_info_mean_what_qemu_img_means),
 		cmocka_unit_test(internal_snapshots_are_listed_read_and_deleted),
-		cmocka_unit_test(bitmaps_are_read_and_a_foreign_write_makes_them_stale),
+		cmocka_unit_test(bitmaps_are_read_and_lost_by_who_does_not_keep_them),
 	};
 
 	return cmocka_run_group_tests(tests, disk_setup, disk_teardown);
