@@ -35,6 +35,7 @@
 #include "vmd/config.h"
 #include "vmd/listen.h"
 #include "vmd/priv/priv.h"
+#include "vmd/restore.h"
 #include "vmd/roles.h"
 
 #define VMD_VERSION "0.1"
@@ -162,21 +163,25 @@ static int role_run(const char *role, const char *ids, bool root, bool tls)
 
 static void main_usage(FILE *f)
 {
-	fputs("usage: vmd [OPTION]...\n"
-	      "The daemon that runs virtual machines. It stays in the foreground; guests outlive "
-	      "it.\n\n"
-	      "  --user           rootless: as yourself, below your XDG directories\n"
-	      "  --config FILE    instead of " CONFIG_PATH "\n"
-	      "  --state DIR      state_dir\n"
-	      "  --run DIR        run_dir\n"
-	      "  --socket PATH    socket: where the API listens\n"
-	      "  --set KEY=VALUE  any key of vmd.conf(5)\n"
-	      "  --foreground     accepted for the sake of habit; vmd never leaves the foreground\n"
-	      "  --check-config   read the configuration, print it, and exit\n"
-	      "  --version        print the version and exit\n"
-	      "  --help           print this and exit\n\n"
-	      "vmd.conf holds \"key = value\" lines:\n",
-	      f);
+	fputs(
+	    "usage: vmd [OPTION]...\n"
+	    "The daemon that runs virtual machines. It stays in the foreground; guests outlive "
+	    "it.\n\n"
+	    "  --user           rootless: as yourself, below your XDG directories\n"
+	    "  --config FILE    instead of " CONFIG_PATH "\n"
+	    "  --state DIR      state_dir\n"
+	    "  --run DIR        run_dir\n"
+	    "  --socket PATH    socket: where the API listens\n"
+	    "  --set KEY=VALUE  any key of vmd.conf(5)\n"
+	    "  --foreground     accepted for the sake of habit; vmd never leaves the foreground\n"
+	    "  --restore        put the last copy of the data base in its place, keep the damaged "
+	    "one, and exit\n"
+	    "  --restore=FILE   another copy; --restore=empty: begin a new one\n"
+	    "  --check-config   read the configuration, print it, and exit\n"
+	    "  --version        print the version and exit\n"
+	    "  --help           print this and exit\n\n"
+	    "vmd.conf holds \"key = value\" lines:\n",
+	    f);
 	config_help(f);
 }
 
@@ -188,6 +193,7 @@ enum {
 	OPT_SOCKET,
 	OPT_SET,
 	OPT_FOREGROUND,
+	OPT_RESTORE,
 	OPT_CHECK,
 	OPT_VERSION,
 	OPT_HELP,
@@ -206,6 +212,7 @@ static const struct option main_options[] = {
 	{ "socket", required_argument, NULL, OPT_SOCKET },
 	{ "set", required_argument, NULL, OPT_SET },
 	{ "foreground", no_argument, NULL, OPT_FOREGROUND },
+	{ "restore", optional_argument, NULL, OPT_RESTORE },
 	{ "check-config", no_argument, NULL, OPT_CHECK },
 	{ "version", no_argument, NULL, OPT_VERSION },
 	{ "help", no_argument, NULL, OPT_HELP },
@@ -220,7 +227,7 @@ static const struct option main_options[] = {
 #define MAIN_SETS_MAX 64
 
 struct main_args {
-	const char *config, *role, *role_ids;
+	const char *config, *role, *role_ids, *restore;
 	bool user, check, role_root, role_tls;
 	/* "key=value" in order, from --set and the options that are one key */
 	char *sets[MAIN_SETS_MAX];
@@ -275,6 +282,9 @@ static int main_parse(struct main_args *a, int argc, char **argv)
 			ret = strchr(optarg, '=') ? main_add_set(a, NULL, optarg) : -EINVAL;
 			break;
 		case OPT_FOREGROUND:
+			break;
+		case OPT_RESTORE:
+			a->restore = optarg ? optarg : "";
 			break;
 		case OPT_CHECK:
 			a->check = true;
@@ -387,6 +397,8 @@ int main(int argc, char **argv)
 		      : !strcmp(cfg.log_level, "warn")	? LOG_WARN_
 		      : !strcmp(cfg.log_level, "error") ? LOG_ERR_
 							: LOG_INFO_);
+	if (a.restore)
+		return restore_db(&cfg, a.restore);
 	main_make_dirs(cfg.state_dir);
 	main_make_dirs(cfg.run_dir);
 	mkdir(cfg.run_dir, 0755);

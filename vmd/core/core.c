@@ -12,16 +12,19 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "common/cleanup.h"
 #include "common/log.h"
+#include "common/overflow.h"
 #include "common/text.h"
 #include "common/units.h"
 #include "vmd/core/internal.h"
 
-#define UID_SLOTS 65536 /* the most guests with a process at once */
-#define SWEEP_NS  (60 * NS_PER_S)
+#define UID_SLOTS    65536 /* the most guests with a process at once */
+#define SWEEP_NS     (60 * NS_PER_S)
+#define COPY_EVERY_S (24 * 3600)
 
 static void core_priv_event(void *arg, struct peer *p, struct wire_buf *b)
 {
@@ -59,6 +62,13 @@ static void core_retry(void *arg)
 	if (!c->read_only)
 		return;
 	if (!c->store_ops->writable(c->store)) {
+		/* opened read-only: only a new core opens it otherwise, and priv starts one */
+		if (!strchr(c->db_path, '/') && access(".", W_OK) == 0 &&
+		    access(c->db_path, W_OK) == 0) {
+			log_info("the state can be written again: core starts anew");
+			c->stopping = true;
+			loop_stop(c->loop);
+		}
 		loop_timer_after(&c->retry, 5 * NS_PER_S);
 		return;
 	}
@@ -72,6 +82,68 @@ static void core_sweep(void *arg)
 
 	guest_trash_sweep(c);
 	loop_timer_after(&c->sweep, SWEEP_NS);
+}
+
+/* core_copy_due() - ns until the database wants a copy again: a day after the last. */
+static uint64_t core_copy_due(struct core *c)
+{
+	struct stat st;
+	char path[540];
+	int64_t age;
+
+	snprintf(path, sizeof(path), "%s.copy", c->db_path);
+	age = stat(path, &st) == 0 ? (int64_t)(clock_real_ms() / 1000) - (int64_t)st.st_mtime
+				   : COPY_EVERY_S;
+	/* a clock that was set back makes none wait for years */
+	if (age < 0 || age > COPY_EVERY_S)
+		age = COPY_EVERY_S;
+	return MAX((uint64_t)(COPY_EVERY_S - age) * NS_PER_S, 2 * NS_PER_S);
+}
+
+static void core_copy(void *arg)
+{
+	struct core *c = arg;
+	struct err e = { 0 };
+	int r;
+
+	/* its pages are read outside of transactions */
+	round_commit(c);
+	r = c->read_only ? -EROFS : c->store_ops->copy(c->store, &e);
+	if (r > 0) {
+		loop_timer_after(&c->copy, 2 * NS_PER_MS);
+		return;
+	}
+	if (r < 0 && r != -EROFS) {
+		log_error("%s", e.detail);
+		event_add(c, r == -EUCLEAN ? "state.damaged" : "state.copy-failed", "host", "local",
+			  "%s", e.detail);
+	}
+	loop_timer_after(&c->copy, r < 0 ? 600 * NS_PER_S : core_copy_due(c));
+}
+
+/* core_damaged() - the whole story for the person who has to mend it. */
+static void core_damaged(struct core *c, struct err *e)
+{
+	static const char *const ends[] = { ".copy", ".copy.1" };
+	char path[540], when[32], what[200];
+	const char *is = strstr(e->detail, " is damaged: ");
+	struct stat st;
+
+	snprintf(what, sizeof(what), "%s%.190s", is ? "" : ": ", is ? is : e->detail);
+	err_set(e, EUCLEAN, "database-damaged",
+		"database %.120s/db/%.60s%s; it is left as it is, and guests run on",
+		jstr_or(c->settings, "state_dir", "."), c->db_path, what);
+	for (size_t i = 0; i < ARRAY_SIZE(ends); i++) {
+		snprintf(path, sizeof(path), "%s%s", c->db_path, ends[i]);
+		if (stat(path, &st) < 0)
+			continue;
+		time_text((uint64_t)st.st_mtime * 1000, when);
+		err_hint(e, "vmd --restore puts its copy of %s in its place", when);
+		return;
+	}
+	err_hint(e,
+		 "there is no copy of it yet; vmd --restore=empty begins a new one and keeps the "
+		 "damaged one beside it");
 }
 
 static void core_settings(struct core *c, const char *text)
@@ -112,6 +184,7 @@ void core_free(struct core *c)
 	peer_free(c->priv);
 	loop_timer_stop(&c->retry);
 	loop_timer_stop(&c->sweep);
+	loop_timer_stop(&c->copy);
 	obj_free_all(c);
 	if (c->store)
 		c->store_ops->close(c->store);
@@ -126,7 +199,6 @@ struct core *core_new(struct loop *l, int priv_sock, int api_sock, const char *d
 		      const char *settings, struct err *e)
 {
 	struct core *c = calloc(1, sizeof(*c));
-	bool moved = false;
 
 	if (!c) {
 		err_set(e, ENOMEM, "no-memory", "no memory");
@@ -148,25 +220,27 @@ struct core *core_new(struct loop *l, int priv_sock, int api_sock, const char *d
 	list_init(&c->jobs_waiting);
 	loop_timer_init(l, &c->retry, core_retry, c);
 	loop_timer_init(l, &c->sweep, core_sweep, c);
+	loop_timer_init(l, &c->copy, core_copy, c);
 	c->macs = json_object();
 	c->ips = json_object();
 	core_settings(c, settings);
 	c->uid_used = calloc(1, c->uid_slots);
 	c->store_ops = &store_sqlite;
-	c->store = c->store_ops->open(db_path, &moved, e);
-	if (!c->store || !c->uid_used || obj_load_all(c, e) < 0)
+	snprintf(c->db_path, sizeof(c->db_path), "%s", db_path);
+	c->store = c->store_ops->open(db_path, e);
+	if (!c->store || !c->uid_used || obj_load_all(c, e) < 0) {
+		if (e->num == EUCLEAN)
+			core_damaged(c, e);
 		goto fail;
+	}
 	if (!c->store_ops->writable(c->store)) {
 		log_error("the database cannot be written: read-only; guests go on");
 		c->read_only = true;
 		snprintf(c->read_only_why, sizeof(c->read_only_why),
 			 "the database file cannot be written");
+		loop_timer_after(&c->retry, 5 * NS_PER_S);
 	}
 	c->event_seq = c->store_ops->event_last(c->store);
-	if (moved)
-		event_add(
-		    c, "state.damaged", "host", "local",
-		    "the database was damaged; a copy was kept beside it and a new one begun");
 	list_for_each (p, &c->kinds[K_GUEST].all) {
 		struct obj *o = container_of(p, struct obj, node);
 
@@ -201,6 +275,7 @@ void core_begin(struct core *c)
 	net_up_all(c);
 	guest_adopt_all(c);
 	loop_timer_after(&c->sweep, SWEEP_NS);
+	loop_timer_after(&c->copy, core_copy_due(c));
 }
 
 static void core_signal(void *arg, int signo)
@@ -232,8 +307,9 @@ int core_main(int setup_fd)
 	l = loop_new();
 	c = l ? core_new(l, setup_fd, m.peer, "vmd.db", m.settings, &e) : NULL;
 	if (!c) {
-		log_error("cannot start: %s", e.detail);
-		return 1;
+		log_error("cannot start: %s%s%s", e.detail, *e.hint ? "; " : "", e.hint);
+		/* what another try does not mend */
+		return e.num == EUCLEAN || e.num == EPROTO ? 78 /* EX_CONFIG */ : 1;
 	}
 	m.peer = -1;
 	c->user_mode = m.user_mode != 0;

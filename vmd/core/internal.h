@@ -403,7 +403,8 @@ struct core {
 	struct store *store;
 	bool read_only; /* the store refuses: reads go on, writes are answered 503 */
 	char read_only_why[256];
-	struct loop_timer retry, sweep, usage;
+	struct loop_timer retry, sweep, usage, copy;
+	char db_path[512];
 	struct kind_index kinds[K_COUNT];
 	struct list undo, out, reqs, op_starts, tickets;
 	struct req *cur;    /* being handled: its writes are asked for */

@@ -440,16 +440,17 @@ static void round_read_only(struct core *c, const struct err *e)
 			  e->detail);
 	c->read_only = true;
 	snprintf(c->read_only_why, sizeof(c->read_only_why), "%.250s", e->detail);
-	loop_timer_after(&c->retry, RETRY_NS);
+	/* requests that go on being refused do not put it off */
+	if (!c->retry.deadline_ns)
+		loop_timer_after(&c->retry, RETRY_NS);
 }
 
 void round_commit(struct core *c)
 {
 	struct err e = { 0 };
-	int r = 0;
+	bool writes = !list_empty(&c->undo) || log_round_pending(c);
+	int r = writes ? round_write(c, &e) : 0;
 
-	if (!list_empty(&c->undo) || log_round_pending(c))
-		r = round_write(c, &e);
 	if (r) {
 		c->n.refused++;
 		round_read_only(c, &e);
@@ -461,7 +462,7 @@ void round_commit(struct core *c)
 	}
 	log_round_done(c);
 	c->n.commits++;
-	if (c->read_only) {
+	if (c->read_only && writes) {
 		log_info("the database takes writes again");
 		c->read_only = false;
 	}
@@ -523,8 +524,9 @@ int obj_load_all(struct core *c, struct err *e)
 		if (r < 0)
 			return r;
 		if (a.bad)
-			log_error("database: %u rows of kind %s are not JSON objects; left out",
-				  a.bad, kind_names[k]);
+			return err_set(e, EUCLEAN, "database-damaged",
+				       "%u rows of kind %s are not JSON objects", a.bad,
+				       kind_names[k]);
 	}
 	return 0;
 }

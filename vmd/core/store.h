@@ -30,13 +30,15 @@ typedef int store_event_fn(void *arg, int64_t seq, const char *json);
 
 struct store_ops {
 	const char *name;
-	/* @path: of the database file. A damaged one is moved aside (NAME.damaged-TIME) and a new
-	 * one made:
-	 * *@moved tells. Fails with -EROFS where nothing can be written and no readable file is
+	/* @path: of the database file. A damaged one is left as it is and not opened: -EUCLEAN, with
+	 * what is wrong. Fails with -EROFS where nothing can be written and no readable file is
 	 * there. */
-	struct store *(*open)(const char *path, bool *moved, struct err *e);
+	struct store *(*open)(const char *path, struct err *e);
 	void (*close)(struct store *s);
 	bool (*writable)(struct store *s);
+	/* A copy beside the database, a few pages a call, between transactions. 1: call again; 0: it
+	 * is there; -EUCLEAN: the database is damaged. */
+	int (*copy)(struct store *s, struct err *e);
 	int (*begin)(struct store *s, struct err *e);
 	int (*commit)(struct store *s, struct err *e);
 	void (*rollback)(struct store *s);
@@ -62,6 +64,16 @@ extern const struct store_ops store_sqlite;
 
 #define STORE_VERSION 3
 struct sqlite3;
+
+/* ---- store_copy.c ---- */
+struct store_copy;
+/* store_copy_step() - @pages more (-1: all) of @from into @path, *@at NULL to begin. As copy(). */
+int store_copy_step(struct store_copy **at, struct sqlite3 *from, const char *path, int pages,
+		    struct err *e);
+void store_copy_free(struct store_copy *c); /* given up: nothing of it stays */
+/* store_sound() - does the structure hold? If not, @why. */
+bool store_sound(struct sqlite3 *db, char *why, size_t len);
+
 /* migrate() - bring @db from whatever version it has to STORE_VERSION, in one transaction. -EPROTO:
  * newer than this program. */
 int migrate(struct sqlite3 *db, struct err *e);

@@ -2,9 +2,9 @@
  *
  * WAL, synchronous=FULL: what was committed survives a power cut. One connection writes and
  * checkpoints. A file that sqlite finds damaged (at open, by the quick check of its structure) is
- * moved aside whole, with its WAL, and a new one begun, so that the daemon comes up and its guests
- * are adopted; the moved copy is for a person. A place that cannot be written opens read-only.
- * Statements are prepared once.
+ * refused and left as it is: to go on with an empty one would lose every guest's definition from
+ * sight, quietly. Copies are made beside it, daily and before an upgrade (store_copy.c). A place
+ * that cannot be written opens read-only. Statements are prepared once.
  */
 #include <errno.h>
 #include <sqlite3.h>
@@ -19,6 +19,7 @@
 #include "vmd/core/store.h"
 
 #define IDEM_KEEP_S (24 * 3600)
+#define COPY_PAGES  64
 
 enum {
 	Q_PUT,
@@ -63,6 +64,8 @@ struct store_change {
 struct store {
 	sqlite3 *db;
 	sqlite3_stmt *q[Q_COUNT];
+	char path[512];
+	struct store_copy *copy;
 	bool writable, in_txn;
 	store_watch_fn *watch;
 	void *watch_arg;
@@ -116,6 +119,7 @@ static void sqlite_store_close(struct store *s)
 {
 	if (!s)
 		return;
+	store_copy_free(s->copy);
 	for (int i = 0; i < Q_COUNT; i++)
 		sqlite3_finalize(s->q[i]);
 	sqlite3_close(s->db);
@@ -123,61 +127,84 @@ static void sqlite_store_close(struct store *s)
 	free(s);
 }
 
-static bool store_damaged(struct store *s)
+/* store_probe() - the first look into the file, which sqlite opens lazily: 0, or an sqlite error. */
+static int store_probe(struct store *s, char *why, size_t len)
 {
 	sqlite3_stmt *st = NULL;
-	bool bad = true;
 	int r = sqlite3_prepare_v2(s->db, "SELECT count(*) FROM sqlite_master", -1, &st, NULL);
 
-	if (r == SQLITE_OK && (r = sqlite3_step(st)) == SQLITE_ROW)
-		bad = false;
+	if (r == SQLITE_OK)
+		r = sqlite3_step(st);
+	snprintf(why, len, "%.150s", sqlite3_errmsg(s->db));
 	sqlite3_finalize(st);
-	if (bad)
-		return store_errno(r) == EUCLEAN;
-	/* structure only, pages in order: a few ms for 10,000 guests */
-	r = sqlite3_prepare_v2(s->db, "PRAGMA quick_check(1)", -1, &st, NULL);
-	if (r == SQLITE_OK && (r = sqlite3_step(st)) == SQLITE_ROW) {
-		const char *text = (const char *)sqlite3_column_text(st, 0);
-
-		bad = !text || strcmp(text, "ok");
-	} else {
-		bad = store_errno(r) == EUCLEAN;
-	}
-	sqlite3_finalize(st);
-	return bad;
+	if (r != SQLITE_ROW)
+		return r;
+	return store_sound(s->db, why, len) ? SQLITE_OK : SQLITE_CORRUPT;
 }
 
-static struct store *store_try_open(const char *path, int flags, int *rc)
+/* @vfs: NULL the usual one; @exclusive: nobody else opens it, no shared memory file is needed */
+static struct store *store_try_open(const char *path, const char *name, int flags, const char *vfs,
+				    bool exclusive, int *rc, char *why, size_t len)
 {
 	struct store *s = calloc(1, sizeof(*s));
 
 	*rc = SQLITE_NOMEM;
 	if (!s)
 		return NULL;
-	*rc = sqlite3_open_v2(path, &s->db, flags, NULL);
-	if (*rc != SQLITE_OK) {
-		sqlite_store_close(s);
-		return NULL;
+	snprintf(s->path, sizeof(s->path), "%s", path);
+	*rc = sqlite3_open_v2(name, &s->db, flags, vfs);
+	if (*rc == SQLITE_OK) {
+		sqlite3_busy_timeout(s->db, 2000);
+		s->writable =
+		    (flags & SQLITE_OPEN_READWRITE) && !sqlite3_db_readonly(s->db, "main");
+		if (exclusive)
+			store_exec(s, "PRAGMA locking_mode = EXCLUSIVE");
+		*rc = store_probe(s, why, len);
+	} else {
+		snprintf(why, len, "%.150s", sqlite3_errstr(*rc));
 	}
-	sqlite3_busy_timeout(s->db, 2000);
-	s->writable = (flags & SQLITE_OPEN_READWRITE) && !sqlite3_db_readonly(s->db, "main");
-	return s;
+	if (*rc == SQLITE_OK)
+		return s;
+	sqlite_store_close(s);
+	return NULL;
 }
 
-static int store_move_aside(const char *path, char *moved, size_t len)
+/* A WAL database where nothing can be written: sqlite wants its shared memory file, unless it is told
+ * that there is nobody else (priv's lock sees to that); and where there is no WAL either, that
+ * nothing changes. */
+static struct store *store_try_read_only(const char *path, int *rc, char *why, size_t len)
 {
-	static const char *const ends[] = { "", "-wal", "-shm" };
+	char uri[540];
+	struct store *s =
+	    store_try_open(path, path, SQLITE_OPEN_READONLY, "unix-none", true, rc, why, len);
 
-	snprintf(moved, len, "%s.damaged-%llu", path, (unsigned long long)clock_real_ms());
-	for (size_t i = 0; i < ARRAY_SIZE(ends); i++) {
-		char from[600], to[600];
+	if (s || store_errno(*rc) == EUCLEAN)
+		return s;
+	snprintf(uri, sizeof(uri), "file:%s?immutable=1", path);
+	return store_try_open(path, uri, SQLITE_OPEN_READONLY | SQLITE_OPEN_URI, NULL, false, rc,
+			      why, len);
+}
 
-		snprintf(from, sizeof(from), "%s%s", path, ends[i]);
-		snprintf(to, sizeof(to), "%s%s", moved, ends[i]);
-		if (rename(from, to) < 0 && (errno != ENOENT || i == 0))
-			return -errno;
-	}
-	return 0;
+/* store_upgrade_copy() - what an older program left is kept as PATH.vN before it is changed. */
+static int store_upgrade_copy(struct store *s, struct err *e)
+{
+	struct store_copy *at = NULL;
+	sqlite3_stmt *st = NULL;
+	int version = 0, r;
+	char path[560];
+
+	if (sqlite3_prepare_v2(s->db, "PRAGMA user_version", -1, &st, NULL) == SQLITE_OK &&
+	    sqlite3_step(st) == SQLITE_ROW)
+		version = sqlite3_column_int(st, 0);
+	sqlite3_finalize(st);
+	if (version <= 0 || version >= STORE_VERSION)
+		return 0;
+	snprintf(path, sizeof(path), "%s.v%d", s->path, version);
+	r = store_copy_step(&at, s->db, path, -1, e);
+	store_copy_free(at);
+	if (r < 0)
+		err_prefix(e, "before the upgrade from version %d", version);
+	return r < 0 ? r : 0;
 }
 
 static int store_setup(struct store *s, struct err *e)
@@ -200,7 +227,9 @@ static int store_setup(struct store *s, struct err *e)
 			s->writable = false;
 	}
 	if (s->writable) {
-		r = migrate(s->db, e);
+		r = store_upgrade_copy(s, e);
+		if (!r)
+			r = migrate(s->db, e);
 		if (r == -ENOSPC || r == -EROFS)
 			s->writable = false;
 		else if (r < 0)
@@ -215,51 +244,38 @@ static int store_setup(struct store *s, struct err *e)
 	return 0;
 }
 
-static struct store *sqlite_store_open(const char *path, bool *moved, struct err *e)
+static struct store *sqlite_store_open(const char *path, struct err *e)
 {
-	char aside[560];
 	struct store *s;
-	int rc, r;
+	char why[160] = "";
+	int rc;
 
-	*moved = false;
-	for (int tries = 0; tries < 2; tries++) {
-		s = store_try_open(path, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, &rc);
-		if (!s)
-			s = store_try_open(path, SQLITE_OPEN_READONLY, &rc);
-		if (!s) {
-			err_set(e, store_errno(rc), "store-failed",
-				"database %s: cannot be opened: %s", path, sqlite3_errstr(rc));
-			return NULL;
-		}
-		if (!store_damaged(s)) {
-			r = store_setup(s, e);
-			if (!r)
-				return s;
-			sqlite_store_close(s);
-			if (r != -EUCLEAN)
-				return NULL;
-		} else {
-			sqlite_store_close(s);
-		}
-		r = store_move_aside(path, aside, sizeof(aside));
-		if (r < 0) {
-			err_set(e, EUCLEAN, "database-damaged",
-				"database %s is damaged and cannot be moved aside: %s", path,
-				strerror(-r));
-			return NULL;
-		}
-		*moved = true;
-		log_error("database %s is damaged; kept as %s, starting with an empty one", path,
-			  aside);
-	}
-	err_set(e, EUCLEAN, "database-damaged",
-		"database %s is damaged again right after it was made anew", path);
+	s = store_try_open(path, path, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, NULL, false, &rc,
+			   why, sizeof(why));
+	if (!s && store_errno(rc) != EUCLEAN)
+		s = store_try_read_only(path, &rc, why, sizeof(why));
+	if (!s && store_errno(rc) == EUCLEAN)
+		err_set(e, EUCLEAN, "database-damaged", "database %s is damaged: %s", path, why);
+	else if (!s)
+		err_set(e, store_errno(rc), "store-failed", "database %s: cannot be opened: %s",
+			path, why);
+	else if (store_setup(s, e) == 0)
+		return s;
+	sqlite_store_close(s);
 	return NULL;
 }
 
 static bool sqlite_store_writable(struct store *s)
 {
 	return s->writable;
+}
+
+static int sqlite_store_copy(struct store *s, struct err *e)
+{
+	char path[560];
+
+	snprintf(path, sizeof(path), "%s.copy", s->path);
+	return store_copy_step(&s->copy, s->db, path, COPY_PAGES, e);
 }
 
 static int sqlite_store_begin(struct store *s, struct err *e)
@@ -503,6 +519,7 @@ const struct store_ops store_sqlite = {
 	.open = sqlite_store_open,
 	.close = sqlite_store_close,
 	.writable = sqlite_store_writable,
+	.copy = sqlite_store_copy,
 	.begin = sqlite_store_begin,
 	.commit = sqlite_store_commit,
 	.rollback = sqlite_store_rollback,

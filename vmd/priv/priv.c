@@ -476,7 +476,7 @@ static void priv_role_ended(void *arg, int fd, uint32_t events)
 	/* an orderly end that nobody asked for is a refusal to run: say so and go */
 	if (r == &p->core && si.si_code == CLD_EXITED && si.si_status == 78 /* EX_CONFIG */) {
 		log_error("core refuses to run");
-		p->exit_status = 1;
+		p->exit_status = 78;
 		loop_stop(p->loop);
 		return;
 	}

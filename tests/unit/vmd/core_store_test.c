@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "vmd/core/internal.h"
@@ -72,20 +73,38 @@ static void fixture(int version)
 	sqlite3_close(db);
 }
 
+/* guests in the copy that was made before the upgrade from @version */
+static int kept_version(int version)
+{
+	char copy[200];
+	sqlite3_stmt *st;
+	sqlite3 *db;
+	int n;
+
+	snprintf(copy, sizeof(copy), "%s.v%d", path, version);
+	assert_int_equal(sqlite3_open_v2(copy, &db, SQLITE_OPEN_READONLY, NULL), SQLITE_OK);
+	assert_int_equal(sqlite3_prepare_v2(db, "SELECT count(*) FROM objects", -1, &st, NULL),
+			 SQLITE_OK);
+	assert_int_equal(sqlite3_step(st), SQLITE_ROW);
+	n = sqlite3_column_int(st, 0);
+	sqlite3_finalize(st);
+	sqlite3_close(db);
+	return n;
+}
+
 static void store_upgrades_each_old_version(void **state)
 {
 	for (int v = 1; v < STORE_VERSION; v++) {
 		struct err e = { 0 };
 		unsigned n = 0;
-		bool moved;
 		struct store *s;
 		char *answer = NULL;
 
 		unlink(path);
 		fixture(v);
-		s = store_sqlite.open(path, &moved, &e);
+		s = store_sqlite.open(path, &e);
 		assert_non_null(s);
-		assert_false(moved);
+		assert_int_equal(kept_version(v), 1);
 		assert_int_equal(store_sqlite.list(s, "guest", seen_row, &n, &e), 0);
 		assert_int_equal(n, 1);
 		assert_int_equal(store_sqlite.idem_put(s, "k", "a", 1000, &e), 0);
@@ -99,43 +118,131 @@ static void store_upgrades_each_old_version(void **state)
 static void store_refuses_a_newer_version(void **state)
 {
 	struct err e = { 0 };
-	bool moved;
 	sqlite3 *db;
 
 	assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
 	assert_int_equal(sqlite3_exec(db, "PRAGMA user_version = 99", NULL, NULL, NULL), SQLITE_OK);
 	sqlite3_close(db);
-	assert_null(store_sqlite.open(path, &moved, &e));
+	assert_null(store_sqlite.open(path, &e));
 	assert_string_equal(e.code, "database-newer");
 	assert_int_equal(access(path, F_OK), 0);
 }
 
-static void store_moves_a_damaged_file_aside(void **state)
+static void store_refuses_a_damaged_file_and_leaves_it(void **state)
 {
 	struct err e = { 0 };
-	bool moved = false;
-	char junk[8192], cmd[200];
-	struct store *s;
-	int fd = open(path, O_CREAT | O_WRONLY | O_TRUNC, 0600);
+	char junk[8192], again[8192];
+	int fd = open(path, O_CREAT | O_RDWR | O_TRUNC, 0600);
 
 	memset(junk, 0x5a, sizeof(junk));
 	assert_int_equal(write(fd, junk, sizeof(junk)), sizeof(junk));
+	assert_null(store_sqlite.open(path, &e));
+	assert_int_equal(e.num, EUCLEAN);
+	assert_string_equal(e.code, "database-damaged");
+	assert_int_equal(pread(fd, again, sizeof(again), 0), sizeof(again));
+	assert_memory_equal(junk, again, sizeof(junk));
 	close(fd);
-	s = store_sqlite.open(path, &moved, &e);
+}
+
+static void put_one(struct store *s, const char *id)
+{
+	static char doc[4000];
+	struct store_row row = { "guest", id, id, 1, doc, NULL };
+	struct err e = { 0 };
+
+	memset(doc, ' ', sizeof(doc) - 1);
+	memcpy(doc, "{}", 2);
+	assert_int_equal(store_sqlite.begin(s, &e), 0);
+	assert_int_equal(store_sqlite.put(s, &row, &e), 0);
+	assert_int_equal(store_sqlite.commit(s, &e), 0);
+}
+
+/* all but the first page overwritten: more than sqlite has in memory */
+static void damage(void)
+{
+	char junk[4096];
+	struct stat st;
+	int fd = open(path, O_WRONLY);
+
+	memset(junk, 0xa5, sizeof(junk));
+	assert_int_equal(fstat(fd, &st), 0);
+	for (off_t at = 4096; at < st.st_size; at += 4096)
+		assert_int_equal(pwrite(fd, junk, sizeof(junk), at), sizeof(junk));
+	close(fd);
+}
+
+static int count_row(void *arg, const struct store_row *row)
+{
+	++*(unsigned *)arg;
+	return 0;
+}
+
+static void store_copy_takes_what_is_written_meanwhile(void **state)
+{
+	char copy[200], id[16];
+	struct err e = { 0 };
+	struct store *s = store_sqlite.open(path, &e);
+	unsigned n = 0, calls = 0;
+	int r;
+
 	assert_non_null(s);
-	assert_true(moved);
-	assert_true(store_sqlite.writable(s));
+	for (int i = 0; i < 300; i++) {
+		snprintf(id, sizeof(id), "g%d", i);
+		put_one(s, id);
+	}
+	while ((r = store_sqlite.copy(s, &e)) > 0) {
+		calls++;
+		snprintf(id, sizeof(id), "late%u", calls);
+		put_one(s, id);
+	}
+	assert_int_equal(r, 0);
+	assert_true(calls > 1);
 	store_sqlite.close(s);
-	snprintf(cmd, sizeof(cmd), "ls %s/vmd.db.damaged-* >/dev/null", dir);
-	assert_int_equal(system(cmd), 0);
+	snprintf(copy, sizeof(copy), "%s.copy", path);
+	s = store_sqlite.open(copy, &e);
+	assert_non_null(s);
+	assert_int_equal(store_sqlite.list(s, "guest", count_row, &n, &e), 0);
+	assert_int_equal(n, 300 + calls);
+	store_sqlite.close(s);
+}
+
+static void store_copy_of_a_damaged_file_replaces_no_good_one(void **state)
+{
+	char copy[200], id[16];
+	struct err e = { 0 };
+	struct store *s = store_sqlite.open(path, &e);
+	struct stat before, after;
+	int r;
+
+	assert_non_null(s);
+	for (int i = 0; i < 1500; i++) {
+		snprintf(id, sizeof(id), "g%d", i);
+		put_one(s, id);
+	}
+	while ((r = store_sqlite.copy(s, &e)) > 0)
+		;
+	assert_int_equal(r, 0);
+	snprintf(copy, sizeof(copy), "%s.copy", path);
+	assert_int_equal(stat(copy, &before), 0);
+	store_sqlite.close(s); /* checkpoints: the pages are in the file */
+	s = store_sqlite.open(path, &e);
+	assert_non_null(s);
+	damage();
+	while ((r = store_sqlite.copy(s, &e)) > 0)
+		;
+	assert_int_equal(r, -EUCLEAN);
+	assert_int_equal(stat(copy, &after), 0);
+	assert_int_equal(before.st_ino, after.st_ino);
+	store_sqlite.close(s);
+	assert_null(store_sqlite.open(path, &e));
+	assert_string_equal(e.code, "database-damaged");
 }
 
 static void store_rolls_back_as_a_whole(void **state)
 {
 	struct err e = { 0 };
-	bool moved;
 	unsigned n = 0;
-	struct store *s = store_sqlite.open(path, &moved, &e);
+	struct store *s = store_sqlite.open(path, &e);
 	struct store_row a = { "guest", "1", "web", 1, "{}", NULL },
 			 b = { "guest", "2", "web", 1, "{}", NULL };
 
@@ -200,7 +307,12 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(store_upgrades_each_old_version, setup, teardown),
 		cmocka_unit_test_setup_teardown(store_refuses_a_newer_version, setup, teardown),
-		cmocka_unit_test_setup_teardown(store_moves_a_damaged_file_aside, setup, teardown),
+		cmocka_unit_test_setup_teardown(store_refuses_a_damaged_file_and_leaves_it, setup,
+						teardown),
+		cmocka_unit_test_setup_teardown(store_copy_takes_what_is_written_meanwhile, setup,
+						teardown),
+		cmocka_unit_test_setup_teardown(store_copy_of_a_damaged_file_replaces_no_good_one,
+						setup, teardown),
 		cmocka_unit_test_setup_teardown(store_rolls_back_as_a_whole, setup, teardown),
 		cmocka_unit_test(guest_state_names_the_verb_that_helps),
 		cmocka_unit_test(guest_state_without_process_never_takes_live_verbs),
