@@ -17,8 +17,10 @@
 #include "common/overflow.h"
 #include "hypervisor-core/kvm/kvm.h"
 
-#define EFER_SVME (1u << 12)
-#define CR4_VMXE  (1u << 13)
+#define EFER_SVME	 (1u << 12)
+#define CR4_VMXE	 (1u << 13)
+#define MSR_SYSENTER_ESP 0x175
+#define MSR_SYSENTER_EIP 0x176
 
 static struct kvm_msrs *kvm_msrs_new(void)
 {
@@ -167,6 +169,25 @@ static int kvm_set_fpu(const struct kvm_vm *kv, int fd, const struct x86_state *
 		ret = -errno;
 	free(x);
 	return ret;
+}
+
+/* kvm_cpu_is_amd() - the guest's CPU; in long mode such a one has no SYSENTER (AMD APM vol. 2,
+ * 6.1.1). */
+static bool kvm_cpu_is_amd(const struct vm *vm)
+{
+	const struct cpuid_entry *c = cpuid_find(&vm->cpuid, 0, 0);
+
+	return c && (c->ebx == 0x68747541 /* Auth */ || c->ebx == 0x6f677948 /* Hygo */);
+}
+
+/* kvm_drop_sysenter_hi() - KVM takes only 32 bits of these two MSRs for an AMD guest, which can use
+ * no more. What a guest wrote above is left out at once, so that a state says the same before and
+ * after. */
+static void kvm_drop_sysenter_hi(struct x86_state *s)
+{
+	for (unsigned i = 0; i < s->nmsrs; i++)
+		if (s->msr[i].index == MSR_SYSENTER_ESP || s->msr[i].index == MSR_SYSENTER_EIP)
+			s->msr[i].value &= UINT32_MAX;
 }
 
 /* kvm_get_msrs() - KVM stops at the first one that it cannot read: leave that out from now on. */
@@ -352,6 +373,8 @@ int kvm_vcpu_get_state(struct vcpu *v, struct x86_state *s, struct err *e)
 	if (ret == 0) {
 		what = "MSRs";
 		ret = kvm_get_msrs(kv, fd, s);
+		if (kvm_cpu_is_amd(v->vm))
+			kvm_drop_sysenter_hi(s);
 	}
 	if (ret == 0 && kv->debugregs && ioctl(fd, KVM_GET_DEBUGREGS, &dr) == 0) {
 		memcpy(s->dr, dr.db, sizeof(s->dr));

@@ -100,8 +100,45 @@ static void guest_resume(struct guest *g)
 	}
 }
 
-/* guest_same() - do two saved states say the same? What counts on by itself while a guest is parked
- * under KVM may differ: a vCPU's TSC and its local APIC's timer count. */
+/* bytes_same() - or say where they differ first. */
+static bool bytes_same(const char *what, unsigned instance, const void *a, const void *b, size_t n)
+{
+	const uint8_t *x = a, *y = b;
+
+	for (size_t i = 0; i < n; i++) {
+		if (x[i] == y[i])
+			continue;
+		fprintf(stderr, "bootguest: %s %u differs at byte %zu of %zu: %02x, %02x\n", what,
+			instance, i, n, x[i], y[i]);
+		return false;
+	}
+	return true;
+}
+
+/* vcpu_same() - what counts on by itself while a guest is parked under KVM may differ: a vCPU's TSC
+ * and its local APIC's timer count. */
+static bool vcpu_same(unsigned i, struct x86_state *a, struct x86_state *b)
+{
+	bool same = bytes_same("msr count of vcpu", i, &a->nmsrs, &b->nmsrs, sizeof(a->nmsrs));
+
+	for (unsigned m = 0; same && m < a->nmsrs; m++) {
+		if (a->msr[m].index == 0x10)
+			a->msr[m].value = b->msr[m].value = 0;
+		if (memcmp(&a->msr[m], &b->msr[m], sizeof(a->msr[m]))) {
+			fprintf(stderr, "bootguest: vcpu %u: MSR 0x%x was 0x%llx, is 0x%llx\n", i,
+				a->msr[m].index, (unsigned long long)a->msr[m].value,
+				(unsigned long long)b->msr[m].value);
+			same = false;
+		}
+	}
+	memset(a->lapic + 0x390, 0, 4);
+	memset(b->lapic + 0x390, 0, 4);
+	return same && bytes_same("local APIC of vcpu", i, a->lapic, b->lapic, sizeof(a->lapic)) &&
+	       bytes_same("XSAVE area of vcpu", i, a->xsave, b->xsave, sizeof(a->xsave)) &&
+	       bytes_same("vcpu", i, a, b, sizeof(*a));
+}
+
+/* guest_same() - do two saved states say the same? */
 static bool guest_same(const struct state_writer *a, const struct state_writer *b)
 {
 	struct x86_state *s[2] = { calloc(1, sizeof(*s[0])), calloc(1, sizeof(*s[1])) };
@@ -118,20 +155,16 @@ static bool guest_same(const struct state_writer *a, const struct state_writer *
 			same = false;
 		if (more <= 0 || !same)
 			break;
-		if (strcmp(r[0].name, "vcpu") != 0 || strcmp(r[1].name, "vcpu") != 0) {
-			same = strcmp(r[0].name, r[1].name) == 0 &&
-			       r[0].fields_len == r[1].fields_len &&
-			       memcmp(r[0].fields, r[1].fields, r[0].fields_len) == 0;
+		same = strcmp(r[0].name, r[1].name) == 0;
+		if (same && strcmp(r[0].name, "vcpu") != 0) {
+			same = r[0].fields_len == r[1].fields_len &&
+			       bytes_same(r[0].name, r[0].instance, r[0].fields, r[1].fields,
+					  r[0].fields_len);
 			continue;
 		}
-		for (unsigned i = 0; i < 2 && same; i++) {
+		for (unsigned i = 0; i < 2 && same; i++)
 			same = x86_state_load(s[i], &r[i], &e) == 0;
-			for (unsigned m = 0; same && m < s[i]->nmsrs; m++)
-				if (s[i]->msr[m].index == 0x10)
-					s[i]->msr[m].value = 0;
-			memset(s[i]->lapic + 0x390, 0, 4);
-		}
-		same = same && memcmp(s[0], s[1], sizeof(*s[0])) == 0;
+		same = same && vcpu_same(r[0].instance, s[0], s[1]);
 	}
 	free(s[0]);
 	free(s[1]);
