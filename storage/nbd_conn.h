@@ -10,7 +10,9 @@
 #include "storage/nbd_server.h"
 #include "storage/node.h"
 
+/* context ids: 1 base:allocation, 2 + i the export's bitmap i; a bit each in nbd_conn.meta */
 #define NBD_META_ALLOCATION 1u
+#define NBD_META_BITMAP	    2u
 #define NBD_IN_BYTES	    (NBD_OPT_LEN_MAX + 64)
 
 struct nbd_server {
@@ -40,7 +42,8 @@ struct nbd_conn {
 	struct loop_timer deadline;
 	int sock;
 	uint32_t watched;
-	bool handshaking, got_flags, no_zeroes, structured, meta;
+	bool handshaking, got_flags, no_zeroes, structured;
+	uint64_t meta;		/* chosen contexts, bit id - 1 */
 	bool closing;		/* no more requests; end when those in flight are answered */
 	bool broken, eof, deaf; /* deaf: no longer watched */
 	unsigned out_count;

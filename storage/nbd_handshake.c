@@ -4,10 +4,14 @@
  * touches a disk: an export's size and flags are known. Threading, trust: nbd_server.h.
  */
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "common/overflow.h"
+#include "storage/bitmap.h"
 #include "storage/nbd_conn.h"
+
+#define NBD_META_NAME_MAX (20 + BLK_BITMAP_NAME_MAX)
 
 static void nbd_option_reply(struct nbd_conn *c, uint32_t opt, uint32_t type, const void *data,
 			     size_t len)
@@ -121,7 +125,7 @@ static bool nbd_option_go(struct nbd_conn *c, uint32_t opt, const uint8_t *p, ui
 	nbd_option_reply(c, opt, NBD_REP_INFO, b, 14);
 	if (opt == NBD_OPT_GO) {
 		if (c->meta && c->export != x)
-			c->meta = false; /* the context was for another export */
+			c->meta = 0; /* the contexts were for another export */
 		if (!nbd_export_enter(c, x))
 			return false;
 	}
@@ -129,66 +133,100 @@ static bool nbd_option_go(struct nbd_conn *c, uint32_t opt, const uint8_t *p, ui
 	return true;
 }
 
-static bool nbd_meta_wants(const uint8_t *q, uint32_t len, bool listing)
+static unsigned nbd_meta_count(const struct nbd_export *x)
 {
-	static const char name[] = "base:allocation";
+	unsigned n = 1;
 
-	if (len == sizeof(name) - 1 && memcmp(q, name, len) == 0)
+	while (x->bitmaps && x->bitmaps[n - 1])
+		n++;
+	return n;
+}
+
+/* nbd_meta_name() - context @i of an export (0: allocation); its length. */
+static size_t nbd_meta_name(const struct nbd_export *x, unsigned i, char name[NBD_META_NAME_MAX])
+{
+	int n = i ? snprintf(name, NBD_META_NAME_MAX, "qemu:dirty-bitmap:%s", x->bitmaps[i - 1])
+		  : snprintf(name, NBD_META_NAME_MAX, "base:allocation");
+
+	return MIN((size_t)n, (size_t)NBD_META_NAME_MAX - 1);
+}
+
+/* nbd_meta_wants() - a query names the context, or, to list, what stands before it. */
+static bool nbd_meta_wants(const uint8_t *q, uint32_t len, const char *name, size_t n, bool listing)
+{
+	if (len == n && memcmp(q, name, n) == 0)
 		return true;
-	return listing && len == 5 && memcmp(q, "base:", 5) == 0;
+	return listing && len && len < n && q[len - 1] == ':' && memcmp(q, name, len) == 0;
+}
+
+/* nbd_meta_queries() - the contexts that @n queries at @p name. False: malformed. */
+static bool nbd_meta_queries(const struct nbd_export *x, const uint8_t *p, uint32_t left,
+			     uint32_t n, bool listing, uint64_t *want)
+{
+	unsigned count = nbd_meta_count(x);
+	char name[NBD_META_NAME_MAX];
+
+	*want = listing && !n ? UINT64_MAX : 0;
+	while (n--) {
+		uint32_t len;
+
+		if (left < 4 || (len = nbd_get32(p)) > left - 4)
+			return false;
+		for (unsigned i = 0; i < count; i++) {
+			size_t k = nbd_meta_name(x, i, name);
+
+			if (nbd_meta_wants(p + 4, len, name, k, listing))
+				*want |= 1ULL << i;
+		}
+		p += 4 + len;
+		left -= 4 + len;
+	}
+	return left == 0;
 }
 
 static void nbd_option_meta(struct nbd_conn *c, uint32_t opt, const uint8_t *p, uint32_t len)
 {
-	bool listing = opt == NBD_OPT_LIST_META, want = false;
+	bool listing = opt == NBD_OPT_LIST_META;
 	const struct nbd_export *x;
-	uint32_t name = len >= 8 ? nbd_get32(p) : UINT32_MAX, queries, at;
-	uint8_t b[4 + 15];
+	uint32_t name = len >= 8 ? nbd_get32(p) : UINT32_MAX;
+	uint8_t b[4 + NBD_META_NAME_MAX];
+	uint64_t want;
 
 	if (!listing) {
-		c->meta = false;
+		c->meta = 0;
 		if (!c->structured) {
 			nbd_option_error(c, opt, NBD_REP_ERR_INVALID, "structured replies first");
 			return;
 		}
 	}
-	if (name > NBD_NAME_MAX || len < 8 + name)
-		goto malformed;
+	if (name > NBD_NAME_MAX || len < 8 + name) {
+		nbd_option_error(c, opt, NBD_REP_ERR_INVALID, "malformed request");
+		return;
+	}
 	x = nbd_export_find(c, p + 4, name);
 	if (!x) {
 		nbd_option_error(c, opt, NBD_REP_ERR_UNKNOWN, "no export has this name");
 		return;
 	}
-	queries = nbd_get32(p + 4 + name);
-	at = 8 + name;
-	want = listing && queries == 0;
-	for (uint32_t i = 0; i < queries; i++) {
-		uint32_t n;
-
-		if (len - at < 4)
-			goto malformed;
-		n = nbd_get32(p + at);
-		at += 4;
-		if (n > len - at)
-			goto malformed;
-		want |= nbd_meta_wants(p + at, n, listing);
-		at += n;
+	if (!nbd_meta_queries(x, p + 8 + name, len - 8 - name, nbd_get32(p + 4 + name), listing,
+			      &want)) {
+		nbd_option_error(c, opt, NBD_REP_ERR_INVALID, "malformed request");
+		return;
 	}
-	if (at != len)
-		goto malformed;
-	if (want) {
-		nbd_put32(b, listing ? 0 : NBD_META_ALLOCATION);
-		memcpy(b + 4, "base:allocation", 15);
-		nbd_option_reply(c, opt, NBD_REP_META, b, sizeof(b));
+	for (unsigned i = 0; i < nbd_meta_count(x); i++) {
+		size_t n;
+
+		if (!(want >> i & 1))
+			continue;
+		n = nbd_meta_name(x, i, (char *)b + 4);
+		nbd_put32(b, listing ? 0 : NBD_META_ALLOCATION + i);
+		nbd_option_reply(c, opt, NBD_REP_META, b, 4 + n);
 		if (!listing) {
-			c->meta = true;
+			c->meta |= 1ULL << i;
 			c->export = x;
 		}
 	}
 	nbd_option_reply(c, opt, NBD_REP_ACK, NULL, 0);
-	return;
-malformed:
-	nbd_option_error(c, opt, NBD_REP_ERR_INVALID, "malformed request");
 }
 
 static bool nbd_option_export_name(struct nbd_conn *c, const uint8_t *p, uint32_t len)

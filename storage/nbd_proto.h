@@ -68,8 +68,9 @@ enum nbd_cmd {
 #define NBD_CHUNK_STATUS 5u
 #define NBD_CHUNK_ERROR	 0x8001u
 
-#define NBD_STATE_HOLE 1u
-#define NBD_STATE_ZERO 2u
+#define NBD_STATE_HOLE	1u
+#define NBD_STATE_ZERO	2u
+#define NBD_STATE_DIRTY 1u /* qemu:dirty-bitmap */
 
 #define NBD_REQUEST_LEN 28u
 #define NBD_PAYLOAD_MAX (32u << 20)

@@ -14,6 +14,7 @@
 
 #include "common/overflow.h"
 #include "common/units.h"
+#include "storage/bitmap.h"
 #include "storage/nbd_conn.h"
 
 #define NBD_STATUS_EXTENTS 128
@@ -261,38 +262,76 @@ static void nbd_request_done(struct blk_req *r, int result)
 		nbd_conn_turn(c);
 }
 
-static void nbd_block_status(struct nbd_conn *c, uint64_t cookie, uint16_t flags, uint64_t off,
-			     uint32_t len)
+/* nbd_status_allocation() - (length, state) pairs at @p; returns their number or -errno. */
+static int nbd_status_allocation(struct nbd_conn *c, uint64_t off, uint64_t end, unsigned max,
+				 uint8_t *p)
 {
 	struct blk_extent x[NBD_STATUS_EXTENTS];
-	uint8_t h[24 + 8 * NBD_STATUS_EXTENTS];
-	unsigned max = flags & NBD_CMD_FLAG_REQ_ONE ? 1 : NBD_STATUS_EXTENTS, k = 0;
-	uint64_t end = off + len;
-	int n;
+	int n = blk_extents(c->export->bd, off, x, max), k = 0;
 
-	if (!c->meta || !len || !range_within(off, len, c->size)) {
-		nbd_answer(c, cookie, -EINVAL, 0);
-		return;
-	}
-	n = blk_extents(c->export->bd, off, x, max);
-	if (n <= 0) {
-		nbd_answer(c, cookie, n ? n : -EIO, 0);
-		return;
-	}
+	if (n <= 0)
+		return n ? n : -EIO;
 	for (int i = 0; i < n && off < end; i++) {
 		uint64_t part = MIN(x[i].off_bytes + x[i].len_bytes, end) - off;
 		uint32_t state = x[i].kind == BLK_EXT_DATA   ? 0
 				 : x[i].kind == BLK_EXT_ZERO ? NBD_STATE_ZERO
 							     : NBD_STATE_ZERO | NBD_STATE_HOLE;
 
-		nbd_put32(h + 24 + 8 * k, part);
-		nbd_put32(h + 28 + 8 * k, state);
+		nbd_put32(p + 8 * k, part);
+		nbd_put32(p + 8 * k + 4, state);
 		off += part;
 		k++;
 	}
-	nbd_chunk(h, NBD_CHUNK_DONE, NBD_CHUNK_STATUS, cookie, 4 + 8 * k);
-	nbd_put32(h + 20, NBD_META_ALLOCATION);
-	nbd_reply(c, h, 24 + 8 * k, NULL, 0, 0);
+	return k;
+}
+
+static int nbd_status_bitmap(struct nbd_conn *c, const char *name, uint64_t off, uint64_t end,
+			     unsigned max, uint8_t *p)
+{
+	unsigned k = 0;
+
+	for (; k < max && off < end; k++) {
+		uint64_t len;
+		bool dirty;
+		int r = blk_bitmap_next(c->export->bd, name, off, &len, &dirty);
+
+		if (r)
+			return k ? (int)k : r;
+		len = MIN(len, end - off);
+		nbd_put32(p + 8 * k, len);
+		nbd_put32(p + 8 * k + 4, dirty ? NBD_STATE_DIRTY : 0);
+		off += len;
+	}
+	return k;
+}
+
+static void nbd_block_status(struct nbd_conn *c, uint64_t cookie, uint16_t flags, uint64_t off,
+			     uint32_t len)
+{
+	uint8_t h[24 + 8 * NBD_STATUS_EXTENTS];
+	unsigned max = flags & NBD_CMD_FLAG_REQ_ONE ? 1 : NBD_STATUS_EXTENTS;
+	uint64_t left = c->meta;
+
+	if (!left || !len || !range_within(off, len, c->size)) {
+		nbd_answer(c, cookie, -EINVAL, 0);
+		return;
+	}
+	/* one chunk for each chosen context, the last one marked */
+	while (left) {
+		unsigned i = __builtin_ctzll(left);
+		int n =
+		    i ? nbd_status_bitmap(c, c->export->bitmaps[i - 1], off, off + len, max, h + 24)
+		      : nbd_status_allocation(c, off, off + len, max, h + 24);
+
+		if (n < 0) {
+			nbd_answer(c, cookie, n, 0);
+			return;
+		}
+		left &= left - 1;
+		nbd_chunk(h, left ? 0 : NBD_CHUNK_DONE, NBD_CHUNK_STATUS, cookie, 4 + 8 * n);
+		nbd_put32(h + 20, NBD_META_ALLOCATION + i);
+		nbd_reply(c, h, 24 + 8 * n, NULL, 0, 0);
+	}
 }
 
 static int nbd_request_check(struct nbd_conn *c, struct nbd_request *q, uint32_t len)
@@ -593,6 +632,43 @@ static void nbd_accept(void *arg, int fd, uint32_t events)
 		close(sock);
 }
 
+static int nbd_export_copy(struct nbd_export *to, const struct nbd_export *from)
+{
+	const char **names;
+	unsigned n = 0;
+
+	*to = *from;
+	to->bitmaps = NULL;
+	to->name = strdup(from->name ? from->name : "");
+	to->description = from->description ? strdup(from->description) : NULL;
+	if (!to->name || (from->description && !to->description))
+		return -ENOMEM;
+	if (strlen(to->name) > NBD_NAME_MAX)
+		return -ENAMETOOLONG;
+	while (from->bitmaps && from->bitmaps[n])
+		if (strlen(from->bitmaps[n++]) > BLK_BITMAP_NAME_MAX || n > NBD_BITMAPS_MAX)
+			return -E2BIG;
+	names = n ? calloc(n + 1, sizeof(*names)) : NULL;
+	if (n && !names)
+		return -ENOMEM;
+	to->bitmaps = names;
+	for (unsigned i = 0; i < n; i++) {
+		names[i] = strdup(from->bitmaps[i]);
+		if (!names[i])
+			return -ENOMEM;
+	}
+	return 0;
+}
+
+static void nbd_export_free(struct nbd_export *x)
+{
+	for (unsigned i = 0; x->bitmaps && x->bitmaps[i]; i++)
+		free((char *)(uintptr_t)x->bitmaps[i]);
+	free((char **)(uintptr_t)x->bitmaps);
+	free((char *)(uintptr_t)x->name);
+	free((char *)(uintptr_t)x->description);
+}
+
 struct nbd_server *nbd_server_new(struct loop *l, int listen_fd, const struct nbd_export *exports,
 				  unsigned n, const struct nbd_limits *limits, struct err *e)
 {
@@ -613,17 +689,11 @@ struct nbd_server *nbd_server_new(struct loop *l, int listen_fd, const struct nb
 	s->exports = calloc(n ? n : 1, sizeof(*s->exports));
 	if (!s->exports)
 		goto fail;
-	for (; s->nexports < n; s->nexports++) {
-		struct nbd_export *x = &s->exports[s->nexports];
-
-		*x = exports[s->nexports];
-		x->name = strdup(x->name ? x->name : "");
-		x->description = x->description ? strdup(x->description) : NULL;
-		if (!x->name || strlen(x->name) > NBD_NAME_MAX) {
-			free((char *)(uintptr_t)x->name);
-			free((char *)(uintptr_t)x->description);
+	while (s->nexports < n) {
+		r = nbd_export_copy(&s->exports[s->nexports], &exports[s->nexports]);
+		s->nexports++; /* what was copied of it is freed with the server */
+		if (r)
 			goto fail;
-		}
 	}
 	r = listen_fd >= 0 ? loop_fd_add(l, &s->listen, listen_fd, EPOLLIN, nbd_accept, s) : 0;
 	if (r == 0)
@@ -661,10 +731,8 @@ void nbd_server_free(struct nbd_server *s)
 		if (s->nclients && loop_run_once(s->loop, 100) < 0)
 			break;
 	}
-	for (unsigned i = 0; s->exports && i < s->nexports; i++) {
-		free((char *)(uintptr_t)s->exports[i].name);
-		free((char *)(uintptr_t)s->exports[i].description);
-	}
+	for (unsigned i = 0; s->exports && i < s->nexports; i++)
+		nbd_export_free(&s->exports[i]);
 	free(s->exports);
 	free(s);
 }

@@ -2,7 +2,8 @@
  *
  * The listening socket (unix, mode 0600, made by someone allowed to) and the open graphs come from
  * the caller and stay the caller's. Fixed newstyle handshake; structured replies, block status
- * (base:allocation), FUA, flush, trim, write-zeroes, multi-conn, list and info; no TLS.
+ * (base:allocation, qemu:dirty-bitmap:NAME), FUA, flush, trim, write-zeroes, multi-conn, list and
+ * info; no TLS.
  * Threading: everything on the loop's thread; disk I/O on the graphs' workers.
  * Trust: clients are hostile; connections, handshake time and memory in flight are capped.
  */
@@ -16,7 +17,12 @@ struct nbd_export {
 	const char *description; /* or NULL; copied */
 	struct blockdev *bd;	 /* outlives the server */
 	bool read_only;
+	/* dirty bitmaps shown as qemu:dirty-bitmap:NAME; NULL-terminated or NULL; copied; at most
+	 * NBD_BITMAPS_MAX */
+	const char *const *bitmaps;
 };
+
+#define NBD_BITMAPS_MAX 63
 
 struct nbd_limits {
 	unsigned connections;  /* 0 = 16 */

@@ -26,7 +26,8 @@ static void fuzz_start(void)
 	};
 	static const char *const opts[] = { "threads=1", NULL };
 	struct err e = { 0 };
-	struct nbd_export x = { .name = "disk" };
+	static const char *const bitmaps[] = { "daily", "b", NULL };
+	struct nbd_export x = { .name = "disk", .bitmaps = bitmaps };
 
 	log_set_level(LOG_ERR_ - 1);
 	s.opts = opts;

@@ -10,6 +10,7 @@
 
 #include "common/log.h"
 #include "common/overflow.h"
+#include "storage/bitmap.h"
 #include "storage/qcow2.h"
 #include "storage/qcow2_tools.h"
 
@@ -49,6 +50,18 @@ static void fuzz_write(struct blockdev *bd, uint8_t what)
 		(void)blk_flush(bd);
 		(void)blk_discard(bd, 0, n > 1 << 24 ? 1 << 24 : n);
 		(void)blk_pwrite(bd, buf, sizeof(buf), n / 3 & ~511ULL);
+	}
+	if (what & 32) {
+		struct blk_bits bits;
+
+		(void)blk_bitmap_create(bd, "fuzz", 512ULL << (what & 7), true, &e);
+		(void)blk_pwrite(bd, buf, 512, 0);
+		if (blk_bitmap_take(bd, "b", &bits, &e) == 0) {
+			(void)blk_bitmap_give_back(bd, "fuzz", &bits, &e);
+			blk_bits_fini(&bits);
+		}
+		(void)blk_bitmap_merge(bd, "fuzz", "b", &e);
+		(void)blk_bitmap_remove(bd, what & 8 ? "b" : "fuzz", &e);
 	}
 	if (what & 16)
 		(void)blk_resize(bd, (n / 2 & ~511ULL) + ((uint64_t)what << 16), &e);

@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
+#include "storage/bitmap.h"
 #include "storage/nbd_proto.h"
 #include "storage/nbd_server.h"
 
@@ -20,6 +21,7 @@ struct served {
 	int listen;
 	struct nbd_limits limits;
 	bool read_only;
+	const char *const *bitmaps;
 };
 
 static void *serve_thread(void *arg)
@@ -45,7 +47,8 @@ static void serve(struct served *s, const char *image)
 	struct nbd_export x[] = { { .name = "disk",
 				    .description = "the test's disk",
 				    .bd = s->bd,
-				    .read_only = s->read_only },
+				    .read_only = s->read_only,
+				    .bitmaps = s->bitmaps },
 				  { .name = "ro", .bd = s->bd, .read_only = true } };
 
 	s->server = nbd_server_new(s->loop, s->listen, x, 2, &s->limits, &e);
@@ -114,6 +117,52 @@ static void real_clients_read_write_map_and_copy(void **state)
 	    run("nbdinfo 'nbd+unix:///none?socket=%.90s/sock' >/dev/null 2>&1", disk_dir), 0);
 	served_stop(&s);
 	assert_int_equal(qemu_check("img"), 0);
+}
+
+/* two contexts in one answer, with writes between; nbdinfo and qemu-img as the clients */
+static void dirty_bitmaps_are_shown_as_they_are(void **state)
+{
+	struct served s = { 0 };
+	struct err e = { 0 };
+	char uri[200];
+
+	(void)state;
+	if (!have_qemu() || run("command -v nbdinfo >/dev/null"))
+		skip();
+	image_new("bits");
+	s.bd = disk_open("bits", "qcow2", NULL, false, BLK_CACHE_WRITEBACK);
+	assert_int_equal(blk_bitmap_create(s.bd, "daily", 0, true, &e), 0);
+	assert_int_equal(blk_bitmap_create(s.bd, "hidden", 0, true, &e), 0);
+	assert_int_equal(blk_close(s.bd), 0);
+	s.bitmaps = (const char *const[]){ "daily", "missing", NULL };
+	serve(&s, "bits");
+	snprintf(uri, sizeof(uri), "nbd+unix:///disk?socket=%.90s/sock", disk_dir);
+	assert_int_equal(
+	    run("qemu-io -f raw -c 'write -P 5 1M 70k' -c 'discard 3M 64k' '%s' >/dev/null", uri),
+	    0);
+	assert_int_equal(run("nbdinfo --list '%s' | grep -q qemu:dirty-bitmap:daily && "
+			     "! nbdinfo --list '%s' | grep -q hidden",
+			     uri, uri),
+			 0);
+	assert_int_equal(
+	    run("test \"$(nbdinfo --map=qemu:dirty-bitmap:daily '%s' | awk '{print $1, "
+		"$2, $3, $4}' | tr '\\n' ,)\" = '0 1048576 0 clean,1048576 131072 1 "
+		"dirty,1179648 1966080 0 clean,3145728 65536 1 dirty,3211264 %llu 0 "
+		"clean,'",
+		uri, (unsigned long long)SIZE - 3211264),
+	    0);
+	/* QEMU's own client reads it as a block status, together with the allocation */
+	assert_int_equal(run("qemu-img map --output=json --image-opts 'driver=nbd,path=%s/sock,"
+			     "export=disk,x-dirty-bitmap=qemu:dirty-bitmap:daily' | tr -d '\n ' | "
+			     "grep -q '\"start\":1048576,\"length\":131072'",
+			     disk_dir),
+			 0);
+	/* a bitmap that is not there is an error of that question, not of the connection */
+	assert_int_not_equal(
+	    run("nbdinfo --map=qemu:dirty-bitmap:missing '%s' >/dev/null 2>&1", uri), 0);
+	assert_int_equal(run("nbdinfo --size '%s' >/dev/null", uri), 0);
+	served_stop(&s);
+	assert_int_equal(qemu_check("bits"), 0);
 }
 
 static void fio_verifies_what_it_wrote(void **state)
@@ -341,6 +390,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(real_clients_read_write_map_and_copy),
+		cmocka_unit_test(dirty_bitmaps_are_shown_as_they_are),
 		cmocka_unit_test(fio_verifies_what_it_wrote),
 		cmocka_unit_test(bad_requests_get_errors_and_the_connection_lives),
 		cmocka_unit_test(handshakes_are_bounded_in_time_size_and_number),
