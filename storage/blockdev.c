@@ -59,6 +59,13 @@ static const struct blockdev_ops *node_driver(const char *name)
 	return NULL;
 }
 
+static void node_locks_init(struct blockdev *bd)
+{
+	pthread_mutex_init(&bd->pool_lock, NULL);
+	pthread_mutex_init(&bd->gate_lock, NULL);
+	pthread_cond_init(&bd->gate_cond, NULL);
+}
+
 struct blockdev *node_open(const struct blk_spec *spec, unsigned depth, struct err *e)
 {
 	const struct blockdev_ops *ops = node_driver(spec->driver);
@@ -94,10 +101,9 @@ struct blockdev *node_open(const struct blk_spec *spec, unsigned depth, struct e
 	bd->depth = depth;
 	bd->threads_max = threads ? threads : 1;
 	snprintf(bd->label, sizeof(bd->label), "%s", label);
-	pthread_mutex_init(&bd->pool_lock, NULL);
+	node_locks_init(bd);
 	if (ops->open(bd, spec, e) < 0) {
-		pthread_mutex_destroy(&bd->pool_lock);
-		free(bd);
+		node_shell_free(bd);
 		return NULL;
 	}
 	return bd;
@@ -111,9 +117,114 @@ int node_close(struct blockdev *bd, bool keep_fds)
 		return 0;
 	pool_free(bd->pool);
 	r = bd->ops->close(bd, keep_fds);
-	pthread_mutex_destroy(&bd->pool_lock);
-	free(bd);
+	node_shell_free(bd);
 	return r;
+}
+
+/* --- the gate, and moving nodes ------------------------------------------------------------------
+ */
+
+bool node_gate_try(struct blockdev *bd)
+{
+	atomic_fetch_add(&bd->gate_in, 1);
+	if (!atomic_load(&bd->gate_shut))
+		return true;
+	node_gate_leave(bd);
+	return false;
+}
+
+void node_gate_enter(struct blockdev *bd)
+{
+	while (!node_gate_try(bd)) {
+		pthread_mutex_lock(&bd->gate_lock);
+		while (atomic_load(&bd->gate_shut))
+			pthread_cond_wait(&bd->gate_cond, &bd->gate_lock);
+		pthread_mutex_unlock(&bd->gate_lock);
+	}
+}
+
+void node_gate_leave(struct blockdev *bd)
+{
+	/* who shuts it sets the flag and then reads the count, we count down and then read the
+	 * flag: one of us sees the other */
+	if (atomic_fetch_sub(&bd->gate_in, 1) == 1 && atomic_load(&bd->gate_shut)) {
+		pthread_mutex_lock(&bd->gate_lock);
+		pthread_cond_broadcast(&bd->gate_cond);
+		pthread_mutex_unlock(&bd->gate_lock);
+	}
+}
+
+void node_gate_shut(struct blockdev *bd)
+{
+	pthread_mutex_lock(&bd->gate_lock);
+	while (atomic_load(&bd->gate_shut))
+		pthread_cond_wait(&bd->gate_cond, &bd->gate_lock);
+	atomic_store(&bd->gate_shut, true);
+	while (atomic_load(&bd->gate_in))
+		pthread_cond_wait(&bd->gate_cond, &bd->gate_lock);
+	pthread_mutex_unlock(&bd->gate_lock);
+}
+
+void node_gate_open(struct blockdev *bd)
+{
+	pthread_mutex_lock(&bd->gate_lock);
+	atomic_store(&bd->gate_shut, false);
+	pthread_cond_broadcast(&bd->gate_cond);
+	pthread_mutex_unlock(&bd->gate_lock);
+}
+
+struct blockdev *node_shell_new(const char *label)
+{
+	struct blockdev *bd = calloc(1, sizeof(*bd));
+
+	if (!bd)
+		return NULL;
+	snprintf(bd->label, sizeof(bd->label), "%s", label);
+	bd->threads_max = 1;
+	node_locks_init(bd);
+	return bd;
+}
+
+void node_shell_free(struct blockdev *bd)
+{
+	pthread_mutex_destroy(&bd->pool_lock);
+	pthread_mutex_destroy(&bd->gate_lock);
+	pthread_cond_destroy(&bd->gate_cond);
+	free(bd);
+}
+
+void node_move(struct blockdev *to, struct blockdev *from)
+{
+	to->ops = from->ops;
+	to->drv = from->drv;
+	memcpy(to->label, from->label, sizeof(to->label));
+	to->read_only = from->read_only;
+	to->discard = from->discard;
+	to->detect_zeroes = from->detect_zeroes;
+	to->unsafe = from->unsafe;
+	atomic_store(&to->serial_writes, atomic_load(&from->serial_writes));
+	to->block_size = from->block_size;
+	atomic_store(&to->size_bytes, atomic_load(&from->size_bytes));
+	to->child = from->child;
+	to->backing = from->backing;
+	to->depth = from->depth;
+	from->ops = NULL;
+	from->drv = NULL;
+	from->child = from->backing = NULL;
+	if (to->ops->moved)
+		to->ops->moved(to);
+}
+
+void node_redepth(struct blockdev *bd, unsigned depth)
+{
+	for (; bd; bd = bd->backing, depth++) {
+		bd->depth = depth;
+		for (struct blockdev *c = bd->child; c; c = c->child) {
+			c->depth = depth;
+			if (c->backing)
+				node_redepth(c->backing, depth + 1);
+		}
+	}
 }
 
 int node_read(struct blockdev *bd, struct blk_buf b, uint64_t off, uint64_t len)
@@ -275,9 +386,11 @@ void blk_info(struct blockdev *bd, struct blk_info *info)
 		.read_only = bd->read_only,
 		.chain_depth = 1,
 	};
+	node_gate_enter(bd);
 	snprintf(info->driver, sizeof(info->driver), "%s", bd->ops->name);
 	if (bd->ops->info)
 		bd->ops->info(bd, info);
+	node_gate_leave(bd);
 	info->has_discard = info->has_discard && bd->discard && !bd->read_only;
 	info->has_write_zeroes = info->has_write_zeroes && !bd->read_only;
 }
@@ -288,7 +401,12 @@ int blk_resize(struct blockdev *bd, uint64_t size_bytes, struct err *e)
 		return err_set(e, EINVAL, "disk-size",
 			       "%s: size %llu is not a multiple of %u below 2^63", bd->label,
 			       (unsigned long long)size_bytes, bd->block_size);
-	return node_resize(bd, size_bytes, e);
+	int r;
+
+	node_gate_enter(bd);
+	r = node_resize(bd, size_bytes, e);
+	node_gate_leave(bd);
+	return r;
 }
 
 static int blk_sync(struct blockdev *bd, enum blk_op op, void *buf, uint64_t off, uint64_t len,
@@ -299,7 +417,12 @@ static int blk_sync(struct blockdev *bd, enum blk_op op, void *buf, uint64_t off
 		.op = op, .flags = flags, .off_bytes = off, .len_bytes = len, .iov = &v, .niov = 1
 	};
 
-	return node_request(bd, &r);
+	int ret;
+
+	node_gate_enter(bd);
+	ret = node_request(bd, &r);
+	node_gate_leave(bd);
+	return ret;
 }
 
 int blk_pread(struct blockdev *bd, void *buf, uint64_t len, uint64_t off)
@@ -324,10 +447,20 @@ int blk_discard(struct blockdev *bd, uint64_t off, uint64_t len)
 
 int blk_flush(struct blockdev *bd)
 {
-	return node_flush(bd);
+	int r;
+
+	node_gate_enter(bd);
+	r = node_flush(bd);
+	node_gate_leave(bd);
+	return r;
 }
 
 int blk_extents(struct blockdev *bd, uint64_t off, struct blk_extent *ext, unsigned max)
 {
-	return node_extents(bd, off, ext, max);
+	int r;
+
+	node_gate_enter(bd);
+	r = node_extents(bd, off, ext, max);
+	node_gate_leave(bd);
+	return r;
 }

@@ -176,7 +176,7 @@ static int file_open(struct blockdev *bd, const struct blk_spec *spec, struct er
 	file_find_alignment(f);
 	pthread_rwlock_init(&f->rmw, NULL);
 	bd->drv = f;
-	bd->serial_writes = !f->direct && !f->blkdev;
+	atomic_store(&bd->serial_writes, !f->direct && !f->blkdev);
 	if (f->blkdev && f->align > 512)
 		bd->block_size = f->align;
 	if (spec->size_bytes && spec->size_bytes < size)
@@ -504,6 +504,52 @@ static int file_map(struct blockdev *bd, bool write, const struct blk_req *r, ui
 	return 0;
 }
 
+/* file_freeze() - what another may now open for reading too: the locks of a writer go. */
+static int file_freeze(struct blockdev *bd)
+{
+	struct file *f = bd->drv;
+	int r = bd->unsafe ? 0 : file_flush(bd);
+
+	if (r)
+		return r;
+	(void)file_lock_byte(f->fd, F_OFD_SETLK, F_UNLCK, LOCK_USED + PERM_WRITE);
+	(void)file_lock_byte(f->fd, F_OFD_SETLK, F_UNLCK, LOCK_USED + PERM_RESIZE);
+	bd->read_only = true;
+	return 0;
+}
+
+/* file_thaw() - @fd takes the old one's number, so that reads under way do not notice. */
+static int file_thaw(struct blockdev *bd, int fd, struct err *e)
+{
+	struct file *f = bd->drv;
+	struct stat was, is;
+	int flags = fcntl(fd, F_GETFL), r;
+
+	if (flags < 0 || (flags & O_ACCMODE) != O_RDWR || fstat(fd, &is) < 0 ||
+	    fstat(f->fd, &was) < 0 || is.st_dev != was.st_dev || is.st_ino != was.st_ino)
+		return err_set(e, EINVAL, "disk-thaw",
+			       "%s: the file given to write it is not the same, or not for writing",
+			       bd->label);
+	if (f->direct != !!(flags & O_DIRECT))
+		(void)fcntl(fd, F_SETFL, f->direct ? flags | O_DIRECT : flags & ~O_DIRECT);
+	/* our own old lock does not conflict with a writer's: it shares nothing but "in use" */
+	r = file_lock_byte(f->fd, F_OFD_SETLK, F_UNLCK, LOCK_UNSHARED + PERM_WRITE);
+	if (!r)
+		r = file_lock_byte(f->fd, F_OFD_SETLK, F_UNLCK, LOCK_UNSHARED + PERM_RESIZE);
+	if (!r)
+		r = file_lock(fd, false, false);
+	if (r) {
+		(void)file_lock(f->fd, true, false);
+		return err_set(e, -r, "disk-in-use", "%s: cannot be written: %s", bd->label,
+			       r == -EBUSY ? "another process has it open" : strerror(-r));
+	}
+	if (dup3(fd, f->fd, O_CLOEXEC) < 0)
+		return err_set(e, errno, "disk-thaw", "%s: %s", bd->label, strerror(errno));
+	close(fd);
+	bd->read_only = false;
+	return 0;
+}
+
 const struct blockdev_ops file_ops = {
 	.name = "file",
 	.open = file_open,
@@ -516,4 +562,6 @@ const struct blockdev_ops file_ops = {
 	.resize = file_resize,
 	.allocate = file_allocate,
 	.map = file_map,
+	.freeze = file_freeze,
+	.thaw = file_thaw,
 };

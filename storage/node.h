@@ -59,6 +59,13 @@ struct blockdev_ops {
 	 * made room. Anything else but 0: the request takes the slow way. NULL: always. */
 	int (*map)(struct blockdev *bd, bool write, const struct blk_req *r, uint64_t off,
 		   struct blk_place *p);
+	/* moved() - the node's content lies in @bd now. NULL: the driver keeps no pointer to it. */
+	void (*moved)(struct blockdev *bd);
+	/* freeze() - with no request in flight: all that was written is stable, and the node is
+	 * read-only from now on. thaw() - writable again; @fd, open for writing, replaces what a
+	 * file was opened with (taken on success). NULL: cannot. */
+	int (*freeze)(struct blockdev *bd);
+	int (*thaw)(struct blockdev *bd, int fd, struct err *e);
 };
 
 struct blockdev {
@@ -66,7 +73,7 @@ struct blockdev {
 	void *drv;
 	char label[96];
 	bool read_only, discard, detect_zeroes, unsafe, aio;
-	bool serial_writes; /* the kernel lets one write at a time into it */
+	_Atomic bool serial_writes; /* the kernel lets one write at a time into it */
 	uint32_t block_size;
 	_Atomic uint64_t size_bytes;
 	struct blockdev *child;	  /* filter: filtered node; qcow2: the image file */
@@ -75,7 +82,29 @@ struct blockdev {
 	struct pool *pool;	  /* root only, made with the first queue */
 	pthread_mutex_t pool_lock;
 	unsigned threads_max;
+	/* the gate, of the root: who is inside, and whether it is shut */
+	_Atomic unsigned gate_in;
+	_Atomic bool gate_shut;
+	pthread_mutex_t gate_lock;
+	pthread_cond_t gate_cond;
 };
+
+/* The gate of a graph: every request enters it and leaves it when it has ended. Shut, it waits for
+ * those inside and keeps others out, so that the graph can be changed. Who shuts it uses node_
+ * calls meanwhile, never blk_ calls on the root. */
+bool node_gate_try(struct blockdev *bd);   /* false: shut */
+void node_gate_enter(struct blockdev *bd); /* waits */
+void node_gate_leave(struct blockdev *bd);
+void node_gate_shut(struct blockdev *bd); /* one at a time: waits for another's */
+void node_gate_open(struct blockdev *bd);
+
+/* node_move() - @to becomes what @from was; its own gate, pool and threads stay. @from is left
+ * empty, to be filled or freed by node_shell_free(). The gate above must be shut. */
+void node_move(struct blockdev *to, struct blockdev *from);
+struct blockdev *node_shell_new(const char *label);
+void node_shell_free(struct blockdev *bd);
+/* node_redepth() - the depths below @bd, after a change; its own is @depth. */
+void node_redepth(struct blockdev *bd, unsigned depth);
 
 extern const struct blockdev_ops file_ops;
 extern const struct blockdev_ops qcow2_ops;

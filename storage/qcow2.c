@@ -543,29 +543,78 @@ fail:
 	return -1;
 }
 
+/* q2_settle() - with no request left: all is in the file, and nothing of it is in RAM alone. */
+static int q2_settle(struct blockdev *bd)
+{
+	struct qcow2 *q = bd->drv;
+	int r = 0;
+
+	if (bd->read_only || !atomic_load(&q->begun) || atomic_load(&q->corrupt))
+		return 0;
+	(void)q2_bitmaps_store(q); /* without them the disk is as good */
+	/* three rounds: unreferenced, refcount down, those refcounts written */
+	for (int i = 0; i < 4 && !r; i++)
+		r = q2_commit(q);
+	if (!r && q->prealloc_end > q->bump << q->cluster_bits && q->file->ops->resize) {
+		struct err ignored = { 0 };
+
+		/* trimming is a courtesy: what it leaves is found free at the next open */
+		if (node_resize(q->file, q->bump << q->cluster_bits, &ignored) == 0)
+			q->prealloc_end = q->bump << q->cluster_bits;
+	}
+	return r;
+}
+
 static int q2_close(struct blockdev *bd, bool keep_fds)
 {
 	struct qcow2 *q = bd->drv;
-	int r = 0, r2;
+	int r = keep_fds ? 0 : q2_settle(bd), r2;
 
-	if (!keep_fds && !bd->read_only && atomic_load(&q->begun) && !atomic_load(&q->corrupt)) {
-		(void)q2_bitmaps_store(q); /* without them the disk is as good */
-		/* three rounds: unreferenced, refcount down, those refcounts written */
-		for (int i = 0; i < 4 && !r; i++)
-			r = q2_commit(q);
-		if (!r && q->prealloc_end > q->bump << q->cluster_bits && q->file->ops->resize) {
-			struct err ignored = { 0 };
-
-			/* trimming is a courtesy: what it leaves is found free at the next open */
-			(void)node_resize(q->file, q->bump << q->cluster_bits, &ignored);
-		}
-	}
 	r = r ? r : atomic_load(&q->sync_error);
 	r2 = node_close(bd->child, keep_fds);
 	r = r ? r : r2;
 	r2 = node_close(bd->backing, keep_fds);
 	r = r ? r : r2;
 	q2_free(q);
+	return r;
+}
+
+static void q2_moved(struct blockdev *bd)
+{
+	((struct qcow2 *)bd->drv)->bd = bd;
+}
+
+static int q2_freeze(struct blockdev *bd)
+{
+	struct qcow2 *q = bd->drv;
+	int r = q2_settle(bd);
+
+	if (!r)
+		r = q->file->ops->freeze ? q->file->ops->freeze(q->file) : -EOPNOTSUPP;
+	if (r)
+		return r;
+	bd->read_only = true;
+	/* as after opening: whoever writes it next begins anew */
+	pthread_rwlock_wrlock(&q->lock);
+	atomic_store(&q->begun, false);
+	q->alloc_ready = false;
+	pthread_rwlock_unlock(&q->lock);
+	return 0;
+}
+
+static int q2_thaw(struct blockdev *bd, int fd, struct err *e)
+{
+	struct qcow2 *q = bd->drv;
+	int r;
+
+	if (q->version < 3 || (q->incompat & (Q2_INCOMPAT_CORRUPT | Q2_INCOMPAT_DIRTY)))
+		return err_set(e, EUCLEAN, "disk-corrupt",
+			       "%s: cannot be written as it is; check or convert it", bd->label);
+	if (!q->file->ops->thaw)
+		return err_set(e, EOPNOTSUPP, "disk-thaw", "%s: stays read-only", bd->label);
+	r = q->file->ops->thaw(q->file, fd, e);
+	if (!r)
+		bd->read_only = false;
 	return r;
 }
 
@@ -596,4 +645,7 @@ const struct blockdev_ops qcow2_ops = {
 	.extents = q2_extents,
 	.resize = q2_resize,
 	.map = q2_map,
+	.moved = q2_moved,
+	.freeze = q2_freeze,
+	.thaw = q2_thaw,
 };

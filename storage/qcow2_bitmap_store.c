@@ -295,7 +295,11 @@ int q2_bitmaps_store(struct qcow2 *q)
 		log_warn("%s: its dirty bitmaps could not be stored (%s): the next backup is a "
 			 "full one",
 			 q->bd->label, strerror(-r));
-	q->bm_owned = q->bm_changed = false;
+	/* whoever goes on reads them from the file */
+	pthread_rwlock_wrlock(&q->bm_lock);
+	q2_bitmaps_fini(q);
+	q->bm_loaded = q->bm_owned = q->bm_changed = false;
 	atomic_store(&q->bm_on, false);
+	pthread_rwlock_unlock(&q->bm_lock);
 	return r;
 }

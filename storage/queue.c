@@ -73,11 +73,22 @@ static void queue_finish(struct blk_queue *q, struct blk_req *r, int result)
 	pthread_mutex_unlock(&q->lock);
 }
 
+static int queue_request(struct blk_queue *q, struct blk_req *r)
+{
+	struct blockdev *bd = q->bd;
+	int ret;
+
+	node_gate_enter(bd);
+	ret = node_request(bd, r);
+	node_gate_leave(bd);
+	return ret;
+}
+
 static void queue_run(struct pool_job *j)
 {
 	struct blk_req *r = container_of(j, struct queue_job, job)->req;
 
-	queue_finish(r->queue, r, node_request(r->queue->bd, r));
+	queue_finish(r->queue, r, queue_request(r->queue, r));
 }
 
 /* lane_run() - buffered writes to one file hold its lock in turn whatever we do: one worker that
@@ -97,7 +108,7 @@ static void lane_run(struct pool_job *j)
 		q->lane_runs = !last;
 		pthread_mutex_unlock(&q->lock);
 		/* the queue may go as soon as its last request is finished */
-		queue_finish(q, r, node_request(q->bd, r));
+		queue_finish(q, r, queue_request(q, r));
 	} while (!last);
 }
 
@@ -120,7 +131,7 @@ static void queue_to_worker(struct blk_queue *q, struct blk_req *r)
 {
 	struct queue_job *qj = (struct queue_job *)(void *)r->drv;
 
-	if (q->bd->serial_writes && r->op == BLK_WRITE && !(r->flags & BLK_FUA)) {
+	if (atomic_load(&q->bd->serial_writes) && r->op == BLK_WRITE && !(r->flags & BLK_FUA)) {
 		queue_to_lane(q, r);
 		return;
 	}
@@ -168,6 +179,7 @@ static void aio_redo(struct blk_queue *q, struct aio_slot *s, int error)
 
 	if (s->place.finish)
 		(void)s->place.finish(&s->place, error);
+	node_gate_leave(q->bd);
 	aio_slot_put(q, s);
 	queue_to_worker(q, r);
 }
@@ -213,6 +225,7 @@ static void aio_reap(struct blk_queue *q, struct list *batch)
 			continue;
 		}
 		r->result = s->place.finish ? s->place.finish(&s->place, 0) : 0;
+		node_gate_leave(q->bd);
 		aio_slot_put(q, s);
 		list_add_tail(batch, &r->node);
 	}
@@ -227,8 +240,12 @@ static bool aio_try(struct blk_queue *q, struct blk_req *r)
 	if (!aio_setup(q) || !q->free_slot)
 		return false;
 	s = q->free_slot;
-	if (node_map(q->bd, r, &s->place))
+	if (!node_gate_try(q->bd))
+		return false; /* a worker waits for it, the loop does not */
+	if (node_map(q->bd, r, &s->place)) {
+		node_gate_leave(q->bd);
 		return false;
+	}
 	if (s->place.zero || !s->place.direct) {
 		ssize_t n = r->len_bytes;
 		int ret = 0;
@@ -239,6 +256,7 @@ static bool aio_try(struct blk_queue *q, struct blk_req *r)
 			n = preadv2(s->place.fd, r->iov, r->niov, s->place.off, RWF_NOWAIT);
 		if (s->place.finish)
 			ret = s->place.finish(&s->place, 0);
+		node_gate_leave(q->bd);
 		if (n != (ssize_t)r->len_bytes)
 			return false; /* not in the page cache */
 		queue_finish(q, r, ret);
