@@ -184,7 +184,7 @@ static const struct schema_field network_fields[] = {
 	{ .name = "domain", .type = ST_STRING, .flags = CR, .format = "name", .cli = "domain", .help = "DNS domain of its guests" },
 	{ .name = "mtu", .type = ST_INT, .flags = CR, .min = 576, .max = 65535, .cli = "mtu", .help = "MTU (default 1500)" },
 	{ .name = "isolated", .type = ST_BOOL, .flags = CR, .cli = "isolated", .dflt = "false", .help = "guests reach the host and, with NAT, the outside, but not one another (default false)" },
-	{ .name = "state", .type = ST_STRING, .flags = RO | SF_COLUMN, .help = "up, down or error" },
+	{ .name = "state", .type = ST_STRING, .flags = RO | SF_COLUMN, .help = "up, down, removing or error" },
 	{ .name = "guests", .type = ST_INT, .flags = RO | SF_COLUMN, .help = "interfaces connected" },
 	{ .name = "labels", .type = ST_MAP, .flags = CR, .max = 64, .cli = "label", .help = "key=value; repeatable" },
 	{ .name = "created", .type = ST_STRING, .flags = RO | SF_WIDE, .format = "time", .help = "when it was made" },

@@ -207,6 +207,17 @@ static int listen_tcp(struct vmd_listen *l, const struct vmd_config *c, struct e
 	return 0;
 }
 
+bool listen_lock(int fd)
+{
+	/* a jail that was just being made holds its dead daemon's lock until it executes */
+	for (unsigned i = 0; i < 100; i++) {
+		if (flock(fd, LOCK_EX | LOCK_NB) == 0)
+			return true;
+		poll(NULL, 0, 10);
+	}
+	return false;
+}
+
 /* Somebody answers at the socket. Is it what is left of a daemon that was killed? Its lock is free then,
  * and its api ends by itself in a moment: wait for that. */
 static bool listen_dying(const struct vmd_config *c, const struct sockaddr_un *sa)
@@ -216,7 +227,7 @@ static bool listen_dying(const struct vmd_config *c, const struct sockaddr_un *s
 	snprintf(path, sizeof(path), "%.240s/vmd.lock", c->run_dir);
 	_cleanup_close_ int lock = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
 
-	if (lock < 0 || flock(lock, LOCK_EX | LOCK_NB) < 0)
+	if (lock < 0 || !listen_lock(lock))
 		return false;
 	for (unsigned i = 0; i < 500; i++) {
 		_cleanup_close_ int probe = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);

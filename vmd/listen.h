@@ -19,4 +19,7 @@ int listen_check(const struct vmd_config *c, struct err *e);
  * daemon. */
 int listen_open(struct vmd_listen *l, const struct vmd_config *c, struct err *e);
 
+/* listen_lock() - the daemon's own lock, by its descriptor; false after a second of trying. */
+bool listen_lock(int fd);
+
 #endif

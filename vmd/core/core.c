@@ -185,6 +185,7 @@ void core_free(struct core *c)
 	loop_timer_stop(&c->retry);
 	loop_timer_stop(&c->sweep);
 	loop_timer_stop(&c->copy);
+	unlinks_free(c);
 	obj_free_all(c);
 	if (c->store)
 		c->store_ops->close(c->store);
@@ -214,6 +215,7 @@ struct core *core_new(struct loop *l, int priv_sock, int api_sock, const char *d
 	list_init(&c->reqs);
 	list_init(&c->op_starts);
 	list_init(&c->tickets);
+	list_init(&c->unlinks);
 	list_init(&c->partials);
 	list_init(&c->log_lines);
 	list_init(&c->jobs);

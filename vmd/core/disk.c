@@ -266,34 +266,6 @@ void disk_make(struct core *c, struct obj *disk, void (*done)(void *arg, const s
 	peer_call(c->priv, MSG_p_volume_open, &m, 0, 30000, make_opened, k);
 }
 
-struct gone {
-	void (*done)(void *arg, const struct err *e);
-	void *arg;
-};
-
-static void file_removed(void *arg, enum call_event ev, struct wire_buf *b, const struct err *e)
-{
-	struct gone *g = arg;
-
-	if (ev == CALL_ITEM)
-		return;
-	g->done(g->arg, e && e->num != ENOENT ? e : NULL);
-	free(g);
-}
-
-void disk_remove_file(struct core *c, struct obj *disk,
-		      void (*done)(void *arg, const struct err *e), void *arg)
-{
-	struct gone *g = calloc(1, sizeof(*g));
-	struct msg_p_volume_unlink m = { 0 };
-
-	if (!g)
-		return;
-	*g = (struct gone){ done, arg };
-	volume_file(disk, m.pool, m.name);
-	peer_call(c->priv, MSG_p_volume_unlink, &m, 0, 30000, file_removed, g);
-}
-
 /* ---- operations ---- */
 
 static void create_end(void *arg, const struct err *e)

@@ -163,6 +163,9 @@ static int guest_nic(struct core *c, json_t *nic, size_t i, const char *uuid, st
 		snprintf(c->bad_field, sizeof(c->bad_field), "nics[%zu].network", i);
 		return -ENOENT;
 	}
+	if (!strcmp(jstr_or(net->doc, "state", ""), "removing"))
+		return err_set(e, EBUSY, "network-going", "network \"%s\" is being removed",
+			       net->name);
 	snprintf(text, sizeof(text), "net%zu", i);
 	if (!jstr(nic, "name"))
 		jset_str(nic, "name", text);

@@ -192,7 +192,8 @@ int route_image_upload(struct core *c, struct req *r, struct err *e)
 		return 0;
 	}
 	if (strcmp(r->sub, "end")) {
-		/* what an earlier attempt left is taken away first */
+		/* what an earlier attempt left is taken away first, and nothing later */
+		round_commit(c);
 		volume_file(o, del.pool, del.name);
 		peer_call(c->priv, MSG_p_volume_unlink, &del, 0, 30000, image_begin_fresh, r);
 		return 0;

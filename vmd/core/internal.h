@@ -329,8 +329,13 @@ void disk_make(struct core *c, struct obj *disk, void (*done)(void *arg, const s
 	       void *arg);
 /* for disk_remove_file(): a failure is logged */
 void disk_file_gone(void *arg, const struct err *e);
-void disk_remove_file(struct core *c, struct obj *disk,
-		      void (*done)(void *arg, const struct err *e), void *arg);
+/* ---- unlink.c ---- */
+/* disk_remove_file() - the file of a disk or image goes, once this round is written, over restarts. */
+void disk_remove_file(struct core *c, struct obj *o, void (*done)(void *arg, const struct err *e),
+		      void *arg);
+void unlinks_send(struct core *c);		       /* the round is written */
+void unlinks_resume(struct core *c, struct obj *pool); /* of the daemon before this one */
+void unlinks_free(struct core *c);
 struct obj *disk_record(struct core *c, const json_t *spec, const char *name, const char *owner,
 			struct err *e);
 void pool_ensure_default(struct core *c);
@@ -406,7 +411,7 @@ struct core {
 	struct loop_timer retry, sweep, usage, copy;
 	char db_path[512];
 	struct kind_index kinds[K_COUNT];
-	struct list undo, out, reqs, op_starts, tickets;
+	struct list undo, out, reqs, op_starts, tickets, unlinks;
 	struct req *cur;    /* being handled: its writes are asked for */
 	json_t *macs, *ips; /* sets: who has it */
 	uint8_t *uid_used;

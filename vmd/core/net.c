@@ -304,12 +304,73 @@ static void net_up(struct core *c, struct obj *o, struct req *r)
 	peer_call(c->priv, MSG_p_net_up, &m, 0, 30000, net_opened, a);
 }
 
+static void net_downed(void *arg, enum call_event ev, struct wire_buf *b, const struct err *e)
+{
+	struct net_arg *a = arg;
+	struct obj *o = obj_by_id(a->c, K_NETWORK, a->id);
+	struct req *r = a->r;
+
+	if (ev == CALL_ITEM)
+		return;
+	if (e && !strcmp(e->code, "peer-gone")) {
+		/* "removing" on record: it goes on at the next start */
+		if (r)
+			req_fail(r, e, NULL, NULL);
+		free(a);
+		return;
+	}
+	if (e)
+		log_warn("a network could not be taken down: %s", e->detail);
+	if (o)
+		obj_del(a->c, o, PUT_FACT);
+	if (r)
+		req_reply(r, 204, NULL, 0, NULL);
+	free(a);
+}
+
+static void net_take_down(struct core *c, struct obj *o, struct req *r)
+{
+	struct net_arg *a = net_arg_new(c, r, o);
+	struct msg_p_net_down m = { 0 };
+
+	if (!a)
+		return;
+	snprintf(m.net, sizeof(m.net), "%.63s", o->name);
+	snprintf(m.bridge, sizeof(m.bridge), "%.15s", jstr_or(o->doc, "bridge", ""));
+	m.made_bridge = jbool(o->rt, "made_bridge", false);
+	peer_call(c->priv, MSG_p_net_down, &m, 0, 30000, net_downed, a);
+}
+
+/* A half of an upload whose sender went with the last daemon; the record waits for another try. */
+static void pool_half_uploads(struct core *c, const struct obj *pool)
+{
+	list_for_each (p, &c->kinds[K_IMAGE].all) {
+		struct obj *o = container_of(p, struct obj, node);
+
+		if (!strcmp(jstr_or(o->doc, "state", ""), "uploading") &&
+		    !strcmp(jstr_or(o->doc, "pool", "default"), pool->name))
+			disk_remove_file(c, o, disk_file_gone, NULL);
+	}
+}
+
 void net_up_all(struct core *c)
 {
-	list_for_each (p, &c->kinds[K_POOL].all)
-		pool_open(c, container_of(p, struct obj, node), NULL, false);
-	list_for_each (p, &c->kinds[K_NETWORK].all)
-		net_up(c, container_of(p, struct obj, node), NULL);
+	list_for_each (p, &c->kinds[K_POOL].all) {
+		struct obj *o = container_of(p, struct obj, node);
+
+		pool_open(c, o, NULL, false);
+		/* on the same link, before any request makes a file of that name */
+		unlinks_resume(c, o);
+		pool_half_uploads(c, o);
+	}
+	list_for_each (p, &c->kinds[K_NETWORK].all) {
+		struct obj *o = container_of(p, struct obj, node);
+
+		if (!strcmp(jstr_or(o->doc, "state", ""), "removing"))
+			net_take_down(c, o, NULL);
+		else
+			net_up(c, o, NULL);
+	}
 }
 
 int route_net_create(struct core *c, struct req *r, struct err *e)
@@ -374,21 +435,9 @@ int route_net_create(struct core *c, struct req *r, struct err *e)
 	return 0;
 }
 
-static void net_downed(void *arg, enum call_event ev, struct wire_buf *b, const struct err *e)
-{
-	struct req *r = arg;
-
-	if (ev == CALL_ITEM)
-		return;
-	if (e)
-		log_warn("a network could not be taken down: %s", e->detail);
-	req_reply(r, 204, NULL, 0, NULL);
-}
-
 int route_net_delete(struct core *c, struct req *r, struct err *e)
 {
 	struct obj *o = obj_find(c, K_NETWORK, r->name, e);
-	struct msg_p_net_down m = { 0 };
 	size_t i;
 	json_t *n;
 
@@ -405,13 +454,12 @@ int route_net_delete(struct core *c, struct req *r, struct err *e)
 	}
 	if (req_dry(r, o))
 		return 0;
-	snprintf(m.net, sizeof(m.net), "%.63s", o->name);
-	snprintf(m.bridge, sizeof(m.bridge), "%.15s", jstr_or(o->doc, "bridge", ""));
-	m.made_bridge = jbool(o->rt, "made_bridge", false);
-	/* off the record first: whatever happens to priv, no guest gets onto it any more; answered
-	 * when it is down */
-	obj_del(c, o, PUT_ASKED);
-	peer_call(c->priv, MSG_p_net_down, &m, 0, 30000, net_downed, r);
+	/* on record before it is done: whatever dies meanwhile, no guest gets onto it any more, and
+	 * nothing of it stays. Answered when it is down */
+	obj_before(c, o);
+	json_object_set_new(o->doc, "state", json_string("removing"));
+	obj_put(c, o, PUT_ASKED);
+	net_take_down(c, o, r);
 	return 0;
 }
 

@@ -470,6 +470,7 @@ void round_commit(struct core *c)
 	 */
 	round_written(c);
 	out_flush(c, false);
+	unlinks_send(c);
 	op_start_pending(c);
 }
 

@@ -5,6 +5,7 @@
  * below it holds no processes. A limit that this kernel cannot keep is logged once, never an error:
  * the guest runs without it.
  */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -234,17 +235,41 @@ int cgroup_make(struct priv *p, const char *name, const struct cgroup_limits *l,
 	return n;
 }
 
-void cgroup_remove(struct priv *p, const char *name)
+bool cgroup_remove(struct priv *p, const char *name)
 {
 	char dir[600];
+	bool busy = false;
 
 	if (cgroup_mode(p) == CGROUP_NONE)
-		return;
+		return true;
 	for (unsigned i = 0; i < cgroup_dirs(); i++) {
 		cgroup_dir(p, i, name, dir, sizeof(dir));
-		if (rmdir(dir) < 0 && errno != ENOENT)
+		if (rmdir(dir) < 0 && errno != ENOENT) {
 			log_debug("cgroup %s: %s", dir, strerror(errno));
+			busy |= errno == EBUSY;
+		}
 	}
+	return !busy;
+}
+
+bool cgroup_sweep(struct priv *p, bool (*lives)(struct priv *p, const char *name))
+{
+	char dir[600];
+	bool all = true;
+
+	if (cgroup_mode(p) == CGROUP_NONE)
+		return true;
+	for (unsigned i = 0; i < cgroup_dirs(); i++) {
+		cgroup_dir(p, i, "", dir, sizeof(dir));
+		DIR *d = opendir(dir);
+
+		for (struct dirent *de; d && (de = readdir(d));)
+			if (uuid_valid(de->d_name) && !lives(p, de->d_name))
+				all &= cgroup_remove(p, de->d_name);
+		if (d)
+			closedir(d);
+	}
+	return all;
 }
 
 void cgroup_fini(struct priv *p)

@@ -28,6 +28,8 @@
 #include "common/units.h"
 #include "vmd/priv/priv.h"
 
+#define SWEEP_NS (100 * NS_PER_MS)
+
 struct guest_proc {
 	struct list node;
 	struct priv *p;
@@ -51,6 +53,7 @@ struct priv_guests {
 	char dir[200], root_dir[200];
 	int guest_exe, image_exe;
 	bool userns_ok, userns_known;
+	struct loop_timer sweep;
 };
 
 static struct guest_proc *guest_find(struct priv *p, const char *uuid)
@@ -98,7 +101,9 @@ static void guest_leftovers(struct priv *p, const char *uuid)
 	unlinkat(p->guests->dir_fd, name, 0);
 	snprintf(name, sizeof(name), "%s.log", uuid);
 	unlinkat(p->guests->dir_fd, name, 0);
-	cgroup_remove(p, uuid);
+	/* its pidfd tells of a death a little before the kernel has taken it out of its group */
+	if (!cgroup_remove(p, uuid))
+		loop_timer_after(&p->guests->sweep, SWEEP_NS);
 }
 
 static void guest_ended(void *arg, int fd, uint32_t events)
@@ -444,7 +449,7 @@ int guests_clean(struct priv *p, const struct msg_p_guest_clean *m, struct err *
 }
 
 /* guest_adopt_one() - a socket by that name: its listener, if it lives, is a guest again. */
-static struct guest_proc *guest_adopt_one(struct priv *p, const char *uuid)
+static void guest_adopt_one(struct priv *p, const char *uuid)
 {
 	struct ucred cred = { 0 };
 	int sock = guest_connect(p, uuid, &cred);
@@ -454,7 +459,7 @@ static struct guest_proc *guest_adopt_one(struct priv *p, const char *uuid)
 			guest_leftovers(p, uuid);
 		else
 			log_warn("guest %s: cannot be adopted: %s", uuid, strerror(-sock));
-		return NULL;
+		return;
 	}
 	close(sock);
 	pid_t pid = cred.pid;
@@ -468,24 +473,39 @@ static struct guest_proc *guest_adopt_one(struct priv *p, const char *uuid)
 		if (sock >= 0)
 			close(sock);
 		close_fd(&pidfd);
-		return NULL;
+		return;
 	}
 	close(sock);
 	struct guest_proc *g = guest_new(p, uuid);
 
 	if (!g) {
 		close(pidfd);
-		return NULL;
+		return;
 	}
 	g->pidfd = pidfd;
 	g->pid = pid;
 	g->log = guest_log_new(p, p->guests->dir_fd, uuid, NULL, NULL);
 	loop_fd_add(p->loop, &g->pid_w, pidfd, EPOLLIN, guest_ended, g);
 	log_info("guest %s: adopted, pid %d", uuid, g->pid);
-	return g;
 }
 
-static void guests_scan(struct priv *p)
+static bool guest_lives(struct priv *p, const char *uuid)
+{
+	return guest_find(p, uuid) != NULL;
+}
+
+/* of guests and jobs that ended while no daemon was there, or whose daemon did not get to it */
+static void guests_sweep(void *arg)
+{
+	struct priv *p = arg;
+
+	if (!cgroup_sweep(p, guest_lives))
+		loop_timer_after(&p->guests->sweep, SWEEP_NS);
+}
+
+/* guests_each() - @fn for each UUID that a name in <run>/guests begins with, if it ends in @end. */
+static void guests_each(struct priv *p, const char *end,
+			void (*fn)(struct priv *p, const char *uuid))
 {
 	int fd = openat(p->guests->dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	DIR *d = fd >= 0 ? fdopendir(fd) : NULL;
@@ -493,15 +513,32 @@ static void guests_scan(struct priv *p)
 	for (struct dirent *de; d && (de = readdir(d));) {
 		char uuid[37];
 
-		if (strlen(de->d_name) != 36 + 5 || strcmp(de->d_name + 36, ".sock"))
+		if (strlen(de->d_name) != 36 + strlen(end) || strcmp(de->d_name + 36, end))
 			continue;
 		memcpy(uuid, de->d_name, 36);
 		uuid[36] = '\0';
 		if (uuid_valid(uuid) && !guest_find(p, uuid))
-			guest_adopt_one(p, uuid);
+			fn(p, uuid);
 	}
 	if (d)
 		closedir(d);
+}
+
+static void guest_log_orphan(struct priv *p, const char *uuid)
+{
+	char name[64];
+
+	snprintf(name, sizeof(name), "%s.sock", uuid);
+	/* with a socket it is a guest that could not be adopted */
+	if (faccessat(p->guests->dir_fd, name, F_OK, AT_SYMLINK_NOFOLLOW) < 0)
+		guest_leftovers(p, uuid);
+}
+
+static void guests_scan(struct priv *p)
+{
+	guests_each(p, ".sock", guest_adopt_one);
+	guests_each(p, ".log", guest_log_orphan);
+	guests_sweep(p);
 }
 
 int guests_adopt(struct priv *p, uint32_t id, struct err *e)
@@ -635,6 +672,7 @@ int guests_init(struct priv *p, struct err *e)
 	p->guests = gs;
 	list_init(&gs->procs);
 	gs->guest_exe = gs->image_exe = -1;
+	loop_timer_init(p->loop, &gs->sweep, guests_sweep, p);
 	snprintf(gs->dir, sizeof(gs->dir), "%.190s/guests", p->cfg->run_dir);
 	snprintf(gs->root_dir, sizeof(gs->root_dir), "%.190s/empty", p->cfg->run_dir);
 	gs->dir_fd = path_open_dir(gs->dir, true, 0700);
@@ -657,6 +695,7 @@ void guests_fini(struct priv *p)
 
 	if (!gs)
 		return;
+	loop_timer_stop(&gs->sweep);
 	list_for_each_safe (n, &gs->procs)
 		guest_free(container_of(n, struct guest_proc, node));
 	close_fd(&gs->dir_fd);

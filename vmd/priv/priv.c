@@ -554,7 +554,7 @@ static int priv_dirs(struct priv *p, struct err *e)
 	 */
 	int lock = openat(p->run_fd, "vmd.lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 
-	if (lock < 0 || flock(lock, LOCK_EX | LOCK_NB) < 0) {
+	if (lock < 0 || !listen_lock(lock)) {
 		err_set(e, lock < 0 ? errno : EBUSY, "already-running", "another vmd runs in %s",
 			p->cfg->run_dir);
 		err_hint(e, "use --run and --state to run a second one");

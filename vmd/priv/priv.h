@@ -132,7 +132,10 @@ struct cgroup_limits {
 int cgroup_make(struct priv *p, const char *name, const struct cgroup_limits *lim,
 		int fds[JAIL_CGROUPS_MAX], struct err *e);
 int cgroup_limit(struct priv *p, const char *name, const struct cgroup_limits *lim, struct err *e);
-void cgroup_remove(struct priv *p, const char *name);
+/* cgroup_remove() - false: a process is still on its way out of it; try again. */
+bool cgroup_remove(struct priv *p, const char *name);
+/* cgroup_sweep() - groups of guests and jobs that no longer are go. As cgroup_remove(). */
+bool cgroup_sweep(struct priv *p, bool (*lives)(struct priv *p, const char *name));
 void cgroup_fini(struct priv *p); /* the daemon ends: its group goes, if no guest is in it */
 const char *cgroup_mode_text(struct priv *p);
 
