@@ -22,6 +22,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -77,6 +78,7 @@ struct pc {
 	uint8_t uuid[16];
 	/* boot payload, for each reset */
 	int kernel_fd, initrd_fd;
+	char kernel_name[64], initrd_name[64];
 	enum boot_format format;
 	char *cmdline;
 };
@@ -150,8 +152,8 @@ static int pc_payload(struct pc *pc, struct err *e)
 	struct boot_config bc = {
 		.kernel_fd = pc->kernel_fd,
 		.initrd_fd = pc->initrd_fd,
-		.kernel_name = "kernel",
-		.initrd_name = "initrd",
+		.kernel_name = pc->kernel_name,
+		.initrd_name = pc->initrd_name,
 		.cmdline = pc->cmdline,
 		.format = pc->format,
 		.rsdp = PC_ACPI_BASE,
@@ -394,6 +396,10 @@ static int pc_build(struct vm *vm, const struct machine_config *cfg, struct err 
 		return ret;
 	pc->kernel_fd = cfg->boot.kernel_fd;
 	pc->initrd_fd = cfg->boot.initrd_fd;
+	snprintf(pc->kernel_name, sizeof(pc->kernel_name), "%.63s",
+		 cfg->boot.kernel_name ? cfg->boot.kernel_name : "kernel");
+	snprintf(pc->initrd_name, sizeof(pc->initrd_name), "%.63s",
+		 cfg->boot.initrd_name ? cfg->boot.initrd_name : "initrd");
 	pc->format = cfg->boot.format;
 	if (cfg->memory_fd < 0) {
 		ret = vm_reset(vm, e);

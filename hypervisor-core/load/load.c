@@ -332,6 +332,7 @@ int boot_load(struct mem *mem, const struct boot_config *cfg, struct x86_state *
 			bz    ? "a bzImage"
 			: elf ? "an ELF file"
 			      : load_what(head, len));
+		err_hint(e, "a kernel is a bzImage, as /boot/vmlinuz, or an ELF file, as vmlinux");
 		return -ENOEXEC;
 	}
 	if (bz) {

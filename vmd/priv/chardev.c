@@ -27,8 +27,11 @@
 
 static int chardev_bad(struct err *e, const struct msg_p_chardev_open *m, int num)
 {
-	return err_set(e, num, "port-failed", "port %s:%.200s: %s", m->kind, m->path,
-		       strerror(num));
+	err_set(e, num, num == EADDRINUSE ? "port-taken" : "port-failed", "port %s:%.200s: %s",
+		m->kind, m->path, strerror(num));
+	if (num == EADDRINUSE)
+		err_hint(e, "ss -lnp tells who has it; or give the port another address");
+	return -num;
 }
 
 /* chardev_dir() - the directory that @path lies in; @leaf: the name in it. fd or -errno with @e. */
