@@ -202,6 +202,7 @@ void node_move(struct blockdev *to, struct blockdev *from)
 	to->discard = from->discard;
 	to->detect_zeroes = from->detect_zeroes;
 	to->unsafe = from->unsafe;
+	to->aio |= from->aio;
 	atomic_store(&to->serial_writes, atomic_load(&from->serial_writes));
 	to->block_size = from->block_size;
 	atomic_store(&to->size_bytes, atomic_load(&from->size_bytes));

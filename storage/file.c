@@ -523,8 +523,15 @@ static int file_thaw(struct blockdev *bd, int fd, struct err *e)
 {
 	struct file *f = bd->drv;
 	struct stat was, is;
-	int flags = fcntl(fd, F_GETFL), r;
+	int flags = fcntl(fd >= 0 ? fd : f->fd, F_GETFL), r;
 
+	if (fd < 0 && flags >= 0 && (flags & O_ACCMODE) == O_RDWR) {
+		r = file_lock(f->fd, false, false);
+		bd->read_only = r != 0;
+		return r ? err_set(e, -r, "disk-in-use", "%s: another process has it open",
+				   bd->label)
+			 : 0;
+	}
 	if (flags < 0 || (flags & O_ACCMODE) != O_RDWR || fstat(fd, &is) < 0 ||
 	    fstat(f->fd, &was) < 0 || is.st_dev != was.st_dev || is.st_ino != was.st_ino)
 		return err_set(e, EINVAL, "disk-thaw",

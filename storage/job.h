@@ -26,6 +26,7 @@ struct blkjob {
 	const _Atomic bool *cancel; /* NULL: never */
 	unsigned threads;	    /* 0 = two a CPU, at most 16 */
 	uint64_t max_output_bytes;  /* 0 = no quota; above it: -EDQUOT */
+	uint64_t bps;		    /* live jobs: bytes a second, 0 = no limit */
 };
 
 /* blkjob_info() - as JSON, the meaning of qemu-img info --output=json (no file names but the spec's

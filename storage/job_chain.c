@@ -17,10 +17,10 @@
 #include "storage/qcow2.h"
 #include "storage/qcow2_tools.h"
 
-#define CHAIN_STEP MIB
+#define CHAIN_STEP JOB_CHAIN_STEP
 
-static int commit_range(struct blockdev *top, struct blockdev *into, uint8_t *buf,
-			const struct blk_extent *x, uint64_t limit, struct blkjob_run *run)
+int job_commit_range(struct blockdev *top, struct blockdev *into, uint8_t *buf,
+		     const struct blk_extent *x, uint64_t limit, struct blkjob_run *run)
 {
 	uint64_t off = x->off_bytes, end = MIN(x->off_bytes + x->len_bytes, limit);
 	int r = 0;
@@ -32,7 +32,7 @@ static int commit_range(struct blockdev *top, struct blockdev *into, uint8_t *bu
 			len = end - off;
 			r = node_zero(into, off, len, NODE_UNMAP);
 		} else {
-			r = blk_pread(top, buf, len, off);
+			r = node_pread(top, buf, len, off);
 			if (!r)
 				r = node_pwrite(into, buf, len, off);
 		}
@@ -74,7 +74,7 @@ int blkjob_commit(const struct blkjob *job, const struct blk_spec *top_spec, str
 		}
 		for (int i = 0; i < n && !r; i++) {
 			if (x[i].depth == 0 && x[i].kind != BLK_EXT_HOLE)
-				r = commit_range(top, into, buf, &x[i], size, &run);
+				r = job_commit_range(top, into, buf, &x[i], size, &run);
 			else
 				r = job_step(&run, x[i].len_bytes);
 			off = x[i].off_bytes + x[i].len_bytes;

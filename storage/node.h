@@ -63,7 +63,7 @@ struct blockdev_ops {
 	void (*moved)(struct blockdev *bd);
 	/* freeze() - with no request in flight: all that was written is stable, and the node is
 	 * read-only from now on. thaw() - writable again; @fd, open for writing, replaces what a
-	 * file was opened with (taken on success). NULL: cannot. */
+	 * file was opened with (taken on success); -1: it was opened for writing. NULL: cannot. */
 	int (*freeze)(struct blockdev *bd);
 	int (*thaw)(struct blockdev *bd, int fd, struct err *e);
 };

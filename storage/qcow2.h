@@ -155,11 +155,12 @@ struct qcow2 {
 
 	/* dirty bitmaps in RAM: lock order is the image's lock, then this one */
 	pthread_rwlock_t bm_lock;
-	struct list bm, bm_gone; /* q2_bitmap_ram; removed but still in the file */
-	bool bm_loaded;		 /* the list is what counts, not the file */
-	bool bm_owned;		 /* in the file they are marked in use */
-	bool bm_changed;	 /* the directory must be written anew */
-	_Atomic bool bm_on;	 /* one at least is enabled */
+	struct list bm, bm_gone;     /* q2_bitmap_ram; removed but still in the file */
+	bool bm_loaded;		     /* the list is what counts, not the file */
+	bool bm_owned;		     /* in the file they are marked in use */
+	bool bm_changed;	     /* the directory must be written anew */
+	_Atomic bool bm_on;	     /* one at least is enabled, or tracked */
+	struct q2_bitmap_ram *track; /* what is written during a live commit; in no file */
 
 	struct q2_chain *_Atomic chain; /* the layers below, merged; NULL until needed */
 };
@@ -263,6 +264,9 @@ int q2_extents(struct blockdev *bd, uint64_t off, struct blk_extent *ext, unsign
 void q2_range_take(struct qcow2 *q, struct q2_range *r, uint64_t start, uint64_t end);
 bool q2_range_try(struct qcow2 *q, struct q2_range *r, uint64_t start, uint64_t end);
 void q2_range_drop(struct qcow2 *q, struct q2_range *r);
+/* q2_populate() - what [off, off+len), in whole clusters, shows from the layers below becomes the
+ * image's own; what it has itself stays. Requests may be in flight. */
+int q2_populate(struct qcow2 *q, uint64_t off, uint64_t len);
 /* q2_write_compressed() - store one cluster compressed; -EFBIG where it does not shrink. */
 int q2_write_compressed(struct qcow2 *q, uint64_t off, const void *comp, uint64_t comp_len);
 
@@ -319,6 +323,11 @@ static inline bool q2_bitmaps_try_mark(struct qcow2 *q, uint64_t off, uint64_t l
 	       q2_bitmaps_try_mark_slow(q, off, len);
 }
 int q2_bitmaps_resize(struct qcow2 *q, uint64_t size);
+/* q2_track_start() - from now on what is written is marked; the image was written to before. */
+int q2_track_start(struct qcow2 *q);
+struct blk_bits;
+int q2_track_take(struct qcow2 *q, struct blk_bits *b);
+void q2_track_stop(struct qcow2 *q);
 void q2_bitmaps_fini(struct qcow2 *q);
 /* q2_bitmaps_own() - before the first change of the image: load them, mark them in use. */
 int q2_bitmaps_own(struct qcow2 *q);

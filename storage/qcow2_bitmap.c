@@ -139,18 +139,24 @@ int q2_bitmap_bits(struct qcow2 *q, const struct q2_bitmap *b, uint8_t **bits, u
 
 int qcow2_bitmap_list(struct blockdev *bd, struct qcow2_bitmap_info **list, struct err *e)
 {
-	struct qcow2 *q = q2_bitmap_image(bd, e);
-	int r = q ? q2_bitmaps_load(q, e) : -ENOTSUP, n = 0;
+	struct qcow2 *q;
+	int r, n = 0;
 
 	*list = NULL;
-	if (r)
+	node_gate_enter(bd);
+	q = q2_bitmap_image(bd, e);
+	r = q ? q2_bitmaps_load(q, e) : -ENOTSUP;
+	if (r) {
+		node_gate_leave(bd);
 		return r;
+	}
 	pthread_rwlock_rdlock(&q->bm_lock);
 	list_for_each (l, &q->bm)
 		n++;
 	*list = n ? calloc(n, sizeof(**list)) : NULL;
 	if (n && !*list) {
 		pthread_rwlock_unlock(&q->bm_lock);
+		node_gate_leave(bd);
 		return err_set(e, ENOMEM, "out-of-memory", "%s: out of memory", bd->label);
 	}
 	n = 0;
@@ -166,19 +172,25 @@ int qcow2_bitmap_list(struct blockdev *bd, struct qcow2_bitmap_info **list, stru
 		o->bytes_dirty = q2_bitmap_count(b) * o->granularity;
 	}
 	pthread_rwlock_unlock(&q->bm_lock);
+	node_gate_leave(bd);
 	return n;
 }
 
 int qcow2_bitmap_read(struct blockdev *bd, const char *name, uint8_t **bits, uint64_t *nbits,
 		      uint64_t *granularity, struct err *e)
 {
-	struct qcow2 *q = q2_bitmap_image(bd, e);
 	const struct q2_bitmap_ram *b;
-	int r = q ? q2_bitmaps_load(q, e) : -ENOTSUP;
+	struct qcow2 *q;
+	int r;
 
 	*bits = NULL;
-	if (r)
+	node_gate_enter(bd);
+	q = q2_bitmap_image(bd, e);
+	r = q ? q2_bitmaps_load(q, e) : -ENOTSUP;
+	if (r) {
+		node_gate_leave(bd);
 		return r;
+	}
 	pthread_rwlock_rdlock(&q->bm_lock);
 	b = q2_bitmap_find_locked(q, name);
 	if (!b) {
@@ -200,5 +212,6 @@ int qcow2_bitmap_read(struct blockdev *bd, const char *name, uint8_t **bits, uin
 		}
 	}
 	pthread_rwlock_unlock(&q->bm_lock);
+	node_gate_leave(bd);
 	return r;
 }

@@ -66,7 +66,7 @@ static void q2_bitmaps_refresh_on(struct qcow2 *q)
 
 		on |= b->enabled && !b->stale;
 	}
-	atomic_store(&q->bm_on, on && q->bm_owned);
+	atomic_store(&q->bm_on, (on && q->bm_owned) || q->track);
 }
 
 /* --- marking ------------------------------------------------------------------------------------
@@ -103,6 +103,8 @@ static void q2_bitmaps_mark_locked(struct qcow2 *q, uint64_t off, uint64_t len)
 		if (b->enabled && !b->stale && len)
 			q2_bitmap_set(b, off, len);
 	}
+	if (q->track && len)
+		q2_bitmap_set(q->track, off, len);
 }
 
 void q2_bitmaps_mark_slow(struct qcow2 *q, uint64_t off, uint64_t len)
@@ -151,6 +153,49 @@ int q2_bitmaps_resize(struct qcow2 *q, uint64_t size)
 	}
 	pthread_rwlock_unlock(&q->bm_lock);
 	return r;
+}
+
+static struct q2_bitmap_ram *q2_bitmap_ram_new(uint64_t size, unsigned gran_bits);
+
+int q2_track_start(struct qcow2 *q)
+{
+	struct q2_bitmap_ram *b = q2_bitmap_ram_new(atomic_load(&q->bd->size_bytes), 16);
+
+	if (!b)
+		return -ENOMEM;
+	pthread_rwlock_wrlock(&q->bm_lock);
+	q->track = b;
+	q2_bitmaps_refresh_on(q);
+	pthread_rwlock_unlock(&q->bm_lock);
+	return 0;
+}
+
+int q2_track_take(struct qcow2 *q, struct blk_bits *out)
+{
+	struct q2_bitmap_ram *b = q->track;
+
+	*out = (struct blk_bits){ .granularity = 1ULL << b->disk.granularity_bits, .n = b->nbits };
+	out->words = malloc(q2_bitmap_words(b->nbits) * 8);
+	if (!out->words)
+		return -ENOMEM;
+	pthread_rwlock_wrlock(&q->bm_lock);
+	for (uint64_t i = 0; i < q2_bitmap_words(b->nbits); i++)
+		out->words[i] = atomic_exchange(&b->words[i], 0);
+	pthread_rwlock_unlock(&q->bm_lock);
+	return 0;
+}
+
+void q2_track_stop(struct qcow2 *q)
+{
+	struct q2_bitmap_ram *b;
+
+	pthread_rwlock_wrlock(&q->bm_lock);
+	b = q->track;
+	q->track = NULL;
+	q2_bitmaps_refresh_on(q);
+	pthread_rwlock_unlock(&q->bm_lock);
+	if (b)
+		q2_bitmap_ram_free(b);
 }
 
 /* --- loading ------------------------------------------------------------------------------------
@@ -231,17 +276,23 @@ int q2_bitmaps_load(struct qcow2 *q, struct err *e)
 /* --- verbs ---------------------------------------------------------------------------------------
  */
 
-/* q2_bitmap_writable() - the image, its bitmaps loaded and ours to change; bm_lock taken alone. */
+/* q2_bitmap_writable() - the image, its bitmaps loaded and ours to change; the gate entered, and
+ * bm_lock taken alone, until q2_bitmap_done(). */
 static struct qcow2 *q2_bitmap_writable(struct blockdev *bd, struct err *e)
 {
-	struct qcow2 *q = q2_bitmap_image(bd, e);
+	struct qcow2 *q;
 	int r;
 
-	if (!q)
+	node_gate_enter(bd);
+	q = q2_bitmap_image(bd, e);
+	if (!q) {
+		node_gate_leave(bd);
 		return NULL;
+	}
 	if (q->bd->read_only || q->version < 3) {
 		err_set(e, EROFS, "disk-read-only", "%s: %s", q->bd->label,
 			q->version < 3 ? "version 2 images have no bitmaps" : "is read-only");
+		node_gate_leave(bd);
 		return NULL;
 	}
 	r = q2_begin_write(q);
@@ -251,16 +302,18 @@ static struct qcow2 *q2_bitmap_writable(struct blockdev *bd, struct err *e)
 		if (!err_is_set(e))
 			err_set(e, -r, "disk-bitmaps", "%s: cannot change the bitmaps: %s",
 				q->bd->label, strerror(-r));
+		node_gate_leave(bd);
 		return NULL;
 	}
 	pthread_rwlock_wrlock(&q->bm_lock);
 	return q;
 }
 
-static int q2_bitmap_done(struct qcow2 *q, int r)
+static int q2_bitmap_done(struct blockdev *bd, struct qcow2 *q, int r)
 {
 	q2_bitmaps_refresh_on(q);
 	pthread_rwlock_unlock(&q->bm_lock);
+	node_gate_leave(bd);
 	return r;
 }
 
@@ -312,22 +365,24 @@ int blk_bitmap_create(struct blockdev *bd, const char *name, uint64_t granularit
 	list_for_each (l, &q->bm)
 		n++;
 	if (q2_bitmap_find_locked(q, name))
-		return q2_bitmap_done(q,
+		return q2_bitmap_done(bd, q,
 				      err_set(e, EEXIST, "bitmap-exists",
 					      "%s: has a bitmap \"%s\" already", bd->label, name));
 	if (n >= BITMAPS_MAX)
-		return q2_bitmap_done(q, err_set(e, ENOSPC, "bitmap-too-many",
-						 "%s: has %u bitmaps already", bd->label, n));
+		return q2_bitmap_done(bd, q,
+				      err_set(e, ENOSPC, "bitmap-too-many",
+					      "%s: has %u bitmaps already", bd->label, n));
 	b = q2_bitmap_ram_new(atomic_load(&q->bd->size_bytes), __builtin_ctzll(granularity));
 	if (!b)
-		return q2_bitmap_done(q, err_set(e, ENOMEM, "out-of-memory",
-						 "%s: no memory for a bitmap of this granularity",
-						 bd->label));
+		return q2_bitmap_done(bd, q,
+				      err_set(e, ENOMEM, "out-of-memory",
+					      "%s: no memory for a bitmap of this granularity",
+					      bd->label));
 	memcpy(b->disk.name, name, strlen(name) + 1);
 	b->enabled = enabled;
 	b->changed = q->bm_changed = true;
 	list_add_tail(&q->bm, &b->node);
-	return q2_bitmap_done(q, 0);
+	return q2_bitmap_done(bd, q, 0);
 }
 
 int blk_bitmap_remove(struct blockdev *bd, const char *name, struct err *e)
@@ -339,8 +394,9 @@ int blk_bitmap_remove(struct blockdev *bd, const char *name, struct err *e)
 		return -e->num;
 	b = q2_bitmap_find_locked(q, name); /* a stale one too */
 	if (!b)
-		return q2_bitmap_done(q, err_set(e, ENOENT, "bitmap-not-found",
-						 "%s: has no bitmap \"%s\"", bd->label, name));
+		return q2_bitmap_done(bd, q,
+				      err_set(e, ENOENT, "bitmap-not-found",
+					      "%s: has no bitmap \"%s\"", bd->label, name));
 	/* its clusters are let go when the directory without it is stable */
 	list_del(&b->node);
 	if (b->disk.table_n)
@@ -348,7 +404,7 @@ int blk_bitmap_remove(struct blockdev *bd, const char *name, struct err *e)
 	else
 		q2_bitmap_ram_free(b);
 	q->bm_changed = true;
-	return q2_bitmap_done(q, 0);
+	return q2_bitmap_done(bd, q, 0);
 }
 
 int blk_bitmap_enable(struct blockdev *bd, const char *name, bool on, struct err *e)
@@ -360,10 +416,10 @@ int blk_bitmap_enable(struct blockdev *bd, const char *name, bool on, struct err
 		return -e->num;
 	b = q2_bitmap_get(q, name, e);
 	if (!b)
-		return q2_bitmap_done(q, -e->num);
+		return q2_bitmap_done(bd, q, -e->num);
 	b->enabled = on;
 	q->bm_changed = true;
-	return q2_bitmap_done(q, 0);
+	return q2_bitmap_done(bd, q, 0);
 }
 
 int blk_bitmap_clear(struct blockdev *bd, const char *name, struct err *e)
@@ -385,7 +441,7 @@ int blk_bitmap_merge(struct blockdev *bd, const char *dst, const char *src, stru
 	d = q2_bitmap_get(q, dst, e);
 	s = d ? q2_bitmap_get(q, src, e) : NULL;
 	if (!d || !s)
-		return q2_bitmap_done(q, -e->num);
+		return q2_bitmap_done(bd, q, -e->num);
 	for (uint64_t i = 0; i < s->nbits; i++) {
 		if (!s->words[i / 64])
 			i |= 63;
@@ -394,19 +450,24 @@ int blk_bitmap_merge(struct blockdev *bd, const char *dst, const char *src, stru
 				      1ULL << s->disk.granularity_bits);
 	}
 	q->bm_changed = true;
-	return q2_bitmap_done(q, 0);
+	return q2_bitmap_done(bd, q, 0);
 }
 
 int blk_bitmap_next(struct blockdev *bd, const char *name, uint64_t off, uint64_t *len, bool *dirty)
 {
 	struct err e = { 0 };
-	struct qcow2 *q = q2_bitmap_image(bd, &e);
 	uint64_t size = atomic_load(&bd->size_bytes), i, first;
 	const struct q2_bitmap_ram *b;
-	int r = q ? q2_bitmaps_load(q, &e) : -ENOTSUP;
+	struct qcow2 *q;
+	int r;
 
-	if (r)
+	node_gate_enter(bd);
+	q = q2_bitmap_image(bd, &e);
+	r = q ? q2_bitmaps_load(q, &e) : -ENOTSUP;
+	if (r) {
+		node_gate_leave(bd);
 		return r;
+	}
 	pthread_rwlock_rdlock(&q->bm_lock);
 	b = q2_bitmap_find_locked(q, name);
 	r = !b ? -ENOENT : b->stale ? -ESTALE : off >= size ? -EINVAL : 0;
@@ -424,6 +485,7 @@ int blk_bitmap_next(struct blockdev *bd, const char *name, uint64_t off, uint64_
 		*len = MIN(MIN(i, b->nbits) << b->disk.granularity_bits, size) - off;
 	}
 	pthread_rwlock_unlock(&q->bm_lock);
+	node_gate_leave(bd);
 	return r;
 }
 
@@ -437,17 +499,17 @@ int blk_bitmap_take(struct blockdev *bd, const char *name, struct blk_bits *out,
 		return -e->num;
 	b = q2_bitmap_get(q, name, e);
 	if (!b)
-		return q2_bitmap_done(q, -e->num);
+		return q2_bitmap_done(bd, q, -e->num);
 	out->granularity = 1ULL << b->disk.granularity_bits;
 	out->n = b->nbits;
 	out->words = malloc(q2_bitmap_words(b->nbits) * 8);
 	if (!out->words)
 		return q2_bitmap_done(
-		    q, err_set(e, ENOMEM, "out-of-memory", "%s: out of memory", bd->label));
+		    bd, q, err_set(e, ENOMEM, "out-of-memory", "%s: out of memory", bd->label));
 	for (uint64_t i = 0; i < q2_bitmap_words(b->nbits); i++)
 		out->words[i] = atomic_exchange(&b->words[i], 0);
 	b->changed = q->bm_changed = true;
-	return q2_bitmap_done(q, 0);
+	return q2_bitmap_done(bd, q, 0);
 }
 
 int blk_bitmap_give_back(struct blockdev *bd, const char *name, const struct blk_bits *bits,
@@ -460,12 +522,12 @@ int blk_bitmap_give_back(struct blockdev *bd, const char *name, const struct blk
 		return -e->num;
 	b = q2_bitmap_get(q, name, e);
 	if (!b)
-		return q2_bitmap_done(q, -e->num);
+		return q2_bitmap_done(bd, q, -e->num);
 	for (uint64_t i = 0; i < bits->n; i++)
 		if (bits->words[i / 64] >> (i % 64) & 1)
 			q2_bitmap_set(b, i * bits->granularity, bits->granularity);
 	q->bm_changed = true;
-	return q2_bitmap_done(q, 0);
+	return q2_bitmap_done(bd, q, 0);
 }
 
 void blk_bits_fini(struct blk_bits *b)

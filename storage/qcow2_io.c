@@ -317,32 +317,116 @@ int q2_publish(struct qcow2 *q, const struct q2_place *p, uint64_t off, uint64_t
 	return r;
 }
 
+/* q2_relieve() - dirty metadata cannot be evicted: past half the cache, write it out. */
+static int q2_relieve(struct qcow2 *q)
+{
+	bool much;
+
+	pthread_rwlock_rdlock(&q->lock);
+	much = q->slices_dirty > q->slices_max / 2;
+	pthread_rwlock_unlock(&q->lock);
+	return much ? q2_flush(q->bd) : 0;
+}
+
+/* q2_write_cluster_held() - a write inside one cluster whose units are locked by us. */
+static int q2_write_cluster_held(struct qcow2 *q, struct blk_buf b, uint64_t off, uint64_t len)
+{
+	struct q2_place p;
+	uint64_t alloc = q2_unit_mask(q, off, len);
+	int r = q2_place_make(q, off, &p);
+
+	if (r)
+		return r;
+	if (p.moved)
+		r = q2_write_moved(q, &p, b, off, len, &alloc);
+	else
+		r = q2_write_around(q, &p, b, off, len);
+	if (!r)
+		r = q2_publish(q, &p, off, alloc);
+	if (r && !p.inplace && !p.published) {
+		pthread_rwlock_wrlock(&q->lock);
+		q2_free_now_locked(q, p.base, q->cluster_size);
+		pthread_rwlock_unlock(&q->lock);
+	}
+	return r;
+}
+
 /* q2_write_cluster() - a write inside one cluster that is not simply in place. */
 static int q2_write_cluster(struct qcow2 *q, struct blk_buf b, uint64_t off, uint64_t len)
 {
 	struct q2_range range;
-	struct q2_place p;
-	uint64_t alloc = q2_unit_mask(q, off, len);
 	int r = q2_lock_units(q, &range, off, len);
 
 	if (r)
 		return r;
-	r = q2_place_make(q, off, &p);
+	r = q2_write_cluster_held(q, b, off, len);
+	q2_range_drop(q, &range);
+	return r;
+}
+
+/* q2_populate_zero() - units that read as zeroes below say so themselves. */
+static int q2_populate_zero(struct qcow2 *q, uint64_t off, uint64_t mask)
+{
+	struct q2_entry en;
+	int r;
+
+	pthread_rwlock_wrlock(&q->lock);
+	r = q2_entry_locked(q, off, &en);
 	if (!r) {
-		if (p.moved)
-			r = q2_write_moved(q, &p, b, off, len, &alloc);
+		if (q->ext_l2)
+			en.bits |= (mask & ~en.bits) << 32;
 		else
-			r = q2_write_around(q, &p, b, off, len);
-		if (!r)
-			r = q2_publish(q, &p, off, alloc);
-		if (r && !p.inplace && !p.published) {
-			pthread_rwlock_wrlock(&q->lock);
-			q2_free_now_locked(q, p.base, q->cluster_size);
-			pthread_rwlock_unlock(&q->lock);
+			en.l2 |= Q2_ZERO_FLAG;
+		r = q2_entry_set_locked(q, off, en);
+	}
+	pthread_rwlock_unlock(&q->lock);
+	return r;
+}
+
+/* q2_populate_cluster() - its units that are not allocated get what they show from below. */
+static int q2_populate_cluster(struct qcow2 *q, uint64_t cluster, uint64_t end, uint8_t *buf)
+{
+	struct q2_range range;
+	int r = 0;
+
+	/* the whole cluster: nobody else makes room in it meanwhile */
+	q2_range_take(q, &range, cluster, cluster + q->cluster_size);
+	for (uint64_t off = cluster; off < end && !r;) {
+		struct q2_seg s;
+		struct iovec v;
+
+		r = q2_seg_get(q, off, end - off, false, &s);
+		if (!r && s.kind == Q2_UNALLOC) {
+			s.len = MIN(s.len, end - off);
+			v = (struct iovec){ buf, s.len };
+			r = q2_read_backing(q, (struct blk_buf){ &v, 1, 0 }, off, s.len);
+			if (!r && mem_is_zero(buf, s.len))
+				r = q2_populate_zero(q, off, q2_unit_mask(q, off, s.len));
+			else if (!r)
+				r = q2_write_cluster_held(q, (struct blk_buf){ &v, 1, 0 }, off,
+							  s.len);
 		}
+		off += s.len;
 	}
 	q2_range_drop(q, &range);
 	return r;
+}
+
+int q2_populate(struct qcow2 *q, uint64_t off, uint64_t len)
+{
+	uint64_t end = MIN(off + len, atomic_load(&q->bd->size_bytes)), epoch;
+	_cleanup_free_ uint8_t *buf = NULL;
+	int r = q2_begin_write(q);
+
+	if (r)
+		return r;
+	if (posix_memalign((void **)&buf, Q2_SLICE_MAX, q->cluster_size))
+		return -ENOMEM;
+	epoch = q2_epoch_enter(q);
+	for (off = ALIGN_DOWN(off, q->cluster_size); off < end && !r; off += q->cluster_size)
+		r = q2_populate_cluster(q, off, MIN(off + q->cluster_size, end), buf);
+	q2_epoch_leave(q, epoch);
+	return r ? r : q2_relieve(q);
 }
 
 static int q2_write(struct qcow2 *q, struct blk_buf b, uint64_t off, uint64_t len)
@@ -368,17 +452,6 @@ static int q2_write(struct qcow2 *q, struct blk_buf b, uint64_t off, uint64_t le
 		len -= n;
 	}
 	return r;
-}
-
-/* q2_relieve() - dirty metadata cannot be evicted: past half the cache, write it out. */
-static int q2_relieve(struct qcow2 *q)
-{
-	bool much;
-
-	pthread_rwlock_rdlock(&q->lock);
-	much = q->slices_dirty > q->slices_max / 2;
-	pthread_rwlock_unlock(&q->lock);
-	return much ? q2_flush(q->bd) : 0;
 }
 
 int q2_rw(struct blockdev *bd, bool write, struct blk_buf b, uint64_t off, uint64_t len)
