@@ -512,9 +512,7 @@ static int q2_open(struct blockdev *bd, const struct blk_spec *spec, struct err 
 	pthread_mutex_init(&q->comp_lock, NULL);
 	list_init(&q->clock);
 	list_init(&q->ranges);
-	list_init(&q->bm);
-	list_init(&q->bm_gone);
-	pthread_rwlock_init(&q->bm_lock, NULL);
+	q2_bitmaps_init(q);
 	if (spec_opt_u64(spec, "cache-bytes", Q2_CACHE_DEFAULT, 1 << 30, &cache, e) < 0 ||
 	    q2_open_children(q, spec, e) < 0)
 		goto fail;

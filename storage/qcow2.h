@@ -328,6 +328,7 @@ int q2_track_start(struct qcow2 *q);
 struct blk_bits;
 int q2_track_take(struct qcow2 *q, struct blk_bits *b);
 void q2_track_stop(struct qcow2 *q);
+void q2_bitmaps_init(struct qcow2 *q);
 void q2_bitmaps_fini(struct qcow2 *q);
 /* q2_bitmaps_own() - before the first change of the image: load them, mark them in use. */
 int q2_bitmaps_own(struct qcow2 *q);

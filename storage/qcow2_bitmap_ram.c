@@ -24,6 +24,19 @@ void q2_bitmap_ram_free(struct q2_bitmap_ram *b)
 	free(b);
 }
 
+void q2_bitmaps_init(struct qcow2 *q)
+{
+	pthread_rwlockattr_t a;
+
+	list_init(&q->bm);
+	list_init(&q->bm_gone);
+	/* a verb must not wait until the guest stops writing */
+	pthread_rwlockattr_init(&a);
+	pthread_rwlockattr_setkind_np(&a, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+	pthread_rwlock_init(&q->bm_lock, &a);
+	pthread_rwlockattr_destroy(&a);
+}
+
 void q2_bitmaps_fini(struct qcow2 *q)
 {
 	struct list *both[] = { &q->bm, &q->bm_gone };

@@ -33,6 +33,17 @@ struct world {
 	} writer[WRITERS];
 };
 
+/* still_init() - who wants the writers to stand still comes before the next write */
+static void still_init(pthread_rwlock_t *l)
+{
+	pthread_rwlockattr_t a;
+
+	pthread_rwlockattr_init(&a);
+	pthread_rwlockattr_setkind_np(&a, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+	pthread_rwlock_init(l, &a);
+	pthread_rwlockattr_destroy(&a);
+}
+
 static uint64_t next(uint64_t *s)
 {
 	*s ^= *s << 13;
@@ -168,7 +179,7 @@ static void world_make(struct world *w, uint32_t cluster, bool compat)
 	int fd = disk_fd("base", O_RDWR | O_CREAT | O_TRUNC);
 
 	memset(w, 0, sizeof(*w));
-	pthread_rwlock_init(&w->still, NULL);
+	still_init(&w->still);
 	w->shadow = malloc(SIZE);
 	rng_fill(w->shadow, SIZE / 2);
 	memset(w->shadow + SIZE / 2, 0, SIZE / 2);
@@ -217,19 +228,19 @@ static void world_end(struct world *w, const char *const *names, unsigned n)
 static void backing_is(const char *name, const char *want)
 {
 	if (have_qemu())
-		assert_int_equal(
-		    run("qemu-img info -U -f qcow2 '%s' | sed -n 's/^backing file: \\([a-z0-9]*\\).*/"
-			"\\1/p' | grep -qx '%s'",
-			disk_path(name), want),
-		    0);
+		assert_int_equal(run("qemu-img info -U -f qcow2 '%s' | sed -n 's/^backing file: "
+				     "\\([a-z0-9]*\\).*/"
+				     "\\1/p' | grep -qx '%s'",
+				     disk_path(name), want),
+				 0);
 }
 
 static void no_backing(const char *name)
 {
 	if (have_qemu())
-		assert_int_not_equal(
-		    run("qemu-img info -U -f qcow2 '%s' | grep -q '^backing file'", disk_path(name)),
-		    0);
+		assert_int_not_equal(run("qemu-img info -U -f qcow2 '%s' | grep -q '^backing file'",
+					 disk_path(name)),
+				     0);
 }
 
 static const struct {
@@ -263,7 +274,7 @@ static void a_snapshot_is_a_moment_of_all_its_disks(void **state)
 		};
 
 		memset(&w2, 0, sizeof(w2));
-		pthread_rwlock_init(&w2.still, NULL);
+		still_init(&w2.still);
 		w2.shadow = calloc(1, SIZE);
 		layer_make("two", NULL, NULL, 0, false);
 		layer_make("two-over", "two", "qcow2", 0, false);
