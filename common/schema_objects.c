@@ -103,6 +103,7 @@ static const struct schema_field guest_fields[] = {
 	{ .name = "autostart", .type = ST_BOOL, .flags = CPL, .cli = "autostart", .dflt = "false", .help = "start it when the daemon starts on a fresh boot (default false)" },
 	{ .name = "restart", .type = ST_ENUM, .flags = CPL, .values = VALUES("no", "on-failure", "always"), .cli = "restart", .dflt = "no",
 	  .help = "start it again when it ends: no, on-failure, always (default no)" },
+	{ .name = "restarts", .type = ST_INT, .flags = RO, .help = "starts by that policy since it last ran for a minute" },
 	{ .name = "start_order", .type = ST_INT, .flags = CPL, .min = -1000, .max = 1000, .cli = "start-order", .dflt = "0",
 	  .help = "autostart order, low first (default 0)" },
 	{ .name = "stop_timeout", .type = ST_DURATION, .flags = CPL, .min = 0, .max = HOUR_MS, .cli = "stop-timeout", .dflt = "60s",

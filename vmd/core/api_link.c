@@ -171,9 +171,9 @@ void out_flush(struct core *c, bool refused)
 	}
 }
 
-void out_drop(struct core *c)
+void out_drop_since(struct core *c, struct list *mark)
 {
-	list_for_each_safe (p, &c->out) {
+	for (struct list *p = mark->next, *next = p->next; p != &c->out; p = next, next = p->next) {
 		struct out_msg *m = container_of(p, struct out_msg, node);
 
 		if (!m->req_id)

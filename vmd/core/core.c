@@ -272,6 +272,7 @@ void core_begin(struct core *c)
 			       .role = "core",
 			       .pid = (uint64_t)getpid() };
 
+	c->nets_stale = true;
 	/* priv takes nothing else before it */
 	peer_send(c->priv, MSG_hello, &h);
 	net_up_all(c);

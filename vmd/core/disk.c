@@ -339,6 +339,21 @@ int route_disk_delete(struct core *c, struct req *r, struct err *e)
 	return 0;
 }
 
+/* the first of disk0, disk1, ... that no entry of @disks has */
+static void disk_entry_name(const json_t *disks, char name[32])
+{
+	for (unsigned n = 0;; n++) {
+		const json_t *d;
+		bool taken = false;
+		size_t i;
+
+		snprintf(name, 32, "disk%u", n);
+		json_array_foreach(disks, i, d) taken |= !strcmp(jstr_or(d, "name", ""), name);
+		if (!taken)
+			return;
+	}
+}
+
 int route_disk_attach(struct core *c, struct req *r, struct err *e)
 {
 	struct obj *o = disk_find(c, r->name, e),
@@ -348,6 +363,8 @@ int route_disk_attach(struct core *c, struct req *r, struct err *e)
 
 	if (!g)
 		return -ENOENT;
+	if (!strcmp(jstr_or(o->doc, "state", ""), "busy"))
+		return err_set(e, EBUSY, "disk-busy", "disk \"%s\" is being worked on", o->name);
 	if (gstate_check(g->name, ((struct guest *)g->mem)->state, GV_ATTACH, e) < 0)
 		return -e->num;
 	if (*jstr_or(o->doc, "guest", ""))
@@ -356,7 +373,7 @@ int route_disk_attach(struct core *c, struct req *r, struct err *e)
 	obj_before(c, g);
 	obj_before(c, o);
 	disks = json_object_get(g->doc, "disks");
-	snprintf(name, sizeof(name), "disk%zu", json_array_size(disks) % 1000);
+	disk_entry_name(disks, name);
 	d = json_pack("{s:s, s:s}", "name", jstr_or(r->body, "name", name), "disk", o->name);
 	if (jbool(r->body, "read_only", false))
 		json_object_set_new(d, "read_only", json_true());

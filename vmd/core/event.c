@@ -43,6 +43,8 @@ static void log_line_add(struct core *c, int64_t seq, char *json, const char *ke
 	list_add_tail(&c->log_lines, &l->node);
 	oldest = list_first(&c->log_lines, struct log_line, node);
 	if (++c->nlog_lines > EVENTS_WAITING_MAX && oldest) {
+		if (c->part.log == &oldest->node)
+			c->part.log = &c->log_lines;
 		log_line_free(oldest);
 		c->nlog_lines--;
 	}
@@ -96,6 +98,19 @@ void log_round_undo(struct core *c)
 		struct log_line *l = container_of(p, struct log_line, node);
 
 		if (l->key) {
+			log_line_free(l);
+			c->nlog_lines--;
+		}
+	}
+}
+
+void log_drop_since(struct core *c, struct list *mark)
+{
+	for (struct list *p = mark->next, *next = p->next; p != &c->log_lines;
+	     p = next, next = p->next) {
+		struct log_line *l = container_of(p, struct log_line, node);
+
+		if (l->seq > 0) {
 			log_line_free(l);
 			c->nlog_lines--;
 		}

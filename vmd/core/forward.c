@@ -283,8 +283,6 @@ int route_forward_delete(struct core *c, struct req *r, struct err *e)
 
 	if (!o)
 		return -ENOENT;
-	if (req_if_match(r, o, e) < 0)
-		return -e->num;
 	if (req_dry(r, o))
 		return 0;
 	forward_msg(o, &m);

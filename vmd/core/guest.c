@@ -13,6 +13,7 @@
 
 #include "common/cleanup.h"
 #include "common/log.h"
+#include "common/overflow.h"
 #include "common/text.h"
 #include "common/units.h"
 #include "vmd/core/internal.h"
@@ -59,6 +60,7 @@ struct guest *guest_attach(struct core *c, struct obj *o)
 	g->pidfd = -1;
 	g->pidfd_w.fd = -1;
 	g->kvm_fd = -1;
+	g->restarts = (unsigned)jint(o->rt, "restarts", 0);
 	g->uid_slot = (int)jint(o->rt, "uid_slot", -1);
 	g->pid = (pid_t)jint(o->rt, "pid", 0);
 	list_init(&g->waiters);
@@ -184,6 +186,26 @@ void guest_cleanup_host(struct guest *g)
 	json_object_del(g->o->doc, "accel_reason");
 }
 
+/* When a start by policy is due is on record: a daemon that dies meanwhile forgets none. */
+static void guest_restart_record(struct guest *g, uint64_t at_ms)
+{
+	obj_before(g->c, g->o);
+	jset(guest_rt(g), "restart_at_ms", at_ms ? json_integer((json_int_t)at_ms) : NULL);
+	jset(guest_rt(g), "restarts", json_integer((json_int_t)g->restarts));
+	jset(g->o->doc, "restarts", json_integer((json_int_t)g->restarts));
+	obj_put(g->c, g->o, PUT_FACT);
+}
+
+void guest_restart_forget(struct guest *g)
+{
+	loop_timer_stop(&g->restart_timer);
+	if (json_object_get(g->o->rt, "restart_at_ms")) {
+		obj_before(g->c, g->o);
+		json_object_del(g->o->rt, "restart_at_ms");
+		obj_put(g->c, g->o, PUT_ASKED);
+	}
+}
+
 void guest_policy_restart(struct guest *g, bool failed)
 {
 	const char *policy = jstr_or(g->o->doc, "restart", "no");
@@ -197,7 +219,25 @@ void guest_policy_restart(struct guest *g, bool failed)
 	g->restarts++;
 	event_add(g->c, "guest.restart-due", "guest", g->o->name,
 		  "restart policy \"%s\": starts again in %u s", policy, delay);
+	guest_restart_record(g, clock_real_ms() + delay * 1000ull);
 	loop_timer_after(&g->restart_timer, delay * NS_PER_S);
+}
+
+void guest_restarts_resume(struct core *c)
+{
+	uint64_t now = clock_real_ms();
+
+	list_for_each (p, &c->kinds[K_GUEST].all) {
+		struct obj *o = container_of(p, struct obj, node);
+		struct guest *g = o->mem;
+		uint64_t at = (uint64_t)jint(o->rt, "restart_at_ms", 0);
+
+		if (!g || !at || gstate_has_process(g->state) || g->state == G_DELETED || g->op)
+			continue;
+		/* a clock that was set back does not put it off for longer than the policy ever would */
+		at = MIN(at, now + BACKOFF_MAX_S * 1000ull);
+		loop_timer_after(&g->restart_timer, (at > now ? at - now : 1) * NS_PER_MS);
+	}
 }
 
 /* The process is no more: by its pidfd, by priv's word, or found missing at adoption. Once. */

@@ -55,6 +55,7 @@ static void adopt_over(struct adopt *a)
 	/* once a boot of the host: a guest that was stopped since then stays stopped */
 	if (!strcmp(jstr_or(c->settings, "first_start", "0"), "1"))
 		guest_autostart(c);
+	guest_restarts_resume(c);
 }
 
 static void adopt_hello(void *arg, enum call_event ev, struct wire_buf *b, const struct err *e)

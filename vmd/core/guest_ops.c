@@ -57,7 +57,7 @@ static int start_prepare(struct op *op, struct err *e)
 
 	if (r < 0)
 		return r;
-	loop_timer_stop(&g->restart_timer);
+	guest_restart_forget(g);
 	guest_set_state(g, G_STARTING, NULL);
 	return 0;
 }
@@ -130,7 +130,7 @@ static int stop_prepare(struct op *op, struct err *e)
 
 	if (r < 0)
 		return r;
-	loop_timer_stop(&g->restart_timer);
+	guest_restart_forget(g);
 	if (g->op && (force || g->op->ops == &op_guest_start)) {
 		struct op *old = g->op;
 		struct err why = { 0 };

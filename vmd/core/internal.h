@@ -30,6 +30,7 @@ struct req;
 struct op;
 struct guest;
 struct peer;
+struct undo;
 
 enum kind { K_GUEST, K_DISK, K_IMAGE, K_POOL, K_NETWORK, K_FORWARD, K_OPERATION, K_TOKEN, K_COUNT };
 
@@ -59,7 +60,8 @@ struct obj {
 	int64_t revision;
 	json_t *doc, *rt;
 	bool dirty, dead;
-	void *mem; /* struct guest *, struct op *: facts of this process */
+	struct undo *undo; /* what it was before this round, where it changed */
+	void *mem;	   /* struct guest *, struct op *: facts of this process */
 };
 
 enum put_how { PUT_ASKED, PUT_FACT }; /* undone, or kept, when the store refuses */
@@ -83,6 +85,10 @@ void round_touch(struct core *c);
 void round_commit(struct core *c);
 /* round_drop() - what a dry run changed goes back; nobody hears of it. */
 void round_drop(struct core *c);
+/* round_part_begin(), _end() - about a request's handler: what it changed, showed and reported goes back
+ * unless @keep, but for facts. */
+void round_part_begin(struct core *c);
+void round_part_end(struct core *c, bool keep);
 /* The snapshot kept before the first change of an object in a round. */
 void obj_before(struct core *c, struct obj *o);
 
@@ -163,9 +169,10 @@ struct op_ops {
 struct op {
 	struct core *c;
 	const struct op_ops *ops;
-	struct obj *o;	     /* its record */
-	struct obj *target;  /* or NULL; looked up again by id after a restart */
-	json_t *args;	     /* in o->rt */
+	struct obj *o;	    /* its record */
+	struct obj *target; /* or NULL; looked up again by id after a restart */
+	char target_id[40];
+	json_t *args;	     /* of its own, and in o->rt */
 	struct list waiters; /* struct req */
 	struct list start_node;
 	bool running, cancelled, finished;
@@ -268,6 +275,10 @@ void guest_quit_now(struct guest *g);
 void guest_kill(struct guest *g, const char *why);
 int64_t guest_trash_expiry(void);
 void guest_policy_restart(struct guest *g, bool failed);
+/* guest_restart_forget() - a start by policy that is due is not any more: somebody decided otherwise */
+void guest_restart_forget(struct guest *g);
+/* guest_restarts_resume() - those that were due when the daemon before this one ended */
+void guest_restarts_resume(struct core *c);
 void guest_autostart(struct core *c);
 void guest_retry_waiters(struct guest *g);
 int guest_start_op(struct guest *g, const char *principal, struct op **op, struct err *e);
@@ -282,6 +293,10 @@ void guest_release_addresses(struct core *c, const json_t *doc);
 void guest_claim_addresses(struct core *c, const json_t *doc, const char *uuid);
 int guest_check_boot(struct core *c, const json_t *doc, struct err *e);
 int guest_check_serials(struct core *c, struct req *r, const json_t *body, struct err *e);
+/* guest_ports_follow() - ports that lead to guest @old lead to @name from now on */
+void guest_ports_follow(struct core *c, const char *old, const char *name);
+/* guest_defaults() - members that @doc lacks */
+void guest_defaults(json_t *doc);
 
 struct port_spec {
 	char kind[16]; /* priv's word: pty file unix-listen ..., or "null", "guest" */
@@ -340,6 +355,8 @@ struct obj *disk_record(struct core *c, const json_t *spec, const char *name, co
 			struct err *e);
 void pool_ensure_default(struct core *c);
 void net_up_all(struct core *c);
+/* net_count_guests() - how many interfaces each network has, where that changed */
+void net_count_guests(struct core *c);
 /* forwards_net_up() - @net is up (again): what leads to its guests is told to priv. */
 void forwards_net_up(struct core *c, struct obj *net);
 /* forwards_guest() - the guest @o has another name, other addresses, is in the trash or no more. */
@@ -358,6 +375,8 @@ int log_round_write(struct core *c, struct err *e);
 bool log_round_pending(struct core *c);
 void log_round_done(struct core *c);
 void log_round_undo(struct core *c);
+/* log_drop_since() - events added after @mark never happened */
+void log_drop_since(struct core *c, struct list *mark);
 void usage_start(struct core *c);
 
 /* ---- routes ---- */
@@ -412,7 +431,13 @@ struct core {
 	char db_path[512];
 	struct kind_index kinds[K_COUNT];
 	struct list undo, out, reqs, op_starts, tickets, unlinks;
-	struct req *cur;    /* being handled: its writes are asked for */
+	struct req *cur; /* being handled: its writes are asked for */
+	struct {
+		bool open;
+		uint64_t seq;
+		struct list *undo, *out, *log; /* their ends when it began */
+	} part;				       /* of the round: the request being handled */
+	bool nets_stale;    /* how many guests are on each network is counted anew */
 	json_t *macs, *ips; /* sets: who has it */
 	uint8_t *uid_used;
 	unsigned uid_slots;
@@ -449,7 +474,8 @@ void log_idem_add(struct core *c, const char *key, const char *answer);
 struct obj *token_find(struct core *c, const char *sha256, struct err *e);
 void api_send_event(struct core *c, int64_t seq, const char *json);
 void out_flush(struct core *c, bool refused);
-void out_drop(struct core *c); /* what waits to be told to api, but for replies */
+/* out_drop_since() - what waits to be told to api since @mark, but for replies */
+void out_drop_since(struct core *c, struct list *mark);
 int uid_slot_take(struct core *c);
 void uid_slot_put(struct core *c, int slot);
 

@@ -419,6 +419,7 @@ int route_net_create(struct core *c, struct req *r, struct err *e)
 	}
 	uuid_make(id);
 	json_object_set_new(doc, "state", json_string("down"));
+	json_object_set_new(doc, "guests", json_integer(0));
 	json_object_set_new(doc, "created", jnow());
 	o = obj_new(c, K_NETWORK, id, name, doc);
 	if (!o)
@@ -508,4 +509,30 @@ int route_net_leases(struct core *c, struct req *r, struct err *e)
 	snprintf(m.net, sizeof(m.net), "%.63s", o->name);
 	peer_call(c->priv, MSG_p_dhcp_leases, &m, 0, 10000, leases_done, r);
 	return 0;
+}
+
+void net_count_guests(struct core *c)
+{
+	json_t *count = json_object(), *nic;
+	size_t i;
+
+	c->nets_stale = false;
+	list_for_each (p, &c->kinds[K_GUEST].all)
+		json_array_foreach(json_object_get(container_of(p, struct obj, node)->doc, "nics"),
+				   i, nic)
+		{
+			const char *net = jstr_or(nic, "network", "");
+
+			json_object_set_new(count, net, json_integer(jint(count, net, 0) + 1));
+		}
+	list_for_each (p, &c->kinds[K_NETWORK].all) {
+		struct obj *o = container_of(p, struct obj, node);
+		int64_t n = jint(count, o->name, 0);
+
+		if (jint(o->doc, "guests", -1) == n)
+			continue;
+		json_object_set_new(o->doc, "guests", json_integer(n));
+		obj_show(c, o);
+	}
+	json_decref(count);
 }

@@ -2,7 +2,7 @@
  *
  * A round collects every object that changed and what it was before. round_commit() writes them in
  * one transaction (so 1,000 creates cost a few syncs, not 1,000), then lets out the queued messages
- * to api. Where the store refuses, changes that requests asked for are undone and their replies
+ * to api. A request is a part of the round: one that fails half-way is taken back by itself. Where the store refuses, changes that requests asked for are undone and their replies
  * become 503; facts (PUT_FACT) stay, dirty, and are written when the store takes writes again. Hash
  * tables by id and by name; a list keeps creation order.
  */
@@ -23,7 +23,9 @@
 struct undo {
 	struct list node;
 	struct obj *o;
-	bool was_new, fact;
+	struct undo *older; /* of the same object, from before the request being handled */
+	uint64_t part;
+	bool was_new, fact, put;
 	json_t *doc, *rt;
 	char name[192];
 	int64_t revision;
@@ -214,18 +216,10 @@ void round_touch(struct core *c)
 	c->posted = loop_post(c->loop, round_run, c) == 0;
 }
 
+/* the snapshot that a change made now need not take again */
 static struct undo *undo_find(struct core *c, struct obj *o)
 {
-	/* the usual case is the newest */
-	for (struct list *p = c->undo.prev; p != &c->undo; p = p->prev) {
-		struct undo *u = container_of(p, struct undo, node);
-
-		if (u->o == o)
-			return u;
-		if (!o->dirty)
-			return NULL;
-	}
-	return NULL;
+	return o->undo && (!c->part.open || o->undo->part == c->part.seq) ? o->undo : NULL;
 }
 
 static struct undo *undo_keep(struct core *c, struct obj *o, bool was_new)
@@ -238,6 +232,8 @@ static struct undo *undo_keep(struct core *c, struct obj *o, bool was_new)
 	if (!u)
 		return NULL;
 	u->o = o;
+	u->older = o->undo;
+	u->part = c->part.open ? c->part.seq : 0;
 	u->was_new = was_new;
 	u->fact = true;
 	if (!was_new) {
@@ -247,6 +243,7 @@ static struct undo *undo_keep(struct core *c, struct obj *o, bool was_new)
 	memcpy(u->name, o->name, sizeof(u->name));
 	u->revision = o->revision;
 	list_add_tail(&c->undo, &u->node);
+	o->undo = u;
 	o->dirty = true;
 	return u;
 }
@@ -290,6 +287,8 @@ void obj_put(struct core *c, struct obj *o, enum put_how how)
 	}
 	o->revision++;
 	obj_shown(o);
+	if (u)
+		u->put = true;
 	if (u && how == PUT_ASKED && c->cur) {
 		u->fact = false;
 		c->cur->wrote = true;
@@ -315,6 +314,8 @@ void obj_del(struct core *c, struct obj *o, enum put_how how)
 {
 	struct undo *u = undo_keep(c, o, false);
 
+	if (u)
+		u->put = true;
 	if (u && how == PUT_ASKED && c->cur) {
 		u->fact = false;
 		c->cur->wrote = true;
@@ -365,6 +366,48 @@ static void undo_free(struct undo *u)
 	free(u);
 }
 
+/* undo_restore() - the object is as it was, and what hangs on its document with it. Frees @u. */
+static void undo_restore(struct core *c, struct undo *u)
+{
+	struct obj *o = u->o;
+	struct kind_index *x = &c->kinds[o->kind];
+	struct guest *g = o->kind == K_GUEST ? o->mem : NULL;
+
+	if (o->kind == K_GUEST)
+		guest_release_addresses(c, o->doc);
+	if (u->was_new) {
+		if (g)
+			guest_detach(o);
+		if (!o->dead)
+			index_del(x, o);
+		obj_free(o);
+		undo_free(u);
+		return;
+	}
+	json_decref(o->doc);
+	json_decref(o->rt);
+	o->doc = take_ptr(&u->doc);
+	o->rt = take_ptr(&u->rt);
+	o->revision = u->revision;
+	o->undo = u->older;
+	o->dirty = u->older != NULL;
+	if (!o->dead && strcmp(o->name, u->name))
+		index_del_name(x, o);
+	if (o->dead || strcmp(o->name, u->name)) {
+		memcpy(o->name, u->name, sizeof(o->name));
+		if (o->dead)
+			index_add(x, o);
+		else
+			index_add_name(x, o);
+	}
+	o->dead = false;
+	if (o->kind == K_GUEST)
+		guest_claim_addresses(c, o->doc, o->id);
+	if (g && gstate_parse(jstr(o->doc, "state")) >= 0)
+		g->state = (enum gstate)gstate_parse(jstr(o->doc, "state"));
+	undo_free(u);
+}
+
 /* Take back what was asked for; what merely happened waits, dirty, for the store. */
 static void round_undo(struct core *c)
 {
@@ -372,32 +415,49 @@ static void round_undo(struct core *c)
 	for (struct list *p = c->undo.prev, *prev = p->prev; p != &c->undo;
 	     p = prev, prev = p->prev) {
 		struct undo *u = container_of(p, struct undo, node);
-		struct kind_index *x = &c->kinds[u->o->kind];
-		struct obj *o = u->o;
 
 		if (u->fact)
 			continue;
 		c->undone = true;
-		if (u->was_new) {
-			if (o->kind == K_GUEST && o->mem) {
-				guest_release_addresses(c, o->doc);
-				guest_detach(o);
-			}
-			if (!o->dead)
-				index_del(x, o);
-			obj_free(o);
-		} else {
-			if (!o->dead)
-				index_del(x, o);
-			json_decref(o->doc);
-			json_decref(o->rt);
-			o->doc = take_ptr(&u->doc);
-			o->rt = take_ptr(&u->rt);
-			o->revision = u->revision;
-			o->dead = o->dirty = false;
-			memcpy(o->name, u->name, sizeof(o->name));
-			index_add(x, o);
+		undo_restore(c, u);
+	}
+}
+
+void round_part_begin(struct core *c)
+{
+	c->part.open = true;
+	c->part.seq++;
+	c->part.undo = c->undo.prev;
+	c->part.out = c->out.prev;
+	c->part.log = c->log_lines.prev;
+}
+
+void round_part_end(struct core *c, bool keep)
+{
+	if (!c->part.open)
+		return;
+	c->part.open = false;
+	if (!keep) {
+		out_drop_since(c, c->part.out);
+		log_drop_since(c, c->part.log);
+	}
+	for (struct list *p = c->undo.prev, *prev = p->prev; p != c->part.undo;
+	     p = prev, prev = p->prev) {
+		struct undo *u = container_of(p, struct undo, node);
+		struct obj *o = u->o;
+
+		if (!keep && (!u->fact || !u->put)) {
+			undo_restore(c, u);
+			continue;
 		}
+		if (!keep)
+			api_send_obj(c, o);
+		if (!u->older)
+			continue;
+		/* one snapshot an object is enough: that from before the round */
+		u->older->fact = u->older->fact && u->fact;
+		u->older->put = u->older->put || u->put;
+		o->undo = u->older;
 		undo_free(u);
 	}
 }
@@ -409,6 +469,7 @@ static void round_written(struct core *c)
 		struct obj *o = u->o;
 
 		o->dirty = false;
+		o->undo = NULL;
 		undo_free(u);
 		if (o->dead)
 			obj_free(o);
@@ -445,7 +506,7 @@ static void round_read_only(struct core *c, const struct err *e)
 		loop_timer_after(&c->retry, RETRY_NS);
 }
 
-void round_commit(struct core *c)
+static void round_run_now(struct core *c)
 {
 	struct err e = { 0 };
 	bool writes = !list_empty(&c->undo) || log_round_pending(c);
@@ -469,17 +530,31 @@ void round_commit(struct core *c)
 	/* operations hold objects that this round may have removed: run them before those are freed
 	 */
 	round_written(c);
+	if (c->nets_stale)
+		net_count_guests(c);
 	out_flush(c, false);
 	unlinks_send(c);
 	op_start_pending(c);
+}
+
+void round_commit(struct core *c)
+{
+	bool open = c->part.open;
+
+	/* a handler that wants what it has done so far written: that is not taken back any more */
+	round_part_end(c, true);
+	round_run_now(c);
+	if (open)
+		round_part_begin(c);
 }
 
 void round_drop(struct core *c)
 {
 	round_undo(c);
 	log_round_undo(c);
+	log_drop_since(c, &c->log_lines);
 	op_drop_pending(c);
-	out_drop(c);
+	out_drop_since(c, &c->out);
 	c->undone = false;
 }
 

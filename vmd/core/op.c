@@ -27,6 +27,17 @@ const struct op_ops *const op_table[] = {
 	&op_disk_compare,  &op_image_upload, NULL,
 };
 
+static struct obj *op_target_find(struct core *c, const char *id)
+{
+	for (int k = 0; id && *id && k < K_COUNT; k++) {
+		struct obj *o = obj_by_id(c, (enum kind)k, id);
+
+		if (o)
+			return o;
+	}
+	return NULL;
+}
+
 static void op_free(struct op *op)
 {
 	if (op->free_data)
@@ -34,6 +45,7 @@ static void op_free(struct op *op)
 	list_del(&op->start_node);
 	if (op->o)
 		op->o->mem = NULL;
+	json_decref(op->args);
 	free(op);
 }
 
@@ -46,6 +58,8 @@ static struct op *op_alloc(struct core *c, const struct op_ops *ops, struct obj 
 	op->c = c;
 	op->ops = ops;
 	op->target = target;
+	if (target)
+		memcpy(op->target_id, target->id, sizeof(op->target_id));
 	list_init(&op->waiters);
 	list_init(&op->start_node);
 	return op;
@@ -68,7 +82,6 @@ struct op *op_new(struct core *c, const struct op_ops *ops, struct obj *target,
 	snprintf(where, sizeof(where), "%s/%s", target ? kind_name(target->kind) : "host",
 		 target_name);
 	if (ops->prepare && ops->prepare(op, e) < 0) {
-		json_decref(op->args);
 		op_free(op);
 		return NULL;
 	}
@@ -78,13 +91,12 @@ struct op *op_new(struct core *c, const struct op_ops *ops, struct obj *target,
 	op->o = obj_new(c, K_OPERATION, id, NULL, doc);
 	if (!op->o) {
 		json_decref(doc);
-		json_decref(op->args);
 		op_free(op);
 		err_set(e, ENOMEM, "no-memory", "no memory for an operation");
 		return NULL;
 	}
 	op->o->rt =
-	    json_pack("{s:o, s:s}", "args", op->args, "target_id", target ? target->id : "");
+	    json_pack("{s:O, s:s}", "args", op->args, "target_id", target ? target->id : "");
 	op->o->mem = op;
 	obj_put(c, op->o, PUT_ASKED);
 	list_add_tail(&c->op_starts, &op->start_node);
@@ -129,6 +141,7 @@ void op_drop_pending(struct core *c)
 		 */
 		list_del(&op->start_node);
 		op->o = NULL;
+		op->target = op_target_find(c, op->target_id); /* gone too, if it was new */
 		err_set(&e, EROFS, "state-read-only", "%.380s", c->read_only_why);
 		while (!list_empty(&op->waiters)) {
 			struct req *r = list_first(&op->waiters, struct req, op_node);
@@ -313,17 +326,6 @@ static const struct op_ops *op_ops_find(const char *verb)
 	return NULL;
 }
 
-static struct obj *op_target_find(struct core *c, const char *id)
-{
-	for (int k = 0; id && *id && k < K_COUNT; k++) {
-		struct obj *o = obj_by_id(c, (enum kind)k, id);
-
-		if (o)
-			return o;
-	}
-	return NULL;
-}
-
 void op_resume_all(struct core *c)
 {
 	list_for_each_safe (p, &c->kinds[K_OPERATION].all) {
@@ -337,13 +339,22 @@ void op_resume_all(struct core *c)
 			continue;
 		op = ops ? op_alloc(c, ops, op_target_find(c, jstr(o->rt, "target_id"))) : NULL;
 		if (!op) {
+			if (ops)
+				err_set(&e, ENOMEM, "no-memory", "no memory for the operation");
+			else
+				err_set(&e, EINVAL, "unknown-verb",
+					"this version of vmd does not know the verb \"%s\", which "
+					"another one began",
+					jstr_or(o->doc, "verb", ""));
+			json_object_set_new(o->doc, "error", op_error_json(&e));
+			json_object_set_new(o->doc, "finished", jnow());
 			json_object_set_new(o->doc, "state", json_string("failed"));
 			obj_put(c, o, PUT_FACT);
 			continue;
 		}
 		op->o = o;
 		o->mem = op;
-		op->args = json_object_get(o->rt, "args");
+		op->args = json_incref(json_object_get(o->rt, "args"));
 		if (ops->rerun && op->target) {
 			log_info("%s %s goes on after the daemon's restart", ops->verb,
 				 jstr(o->doc, "target"));

@@ -129,6 +129,20 @@ static bool request_repeated(struct core *c, struct req *r)
 	return true;
 }
 
+/* If-Match holds for every change of an object that the path names */
+static int request_if_match(struct core *c, struct req *r, struct err *e)
+{
+	enum kind k = request_kind(r->route);
+	struct obj *o;
+
+	if (r->if_match <= 0 || !*r->name || k == K_COUNT)
+		return 0;
+	o = k == K_DISK ? disk_find(c, r->name, NULL) : obj_by_name(c, k, r->name);
+	if (!o)
+		o = obj_by_id(c, k, r->name);
+	return o ? req_if_match(r, o, e) : 0;
+}
+
 void request_handle(struct core *c, struct req *r)
 {
 	const struct schema_route *row;
@@ -164,9 +178,15 @@ void request_handle(struct core *c, struct req *r)
 	if (dry)
 		round_commit(c);
 	c->cur = r;
-	res = request_routes[r->route](c, r, &e);
+	if (r->mutates)
+		round_part_begin(c);
+	res = r->mutates ? request_if_match(c, r, &e) : 0;
+	if (!res)
+		res = request_routes[r->route](c, r, &e);
 	/* a handler that answered has freed the request and cleared c->cur */
-	if (res < 0 && c->cur == r)
+	bool failed = res < 0 && c->cur == r;
+	round_part_end(c, !failed);
+	if (failed)
 		req_fail(r, &e, *c->bad_field ? c->bad_field : NULL, NULL);
 	c->bad_field[0] = '\0';
 	c->cur = NULL;
