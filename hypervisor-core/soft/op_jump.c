@@ -155,6 +155,8 @@ static void leg_push(struct cpu *c, const struct op *o, u64 v)
 {
 	u64 m = leg_sp_mask(c), sp = (RSP - o->y) & m;
 
+	if (c->mode == MODE_64 && jump_far_off(sp))
+		soft_raise_err(c, o, EXC_SS, 0);
 	soft_st(c, o, c->mode == MODE_64 ? sp : soft_seg_ea(c, o, X86_SS, sp, o->y, true), o->y, v);
 	RSP = m == 0xffff ? (RSP & ~m) | sp : sp;
 }
@@ -163,6 +165,8 @@ static u64 leg_pop(struct cpu *c, const struct op *o, u64 extra)
 {
 	u64 m = leg_sp_mask(c), sp = RSP & m, v;
 
+	if (c->mode == MODE_64 && jump_far_off(sp))
+		soft_raise_err(c, o, EXC_SS, 0);
 	v = soft_ld(c, o, c->mode == MODE_64 ? sp : soft_seg_ea(c, o, X86_SS, sp, o->y, false), o->y);
 	v = leg_ip(c, o, v);
 	sp = (sp + o->y + extra) & m;

@@ -139,7 +139,9 @@ void soft_cpuid_supported(struct cpuid_table *t)
 	cpuid_text(t, 0x80000003, "                ");
 	cpuid_text(t, 0x80000004, "\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
 	cpuid_add(t, 0x80000005, 0, 0, 0xff40ff40, 0xff40ff40, 0x20080140, 0x20080140);
-	cpuid_add(t, 0x80000006, 0, 0, 0, 0x42004200, 0x02006140, 0);
+	/* L2 16 MiB, L3 64 MiB: up to the cache's size C libraries copy by REP MOVSB, which runs in bulk
+	 * here; beyond it by a loop around the cache, which would be 15 times slower */
+	cpuid_add(t, 0x80000006, 0, 0, 0, 0x42004200, 0x40006140, 0x80u << 18 | 0x6140);
 	cpuid_add(t, 0x80000007, 0, 0, 0, 0, 0, 1u << 8); /* invariant TSC */
 	cpuid_add(t, 0x80000008, 0, 0, 0x3028, 0, 0, 0);  /* 48-bit virtual, 40-bit physical */
 }

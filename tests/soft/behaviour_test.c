@@ -150,6 +150,39 @@ static void soft_state_survives_get_and_set(void **state)
 	guest_free(g);
 }
 
+/* The result is exact, so a masked operation reports nothing; with underflow unmasked it faults. */
+static void soft_unmasked_underflow_of_an_exact_result_faults(void **state)
+{
+	static const u8 code[] = { 0x0f, 0xae, 0x17,	   /* ldmxcsr [rdi] */
+				   0x0f, 0x28, 0x4f, 0x10, /* movaps xmm1, [rdi + 16] */
+				   0x0f, 0x57, 0xc0,	   /* xorps xmm0, xmm0 */
+				   0x0f, 0x58, 0xc1,	   /* addps xmm0, xmm1 */
+				   0xcc };
+	static const u32 data[8] = { 0x1f80 & ~0x800u, 0, 0, 0, 0, 0, 1, 0 };
+	struct guest *g = guest_new();
+	struct x86_state s;
+
+	memcpy(g->data, data, sizeof(data));
+	assert_int_equal(run_code(g, code, sizeof(code), &s), EXC_XM);
+	assert_int_equal(g->c->fx.mxcsr & 0x3f, 0x12);
+	g->data[1] |= 0x08; /* masked: the sum is there */
+	assert_int_equal(run_code(g, code, sizeof(code), &s), EXC_BP);
+	assert_int_equal(g->c->fx.xmm[0][8], 1);
+	guest_free(g);
+}
+
+static void soft_16_bit_call_without_a_stack_is_a_stack_fault(void **state)
+{
+	static const u8 code[] = { 0x48, 0xbc, 0,    0,	   0,
+				   0,	 0,    0,    0x80, 0x80, /* mov rsp, 0x8080000000000000 */
+				   0x66, 0xff, 0xd0, 0xcc };	 /* callw ax */
+	struct guest *g = guest_new();
+	struct x86_state s;
+
+	assert_int_equal(run_code(g, code, sizeof(code), &s), EXC_SS);
+	guest_free(g);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -159,6 +192,8 @@ int main(void)
 		cmocka_unit_test(soft_rep_movs_stops_at_the_fault_with_exact_registers),
 		cmocka_unit_test(soft_shuts_down_without_a_usable_idt),
 		cmocka_unit_test(soft_state_survives_get_and_set),
+		cmocka_unit_test(soft_unmasked_underflow_of_an_exact_result_faults),
+		cmocka_unit_test(soft_16_bit_call_without_a_stack_is_a_stack_fault),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -424,11 +424,19 @@ __attribute__((format(printf, 3, 4))) static void complain(const struct gen *g, 
 	printf("\n");
 }
 
+/* guest_reaches() - are the (at most) 8 bytes at @va mapped? */
+static bool guest_reaches(struct guest *g, u64 va)
+{
+	u64 gpa;
+
+	return soft_mmu_probe(g->c, va, &gpa) && soft_mmu_probe(g->c, va + 7, &gpa);
+}
+
 static void diff_case(struct guest *g, struct native *nat, u64 n, u8 *pristine)
 {
 	struct gen gen = { .n = 0 };
 	struct user_regs_struct r = nat->base;
-	struct user_fpregs_struct f, f0;
+	struct user_fpregs_struct f;
 	struct x86_state s = g->base;
 	unsigned long long *const nr[16] = { (void *)&r.rax, (void *)&r.rcx, (void *)&r.rdx,
 					     (void *)&r.rbx, (void *)&r.rsp, (void *)&r.rbp,
@@ -464,7 +472,6 @@ static void diff_case(struct guest *g, struct native *nat, u64 n, u8 *pristine)
 	s.xsave_len = 576;
 	memcpy(s.xsave, &f, 416);
 	s.xsave[512] = 3;
-	f0 = f;
 	sig = native_run(nat, &r, &f, &addr, &code);
 	assert_true(sig > 0);
 	vec = guest_run(g, &s, &rip, &rsp, &rflags);
@@ -486,9 +493,10 @@ static void diff_case(struct guest *g, struct native *nat, u64 n, u8 *pristine)
 		goto restore; /* the vsyscall page */
 	if (addr >= 0xffffffffff600000ULL && sig == SIGSEGV)
 		gaddr = addr;
-	/* Unmasked underflow of an exact tiny result: the masked operation that is executed here
-	 * does not report it. */
-	if (sig == SIGFPE && code == 5 && vec == EXC_BP && !(f0.mxcsr & 0x800)) {
+	/* A string move that can neither read nor write: which of the two is reported is the
+	 * processor's affair, and differs when an operand lies across two pages. */
+	if (gen.movs && sig == SIGSEGV && gsig == SIGSEGV && (code == 128) != (gcode == 128) &&
+	    !guest_reaches(g, g->c->r[X86_RSI]) && !guest_reaches(g, g->c->r[X86_RDI])) {
 		explained++;
 		goto restore;
 	}
@@ -597,9 +605,10 @@ static void soft_cpu_agrees_with_the_real_cpu(void **state)
 	setitimer(ITIMER_REAL, &tick, NULL);
 	for (u64 i = 0; i < n; i++)
 		diff_case(g, &nat, i, pristine);
-	printf("%llu cases compared with the real CPU, %u mismatches, %u explained (unmasked exact "
-	       "underflow)\n",
-	       (unsigned long long)n, mismatches, explained);
+	printf(
+	    "%llu cases compared with the real CPU, %u mismatches, %u explained (string move whose "
+	    "operands both fault)\n",
+	    (unsigned long long)n, mismatches, explained);
 	memset(&tick, 0, sizeof(tick));
 	setitimer(ITIMER_REAL, &tick, NULL);
 	native_stop(&nat);
