@@ -189,6 +189,11 @@ static int loop_timerfd(struct loop *l)
 	return 0;
 }
 
+int loop_timers_prepare(struct loop *l)
+{
+	return loop_timerfd(l);
+}
+
 void loop_timer_init(struct loop *l, struct loop_timer *t, loop_fn *fn, void *arg)
 {
 	*t = (struct loop_timer){ .fn = fn, .arg = arg, .loop = l };

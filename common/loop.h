@@ -50,6 +50,9 @@ int loop_fd_add(struct loop *l, struct loop_fd *w, int fd, uint32_t events, loop
 int loop_fd_mod(struct loop_fd *w, uint32_t events);
 void loop_fd_del(struct loop_fd *w); /* no-op where not watched; does not close */
 
+/* loop_timers_prepare() - what the first timer would make, made now: for a loop whose thread may not do so
+ * any more when it sets one. 0 or -errno. */
+int loop_timers_prepare(struct loop *l);
 void loop_timer_init(struct loop *l, struct loop_timer *t, loop_fn *fn, void *arg);
 void loop_timer_set(struct loop_timer *t, uint64_t deadline_ns); /* one shot; re-arms */
 void loop_timer_after(struct loop_timer *t, uint64_t delay_ns);

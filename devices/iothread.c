@@ -63,7 +63,11 @@ struct iothread *iothread_get(struct vm *vm, struct err *e)
 		return t;
 	}
 	t = calloc(1, sizeof(*t));
-	if (!t || !(t->loop = loop_new())) {
+	/* disks set timers when an error pauses the guest or a limit is set, long after this thread has
+	 * given up making descriptors */
+	if (!t || !(t->loop = loop_new()) || loop_timers_prepare(t->loop) < 0) {
+		if (t && t->loop)
+			loop_free(t->loop);
 		free(t);
 		err_set(e, ENOMEM, "no-memory",
 			"guest %s: no memory or descriptors for an I/O thread", vm->name);
