@@ -19,6 +19,8 @@
 
 #include "soft.h"
 
+#include "common/units.h"
+
 struct block {
 	u32 next; /* arena offset of the next block of the bucket; 0 = none */
 	u16 off;  /* start in the page */
@@ -35,6 +37,9 @@ struct cpage {
 };
 
 #define ARENA_BYTES (24u << 20)
+#define ARENA_LEAN  (512u << 10) /* what an idle vCPU may keep */
+#define IDLE_NS	    2000000000ULL
+#define IDLE_INSNS  20000000u /* executed in IDLE_NS or more: still idle */
 
 void *soft_arena_alloc(struct cpu *c, size_t n)
 {
@@ -52,6 +57,8 @@ int soft_code_init(struct cpu *c)
 
 	if (p == MAP_FAILED)
 		return -ENOMEM;
+	/* an idle guest's few blocks are not worth a huge page */
+	madvise(p, 2u << 20, MADV_NOHUGEPAGE);
 	c->arena = p;
 	c->arena_size = ARENA_BYTES;
 	c->arena_used = 64; /* offset 0 means none */
@@ -98,6 +105,34 @@ void soft_code_flush(struct cpu *c)
 	c->arena_used = 64;
 	c->arena_gen++;
 	soft_code_epoch(c, true, true);
+}
+
+/* soft_code_idle() - a vCPU is about to sleep, or has slept: nanoseconds until it counts as idle, if nothing
+ * wakes it; 0 it does (then soft_code_trim() it); ~0 there is little to give back. */
+u64 soft_code_idle(struct cpu *c)
+{
+	u64 now;
+
+	if (c->arena_used <= ARENA_LEAN)
+		return ~0ULL;
+	now = clock_mono_ns();
+	if (c->icount - c->idle_icount > IDLE_INSNS || !c->idle_since_ns) {
+		c->idle_since_ns = now;
+		c->idle_icount = c->icount;
+	}
+	return now - c->idle_since_ns >= IDLE_NS ? 0 : IDLE_NS - (now - c->idle_since_ns);
+}
+
+/* soft_code_trim() - give the memory of decoded code and of the TLBs back to the host. No handler is
+ * under way; what is needed again is decoded again. */
+void soft_code_trim(struct cpu *c)
+{
+	soft_mmu_trim(c);
+	soft_code_flush(c);
+	madvise(c->arena, ARENA_BYTES, MADV_DONTNEED);
+	madvise(c->jc, sizeof(struct jce) << JC_BITS, MADV_DONTNEED);
+	c->fault_op = NULL;
+	c->idle_since_ns = 0;
 }
 
 void soft_code_invlpg(struct cpu *c, u64 va)

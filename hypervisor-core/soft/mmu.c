@@ -71,6 +71,20 @@ void soft_mmu_fini(struct cpu *c)
 		munmap(c->wslot, c->sv->npages * sizeof(u16));
 }
 
+/* soft_mmu_trim() - empty TLBs, their memory given back. */
+void soft_mmu_trim(struct cpu *c)
+{
+	soft_tlb_flush(c, true);
+	for (int i = 0; i < TLB_NIDX; i++) {
+		/* a zero tag matches no epoch */
+		madvise(c->tlbs[i].e, TLB_SIZE * sizeof(struct tlbe), MADV_DONTNEED);
+		c->tlbs[i].epoch = 1;
+	}
+	if (c->wslot)
+		madvise(c->wslot, c->sv->npages * sizeof(u16), MADV_DONTNEED);
+	soft_mmu_select(c);
+}
+
 void soft_mmu_select(struct cpu *c)
 {
 	if (c->cpl == 3)

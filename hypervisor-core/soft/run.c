@@ -10,6 +10,8 @@
 #include "flags.h"
 #include "run.h"
 
+#include "common/units.h"
+
 /* soft_attn() - any thread, async-signal-safe but for the wake-up, which only a sleeping vCPU
  * needs. */
 void soft_attn(struct cpu *c, u32 bits)
@@ -144,9 +146,24 @@ static void run_irq(struct cpu *c)
 
 static void run_sleep(struct cpu *c)
 {
+	struct timespec ts;
+
 	pthread_mutex_lock(&c->lock);
-	while (!atomic_load(&c->attn))
-		pthread_cond_wait(&c->wake, &c->lock);
+	while (!atomic_load(&c->attn)) {
+		u64 left = soft_code_idle(c);
+
+		if (left == ~0ULL) {
+			pthread_cond_wait(&c->wake, &c->lock);
+		} else if (left) {
+			clock_gettime(CLOCK_REALTIME, &ts);
+			left += (u64)ts.tv_nsec;
+			ts.tv_sec += (time_t)(left / NS_PER_S);
+			ts.tv_nsec = (long)(left % NS_PER_S);
+			pthread_cond_timedwait(&c->wake, &c->lock, &ts);
+		} else {
+			soft_code_trim(c);
+		}
+	}
 	pthread_mutex_unlock(&c->lock);
 }
 

@@ -485,6 +485,10 @@ static enum vcpu_exit soft_run_all(struct vm *vm, struct vcpu **which)
 				break;
 			struct timespec ts;
 
+			/* not under icount: where blocks begin shows in where turns end */
+			for (unsigned i = 0; i < sv->ncpus && !sv->icount; i++)
+				if (soft_code_idle(sv->cpus[i]) == 0)
+					soft_code_trim(sv->cpus[i]);
 			/* others wake their own condition: look again often enough */
 			clock_gettime(CLOCK_REALTIME, &ts);
 			ts.tv_nsec += 1000000;

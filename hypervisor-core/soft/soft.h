@@ -293,6 +293,7 @@ struct cpu {
 	u32 arena_gen;
 	struct cpage *pages[CPAGE_HASH];
 	struct op scratch[80];
+	u64 idle_since_ns, idle_icount; /* see soft_code_idle() */
 	struct cpuid_table cpuid;
 
 	/* inbox of page numbers whose blocks must go */
@@ -353,6 +354,7 @@ void soft_iret(struct cpu *c, const struct op *o, unsigned osz);
 /* ---- mmu.c */
 int soft_mmu_init(struct cpu *c);
 void soft_mmu_fini(struct cpu *c);
+void soft_mmu_trim(struct cpu *c);
 void soft_mmu_select(struct cpu *c); /* tlb, epoch for cpl and AC */
 void soft_tlb_flush(struct cpu *c, bool global);
 void soft_tlb_invlpg(struct cpu *c, u64 va);
@@ -379,6 +381,8 @@ void soft_tlb_drop_write(struct cpu *c, u64 pfn);
 int soft_code_init(struct cpu *c);
 void soft_code_fini(struct cpu *c);
 void soft_code_flush(struct cpu *c);
+u64 soft_code_idle(struct cpu *c);
+void soft_code_trim(struct cpu *c);
 const struct op *soft_code_find(struct cpu *c); /* at RIP; may raise */
 const struct op *soft_code_single(struct cpu *c);
 void soft_code_epoch(struct cpu *c, bool kernel, bool user);
