@@ -11,16 +11,19 @@
  */
 #include <errno.h>
 #include <linux/aio_abi.h>
+#include <linux/magic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "common/overflow.h"
 #include "storage/node.h"
 
-#define AIO_SLOTS 128
+#define AIO_SLOTS  128
+#define CACHED_MAX (128u << 10) /* a longer copy is better made by a worker, beside others */
 
 struct aio_slot {
 	struct iocb cb;
@@ -35,8 +38,11 @@ struct blk_queue {
 	struct loop_fd wake;
 	int efd;
 	unsigned inflight, plugged;
-	bool more;   /* inside a callback: others follow at once */
-	bool *freed; /* inside callbacks: told when the queue goes */
+	unsigned misses, cold; /* page cache: how often in a row it was not there; do not look */
+	int asked_fd;	       /* the file last asked where it lies; -1 none */
+	bool asked_ram;	       /* in memory */
+	bool more;	       /* inside a callback: others follow at once */
+	bool *freed;	       /* inside callbacks: told when the queue goes */
 	pthread_mutex_t lock;
 	struct list done;
 	/* writes that one worker does in turn, see lane_run(); under lock */
@@ -139,6 +145,80 @@ static void queue_to_worker(struct blk_queue *q, struct blk_req *r)
 	qj->req = r;
 	qj->job.fn = queue_run;
 	pool_submit(q->bd->pool, &qj->job);
+}
+
+/* --- reads that need no waiting
+ * ---------------------------------------------------------------------- */
+
+/* A file system in memory need not be asked whether it would wait, and cannot be (EOPNOTSUPP). */
+static ssize_t queue_preadv(struct blk_queue *q, const struct blk_req *r,
+			    const struct blk_place *place)
+{
+	ssize_t n = preadv2(place->fd, r->iov, r->niov, place->off, RWF_NOWAIT);
+	struct statfs fs;
+
+	if (n >= 0 || errno != EOPNOTSUPP)
+		return n;
+	if (place->fd != q->asked_fd) {
+		q->asked_fd = place->fd;
+		q->asked_ram = fstatfs(place->fd, &fs) == 0 &&
+			       (fs.f_type == TMPFS_MAGIC || fs.f_type == RAMFS_MAGIC);
+	}
+	return q->asked_ram ? preadv(place->fd, r->iov, r->niov, place->off) : -1;
+}
+
+/* read_now() - @place is mapped, the gate entered: take it from the page cache, or make zeroes.
+ * False: it is not there, and the gate is left. */
+static bool read_now(struct blk_queue *q, struct blk_req *r, struct blk_place *place)
+{
+	ssize_t n = r->len_bytes;
+	int ret = 0;
+
+	if (place->zero)
+		blk_buf_zero((struct blk_buf){ r->iov, r->niov, 0 }, r->len_bytes);
+	else
+		n = queue_preadv(q, r, place);
+	if (place->finish)
+		ret = place->finish(place, 0);
+	node_gate_leave(q->bd);
+	if (n != (ssize_t)r->len_bytes)
+		return false;
+	queue_finish(q, r, ret);
+	return true;
+}
+
+/* cached_try() - a small read of a buffered file, done by this thread if that takes a copy only: no
+ * worker woken, none waited for. While what is asked for is not in the cache (or the file system
+ * cannot tell) fewer and fewer requests look. True: done. */
+static bool cached_try(struct blk_queue *q, struct blk_req *r)
+{
+	struct blk_place place;
+
+	if (r->op != BLK_READ || r->len_bytes > CACHED_MAX)
+		return false;
+	if (q->cold) {
+		q->cold--;
+		return false;
+	}
+	if (!node_gate_try(q->bd))
+		return false;
+	if (node_map(q->bd, r, &place)) {
+		node_gate_leave(q->bd);
+		return false;
+	}
+	if (!place.zero && place.direct) {
+		if (place.finish)
+			(void)place.finish(&place, -EAGAIN);
+		node_gate_leave(q->bd);
+		return false;
+	}
+	if (read_now(q, r, &place)) {
+		q->misses = 0;
+		return true;
+	}
+	q->misses = MIN(q->misses + 1, 10u);
+	q->cold = (1u << q->misses) - 1;
+	return false;
 }
 
 /* --- kernel AIO
@@ -246,22 +326,8 @@ static bool aio_try(struct blk_queue *q, struct blk_req *r)
 		node_gate_leave(q->bd);
 		return false;
 	}
-	if (s->place.zero || !s->place.direct) {
-		ssize_t n = r->len_bytes;
-		int ret = 0;
-
-		if (s->place.zero)
-			blk_buf_zero((struct blk_buf){ r->iov, r->niov, 0 }, r->len_bytes);
-		else
-			n = preadv2(s->place.fd, r->iov, r->niov, s->place.off, RWF_NOWAIT);
-		if (s->place.finish)
-			ret = s->place.finish(&s->place, 0);
-		node_gate_leave(q->bd);
-		if (n != (ssize_t)r->len_bytes)
-			return false; /* not in the page cache */
-		queue_finish(q, r, ret);
-		return true;
-	}
+	if (s->place.zero || !s->place.direct)
+		return read_now(q, r, &s->place);
 	q->free_slot = s->next_free;
 	s->req = r;
 	memset(&s->cb, 0, sizeof(s->cb));
@@ -324,6 +390,7 @@ struct blk_queue *blk_queue_new(struct blockdev *bd, struct loop *l, struct err 
 
 	if (!q)
 		goto fail;
+	q->asked_fd = -1;
 	q->efd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (q->efd < 0) {
 		r = -errno;
@@ -375,7 +442,7 @@ void blk_submit(struct blk_queue *q, struct blk_req *r)
 {
 	r->queue = q;
 	q->inflight++;
-	if (!q->aio || !aio_try(q, r))
+	if (!(q->aio ? aio_try(q, r) : cached_try(q, r)))
 		queue_to_worker(q, r);
 }
 
