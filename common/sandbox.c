@@ -157,15 +157,42 @@ int sandbox_landlock(void)
 	return (int)abi;
 }
 
+void sandbox_drop_bounding(void)
+{
+	for (int cap = 0; cap <= 63; cap++)
+		if (prctl(PR_CAPBSET_READ, cap, 0, 0, 0) == 1)
+			prctl(PR_CAPBSET_DROP, cap, 0, 0, 0);
+}
+
 int sandbox_drop_caps(void)
 {
 	struct __user_cap_header_struct hdr = { .version = _LINUX_CAPABILITY_VERSION_3 };
 	struct __user_cap_data_struct none[2] = { { 0 } };
 
-	for (int cap = 0; cap <= 63; cap++)
-		if (prctl(PR_CAPBSET_READ, cap, 0, 0, 0) == 1)
-			prctl(PR_CAPBSET_DROP, cap, 0, 0,
-			      0); /* needs CAP_SETPCAP; capset below decides */
+	sandbox_drop_bounding(); /* as far as it can still be; capset decides */
 	prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
 	return syscall(__NR_capset, &hdr, none) < 0 ? -errno : 0;
+}
+
+int sandbox_keep_caps(const unsigned *caps, unsigned n)
+{
+	struct __user_cap_header_struct hdr = { .version = _LINUX_CAPABILITY_VERSION_3 };
+	struct __user_cap_data_struct has[2] = { { 0 } };
+	uint64_t keep = 0;
+
+	for (unsigned i = 0; i < n; i++)
+		keep |= 1ull << caps[i];
+	for (unsigned cap = 0; cap <= 63; cap++)
+		if (!(keep >> cap & 1) && prctl(PR_CAPBSET_READ, cap, 0, 0, 0) == 1 &&
+		    prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) < 0)
+			return -errno;
+	prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+	if (syscall(__NR_capget, &hdr, has) < 0)
+		return -errno;
+	for (int i = 0; i < 2; i++) {
+		has[i].permitted &= (uint32_t)(keep >> (32 * i));
+		has[i].effective &= (uint32_t)(keep >> (32 * i));
+		has[i].inheritable = 0;
+	}
+	return syscall(__NR_capset, &hdr, has) < 0 ? -errno : 0;
 }

@@ -62,4 +62,10 @@ int sandbox_landlock(void);
 /* sandbox_drop_caps() - bounding, ambient, permitted, effective, inheritable sets all emptied. */
 int sandbox_drop_caps(void);
 
+/* sandbox_drop_bounding() - while CAP_SETPCAP is there still, so before a change of uid. */
+void sandbox_drop_bounding(void);
+
+/* sandbox_keep_caps() - all of them emptied but for @caps, as far as they are there. 0 or -errno. */
+int sandbox_keep_caps(const unsigned *caps, unsigned n);
+
 #endif

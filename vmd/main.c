@@ -116,6 +116,7 @@ static int role_confine(const char *role, uid_t uid, gid_t gid, bool root, struc
 		if (chroot(".") < 0)
 			return err_set(e, errno, "role-failed", "role %s: chroot: %s", role,
 				       strerror(errno));
+		sandbox_drop_bounding();
 		if (setgroups(0, NULL) < 0 || setresgid(gid, gid, gid) < 0 ||
 		    setresuid(uid, uid, uid) < 0)
 			return err_set(e, errno, "role-failed", "role %s: cannot become uid %u: %s",

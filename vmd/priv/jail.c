@@ -214,8 +214,7 @@ static enum jail_step jail_child(const struct jail_spec *s, gid_t gid, int *stat
 		return STEP_RLIMIT;
 	/* the bounding set needs a capability that the change of uid takes away */
 	if (s->layers & JAIL_CAPS)
-		for (int cap = 0; cap <= 63; cap++)
-			prctl(PR_CAPBSET_DROP, cap, 0, 0, 0);
+		sandbox_drop_bounding();
 	if ((s->layers & JAIL_UID) && jail_drop_uid(s->uid) < 0)
 		return STEP_UID;
 	if (s->listen && listen(s->fds[0], 8) < 0)

@@ -607,8 +607,10 @@ int priv_main(const struct vmd_config *cfg, const struct vmd_listen *lst)
 	loop_signal(p->loop, SIGTERM, priv_stop, p);
 	loop_signal(p->loop, SIGINT, priv_stop, p);
 	priv_watchdog_start(p);
-	int ret = priv_dirs(p, &e);
+	int ret = priv_confine(p, &e);
 
+	if (!ret)
+		ret = priv_dirs(p, &e);
 	if (!ret)
 		ret = volume_default_pool(p, &e);
 	if (!ret)

@@ -76,6 +76,10 @@ void priv_ok(struct priv *p, uint32_t id);
 void priv_result(struct priv *p, uint32_t id, uint64_t value, int fd, int fd2, const char *text);
 void priv_fail(struct priv *p, uint32_t id, const struct err *e);
 
+/* ---- confine.c ---- */
+/* priv_confine() - first of all; what is started later inherits it. */
+int priv_confine(const struct priv *p, struct err *e);
+
 /* ---- path.c: files beneath directories that we hold ---- */
 /* path_open_beneath() - openat2(RESOLVE_BENEATH, no symlinks). fd or -errno. */
 int path_open_beneath(int dir_fd, const char *name, int flags, mode_t mode);
