@@ -3,13 +3,14 @@
  *	bootguest [--accel auto|kvm|soft] [--kernel K] [--initrd I] [--cmdline C] [--mem MIB] [--cpus N]
  *	          [--disk FILE[,qcow2]]... [--tap-fd N]... [--serials N] [--consoles N] [--console-out N=FILE]
  *	          [--rng] [--timeout S] [--expect TEXT] [--send TEXT=BYTES] [--power-after TEXT] [--cycle-after TEXT]
- *	          [--reboots N] [--model M] [--icount] [--threads-one] [--stats] [-v]
+ *	          [--reboots N] [--model M] [--icount] [--threads-one] [--stats] [--hash] [-v]
  *
  * Serial port 0 is standard output (and standard input, where that is a pipe or terminal). Exit
  * status: 0 the guest switched itself off, or --expect's text came; 1 it ended otherwise; 2 usage;
  * 3 could not be built;
  * 4 timed out. --power-after presses the power button once TEXT was seen; --cycle-after pauses,
  * saves, loads into the same VM and runs on; --send types BYTES (with \n) once TEXT was seen.
+ * --hash prints a hash of the saved state and one of the memory of a guest that switched itself off.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -57,7 +58,7 @@ struct guest {
 	int reboots;
 	int status;
 	uint64_t start_ns;
-	bool stats;
+	bool stats, hash;
 };
 
 static void guest_end(struct guest *g, int status)
@@ -210,6 +211,45 @@ static void guest_reboot(void *arg)
 	guest_resume(g);
 }
 
+static uint64_t hash_bytes(uint64_t h, const uint8_t *p, size_t n)
+{
+	for (; n >= 8; n -= 8, p += 8) {
+		uint64_t v;
+
+		memcpy(&v, p, 8);
+		h = (h ^ v) * 0x100000001b3ULL;
+		h ^= h >> 29;
+	}
+	while (n--)
+		h = (h ^ *p++) * 0x100000001b3ULL;
+	return h;
+}
+
+/* guest_hash() - CPUs and devices by their saved state, then all memory. */
+static void guest_hash(void *arg)
+{
+	struct guest *g = arg;
+	uint64_t state, ram = 0xcbf29ce484222325ULL;
+	struct state_writer w;
+	struct err e = { 0 };
+
+	state_writer_init(&w);
+	if (vm_save(g->vm, &w, &e)) {
+		guest_report("hash", &e);
+	} else {
+		state = hash_bytes(0xcbf29ce484222325ULL, w.data, w.len);
+		for (unsigned i = 0; i < mem_region_count(g->vm->mem); i++) {
+			const struct mem_region *r = mem_region_get(g->vm->mem, i);
+
+			ram = hash_bytes(ram ^ r->gpa, r->hva, r->size_bytes);
+		}
+		fprintf(stderr, "bootguest: state hash %016llx\nbootguest: memory hash %016llx\n",
+			(unsigned long long)state, (unsigned long long)ram);
+	}
+	state_writer_fini(&w);
+	guest_end(g, 0);
+}
+
 static void guest_event(void *arg, enum vm_event ev, const char *text)
 {
 	struct guest *g = arg;
@@ -218,7 +258,10 @@ static void guest_event(void *arg, enum vm_event ev, const char *text)
 		(double)(clock_mono_ns() - g->start_ns) / 1e9, (int)ev, text);
 	switch (ev) {
 	case VM_EVENT_POWEROFF:
-		guest_end(g, 0);
+		if (g->hash)
+			vm_pause(g->vm, guest_hash, g); /* all vCPUs are parked then */
+		else
+			guest_end(g, 0);
 		break;
 	case VM_EVENT_REBOOT:
 		if (g->reboots-- > 0)
@@ -355,6 +398,7 @@ enum {
 	OPT_ICOUNT,
 	OPT_ONE,
 	OPT_STATS,
+	OPT_HASH,
 };
 
 static const struct option longopts[] = {
@@ -380,6 +424,7 @@ static const struct option longopts[] = {
 	{ "icount", 0, NULL, OPT_ICOUNT },
 	{ "threads-one", 0, NULL, OPT_ONE },
 	{ "stats", 0, NULL, OPT_STATS },
+	{ "hash", 0, NULL, OPT_HASH },
 	{ NULL, 0, NULL, 0 },
 };
 
@@ -520,6 +565,9 @@ static void parse(int argc, char **argv, struct options *o, struct guest *g)
 			break;
 		case OPT_STATS:
 			g->stats = true;
+			break;
+		case OPT_HASH:
+			g->hash = true;
 			break;
 		case 'v':
 			o->verbose = true;
