@@ -27,6 +27,14 @@ static const struct schema_field stop_body_fields[] = {
 };
 BODY(stop_body);
 
+static const struct schema_field limit_body_fields[] = {
+	{ .name = "disk", .type = ST_STRING, .flags = C, .format = "name", .max = 31, .cli = "disk", .help = "only this disk of the guest, as disk0 (default: each of them)" },
+	{ .name = "iops", .type = ST_INT, .flags = C, .min = 0, .max = 100000000, .cli = "iops", .help = "requests a second at most; 0: no limit" },
+	{ .name = "bps", .type = ST_SIZE, .flags = C, .min = 0, .max = 1LL << 40, .cli = "bps", .help = "bytes a second at most, as 10M; 0: no limit" },
+	{ 0 },
+};
+BODY(limit_body);
+
 static const struct schema_field rename_body_fields[] = {
 	{ .name = "name", .type = ST_STRING, .flags = C | SF_REQUIRED, .format = "name", .help = "new name" },
 	{ 0 },
@@ -112,7 +120,7 @@ static const struct schema_field guest_delete_query_fields[] = {
 BODY(guest_delete_query);
 
 static const struct schema_field wait_query_fields[] = {
-	{ .name = "state", .type = ST_ENUM, .flags = C, .values = VALUES("stopped", "starting", "running", "pausing", "paused", "stopping", "crashed", "failed", "deleted"), .cli = "state", .dflt = "running",
+	{ .name = "state", .type = ST_ENUM, .flags = C, .values = VALUES("stopped", "starting", "running", "pausing", "paused", "stopping", "crashed", "failed", "saved", "deleted"), .cli = "state", .dflt = "running",
 	  .help = "state to wait for (default running)" },
 	{ .name = "timeout", .type = ST_DURATION, .flags = C, .max = HOUR_MS, .cli = "timeout", .dflt = "60s", .help = "how long at most (default 60s)" },
 	{ 0 },
@@ -176,7 +184,12 @@ const struct schema_route schema_routes[ROUTE_COUNT] = {
 	R(GUEST_RESET, "POST", "/v1/guests/{guest}/reset", OPERATOR, RF_SLOW, &schema_guest, NULL, NULL, "reset", "press the reset button"),
 	R(GUEST_PAUSE, "POST", "/v1/guests/{guest}/pause", OPERATOR, RF_SLOW, &schema_guest, NULL, NULL, "pause", "stop its virtual CPUs"),
 	R(GUEST_RESUME, "POST", "/v1/guests/{guest}/resume", OPERATOR, RF_SLOW, &schema_guest, NULL, NULL, "resume", "let a paused guest go on"),
+	R(GUEST_SAVE, "POST", "/v1/guests/{guest}/save", OPERATOR, RF_SLOW, &schema_guest, NULL, NULL, "save",
+	  "stop a guest with all it is at: its next start goes on from there"),
+	R(GUEST_DISCARD, "POST", "/v1/guests/{guest}/discard", OPERATOR, 0, &schema_guest, NULL, NULL, "discard",
+	  "give up what a saved guest would go on from"),
 	R(GUEST_RENAME, "POST", "/v1/guests/{guest}/rename", OPERATOR, 0, &schema_guest, &rename_body, NULL, "rename", "give a guest another name"),
+	R(GUEST_LIMIT, "POST", "/v1/guests/{guest}/limit", OPERATOR, 0, &schema_guest, &limit_body, NULL, "limit", "limit what a guest may take, from now on"),
 	R(GUEST_WAIT, "GET", "/v1/guests/{guest}/wait", VIEWER, RF_CACHED, &schema_guest, NULL, &wait_query, "wait", "wait until a guest is in a state"),
 	R(GUEST_INFO, "GET", "/v1/guests/{guest}/info", VIEWER, 0, &schema_guest, NULL, NULL, "info", "all about a guest, with live counters"),
 	R(GUEST_NMI, "POST", "/v1/guests/{guest}/nmi", OPERATOR, 0, &schema_guest, NULL, NULL, "debug nmi", "send a non-maskable interrupt"),

@@ -162,6 +162,12 @@ static int disk_take(struct core *c, struct obj *o, struct err *e)
 	if (strcmp(jstr_or(o->doc, "state", ""), "ready"))
 		return err_set(e, EBUSY, "disk-busy", "disk \"%s\" is %s", o->name,
 			       jstr_or(o->doc, "state", "?"));
+	if (g && guest_saved(g->mem)) {
+		err_set(e, EBUSY, "disk-in-use",
+			"disk \"%s\" is what the saved guest \"%s\" goes on with", o->name, guest);
+		err_hint(e, "vmctl start %s, or vmctl discard %s", guest, guest);
+		return -EBUSY;
+	}
 	if (g && gstate_has_process(((struct guest *)g->mem)->state)) {
 		err_set(e, EBUSY, "disk-in-use", "disk \"%s\" is in use by guest \"%s\"", o->name,
 			guest);

@@ -137,6 +137,7 @@ void guest_set_state(struct guest *g, enum gstate s, const char *reason)
 			  : s == G_PAUSED   ? "guest.paused"
 			  : s == G_CRASHED  ? "guest.crashed"
 			  : s == G_FAILED   ? "guest.failed"
+			  : s == G_SAVED    ? "guest.saved"
 			  : s == G_DELETED  ? "guest.deleted"
 			  : s == G_STOPPING ? "guest.stopping"
 					    : "guest.pausing",
@@ -264,14 +265,18 @@ void guest_gone(struct guest *g, const char *how, bool crashed)
 		c->n.crashes++;
 	c->n.stops++;
 	if (gstate_has_process(g->state))
-		guest_set_state(g, crashed ? G_CRASHED : G_STOPPED, *why ? why : NULL);
+		guest_set_state(g,
+				guest_saved(g) ? G_SAVED
+				: crashed      ? G_CRASHED
+					       : G_STOPPED,
+				*why && !guest_saved(g) ? why : NULL);
 	else
 		obj_put(c, g->o, PUT_FACT);
 	g->quit_sent = g->killed = g->power_off = g->failed = false;
 	*g->why = '\0';
 	if (g->op && !g->start)
 		guest_op_gone(g);
-	else if (!own)
+	else if (!own && g->state != G_SAVED)
 		guest_policy_restart(g, crashed);
 }
 
@@ -365,6 +370,11 @@ static void guest_event(struct guest *g, const struct msg_g_event *m)
 		snprintf(g->why, sizeof(g->why), "%s",
 			 g->state == G_STOPPING ? "" : "powered off by itself");
 		g->power_off = true;
+	} else if (!strcmp(m->kind, "reboot") && m->state == GUEST_STOPPED) {
+		snprintf(g->why, sizeof(g->why), "rebooted, and on_reboot is stop");
+		g->power_off = true;
+		guest_quit_send(g);
+		return;
 	} else if (!strcmp(m->kind, "reboot")) {
 		event_add(g->c, "guest.rebooted", "guest", g->o->name, "rebooted by itself");
 		return;

@@ -172,6 +172,7 @@ static void delete_run(struct op *op)
 			obj_put(c, d, PUT_FACT);
 		}
 	}
+	guest_saved_drop(g);
 	event_add(c, "guest.removed", "guest", name, "removed for good");
 	guest_release_addresses(c, o->doc);
 	list_for_each_safe (p, &g->waiters) {
@@ -264,7 +265,7 @@ int route_guest_undelete(struct core *c, struct req *r, struct err *e)
 	}
 	json_decref(o->rt);
 	o->rt = NULL;
-	guest_set_state(o->mem, G_STOPPED, NULL);
+	guest_set_state(o->mem, guest_saved(o->mem) ? G_SAVED : G_STOPPED, NULL);
 	forwards_guest(c, o);
 	req_obj(r, 200, o);
 	return 0;

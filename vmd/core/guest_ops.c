@@ -70,11 +70,15 @@ static void start_done(struct guest *g, const struct err *e)
 	if (!e) {
 		guest_set_state(g, G_RUNNING, NULL);
 	} else if (gstate_has_process(g->state)) {
-		guest_set_state(g, cancelled ? G_STOPPED : G_FAILED, e->detail);
+		guest_set_state(g,
+				guest_saved(g) ? G_SAVED
+				: cancelled    ? G_STOPPED
+					       : G_FAILED,
+				e->detail);
 	}
 	if (op)
 		op_finish(op, e); /* frees it */
-	if (e && !cancelled)
+	if (e && !cancelled && g->state != G_SAVED)
 		guest_policy_restart(g, true);
 }
 
@@ -108,7 +112,7 @@ static void start_abort(struct op *op, const struct err *e)
 
 	op_release_guest(op);
 	if (g && g->state == G_STARTING && !g->start)
-		guest_set_state(g, G_STOPPED, e->detail);
+		guest_set_state(g, guest_saved(g) ? G_SAVED : G_STOPPED, e->detail);
 }
 
 const struct op_ops op_guest_start = { "start",	     true,	  start_prepare, start_run,
@@ -236,6 +240,8 @@ void guest_op_gone(struct guest *g)
 		guest_start_begin(g, start_done);
 	} else if (op->ops == &op_guest_delete) {
 		op->ops->run(op);
+	} else if (op->ops == &op_guest_save) {
+		guest_save_gone(g);
 	} else {
 		err_set(&e, ECONNRESET, "guest-died", "guest \"%s\": its process ended during %s",
 			g->o->name, op->ops->verb);

@@ -24,7 +24,7 @@
 #define BUILD_TIMEOUT_MS 60000
 #define SCROLLBACK	 65536
 
-enum need_kind { N_VOLUME, N_TAP, N_PORT, N_HOST };
+enum need_kind { N_VOLUME, N_TAP, N_PORT, N_HOST, N_SAVED };
 
 struct need {
 	struct list node;
@@ -196,6 +196,23 @@ static int start_images(struct start *s, struct err *e)
 	return 0;
 }
 
+static int start_saved(struct start *s, struct err *e)
+{
+	for (unsigned i = 0; guest_saved(s->g) && i < 2; i++) {
+		struct need *n = need_new(s, N_SAVED);
+		struct msg_p_volume_open m = { .mode = VOLUME_READ };
+
+		if (!n)
+			return err_set(e, ENOMEM, "no-memory", "no memory");
+		n->index = i;
+		snprintf(n->label, sizeof(n->label), "saved %s", i ? "memory" : "state");
+		guest_saved_file(s->g->o, i, m.pool, m.name);
+		if (need_ask(n, MSG_p_volume_open, &m) < 0)
+			return err_set(e, ENOMEM, "no-memory", "no memory");
+	}
+	return 0;
+}
+
 static int start_disks(struct start *s, struct err *e)
 {
 	struct core *c = s->g->c;
@@ -363,6 +380,8 @@ static void start_fail(struct start *s, const struct err *e)
 
 	if (s->spawned) {
 		guest_kill(g, why.detail);
+		call_forget(s->build); /* before the link that it waits on */
+		s->build = NULL;
 		peer_free(g->link);
 		g->link = NULL;
 		loop_fd_del(&g->pidfd_w);
@@ -428,6 +447,12 @@ static struct need *start_need(struct start *s, enum need_kind kind, unsigned in
 	return NULL;
 }
 
+/* a saved state is of the accelerator that it ran on */
+static const char *start_accel(const struct guest *g)
+{
+	return jstr_or(g->o->doc, "saved_accel", jstr_or(g->o->doc, "accel", "auto"));
+}
+
 static void start_send_base(struct start *s)
 {
 	const json_t *d = s->g->o->doc;
@@ -440,13 +465,14 @@ static void start_send_base(struct start *s)
 	snprintf(m.name, sizeof(m.name), "%.63s", s->g->o->name);
 	snprintf(m.uuid, sizeof(m.uuid), "%.36s", s->g->o->id);
 	snprintf(m.machine, sizeof(m.machine), "%.31s", jstr_or(d, "machine", "pc"));
-	snprintf(m.accel, sizeof(m.accel), "%.15s", jstr_or(d, "accel", "auto"));
+	snprintf(m.accel, sizeof(m.accel), "%.15s", start_accel(s->g));
 	snprintf(m.cpu_model, sizeof(m.cpu_model), "%.31s", jstr_or(d, "cpu_model", "host"));
 	snprintf(m.cpu_flags, sizeof(m.cpu_flags), "%.255s", jstr_or(d, "cpu_flags", ""));
 	m.vcpus = (uint64_t)jint(d, "cpus", 1);
 	m.memory_bytes = (uint64_t)jsize(d, "memory", 512 << 20);
 	m.nested = jbool(d, "nested", false);
 	m.rng = jbool(d, "rng", true);
+	m.reboot_stops = !strcmp(jstr_or(d, "on_reboot", ""), "stop");
 	m.vmgenid = (struct proto_bytes){ gen, sizeof(gen) };
 	start_send(s, MSG_g_config, &m);
 	list_for_each (p, &s->needs) {
@@ -463,6 +489,19 @@ static void start_send_base(struct start *s)
 		 jstr_or(d, "cmdline", "console=ttyS0"));
 	snprintf(boot.format, sizeof(boot.format), "%.15s", jstr_or(d, "boot_format", "auto"));
 	start_send(s, MSG_g_boot, &boot);
+}
+
+static void start_send_saved(struct start *s)
+{
+	struct need *state = start_need(s, N_SAVED, 0, 0, false),
+		    *memory = start_need(s, N_SAVED, 1, 0, false);
+	struct msg_g_load m = { .state_fd = -1, .memory_fd = -1 };
+
+	if (!state || !memory || !state->nfds || !memory->nfds)
+		return;
+	m.state_fd = state->fds[0];
+	m.memory_fd = memory->fds[0];
+	start_send(s, MSG_g_load, &m);
 }
 
 static unsigned start_cache(const char *s)
@@ -569,6 +608,12 @@ static void start_join_ports(struct start *s)
 	}
 }
 
+static void start_limited(void *arg, const struct err *e)
+{
+	if (e)
+		log_warn("limits of a guest's disks: %s", e->detail);
+}
+
 static void start_built(void *arg, enum call_event ev, struct wire_buf *b, const struct err *e)
 {
 	struct start *s = arg;
@@ -593,7 +638,18 @@ static void start_built(void *arg, enum call_event ev, struct wire_buf *b, const
 		start_fail(s, &bad);
 		return;
 	}
+	if (guest_saved(g)) {
+		struct msg_g_start go;
+
+		memset(&go, 0, sizeof(go));
+		if (guest_saved_consume(g, &bad) < 0) {
+			start_fail(s, &bad);
+			return;
+		}
+		peer_send(g->link, MSG_g_start, &go);
+	}
 	start_join_ports(s);
+	guest_limits_send(g, start_limited, g);
 	jset_str(g->o->doc, "accel_used", m.accel);
 	jset_str(g->o->doc, "accel_reason", m.reason);
 	json_object_set_new(g->o->doc, "build_us", json_integer((json_int_t)m.build_us));
@@ -648,6 +704,8 @@ static void start_spawned(void *arg, enum call_event ev, struct wire_buf *b, con
 	start_send_disks(s);
 	start_send_nics(s);
 	start_send_ports(s);
+	start_send_saved(s);
+	build.start = !guest_saved(g);
 	s->build =
 	    peer_call(g->link, MSG_g_build, &build, MSG_g_ready, BUILD_TIMEOUT_MS, start_built, s);
 }
@@ -657,8 +715,7 @@ static void start_spawn(struct start *s)
 	struct guest *g = s->g;
 	const json_t *d = g->o->doc;
 	struct msg_p_guest_spawn m = { .uid_slot = (uint64_t)g->uid_slot,
-				       .want_kvm =
-					   strcmp(jstr_or(d, "accel", "auto"), "soft") != 0 };
+				       .want_kvm = strcmp(start_accel(g), "soft") != 0 };
 
 	/* the taps are on record before there is a process to own them */
 	obj_put(g->c, g->o, PUT_FACT);
@@ -691,7 +748,8 @@ void guest_start_begin(struct guest *g, void (*done)(struct guest *g, const stru
 	if (g->uid_slot < 0)
 		err_set(&e, EMFILE, "no-uid-left", "all %u uids of guests are in use",
 			g->c->uid_slots);
-	else if (start_images(s, &e) == 0 && start_disks(s, &e) == 0 && start_nics(s, &e) == 0)
+	else if (start_images(s, &e) == 0 && start_saved(s, &e) == 0 && start_disks(s, &e) == 0 &&
+		 start_nics(s, &e) == 0)
 		start_ports(s, &e);
 	if (e.num) {
 		start_fail(s, &e);

@@ -12,7 +12,8 @@
 #define TO(s)	(1u << (s))
 #define GV_ANY	(GV_RENAME | GV_SET_LIVE)
 #define GV_DOWN (GV_ANY | GV_START | GV_DELETE | GV_SET | GV_ATTACH | GV_DETACH)
-#define GV_UP	(GV_ANY | GV_STOP | GV_FORCE_STOP | GV_RESTART | GV_RESET | GV_CONSOLE | GV_NMI)
+#define GV_UP \
+	(GV_ANY | GV_STOP | GV_FORCE_STOP | GV_RESTART | GV_RESET | GV_CONSOLE | GV_NMI | GV_SAVE)
 
 static const struct gstate_row {
 	const char *name;
@@ -24,27 +25,30 @@ static const struct gstate_row {
 			"vmctl start %s" },
 	[G_STARTING] = { "starting", true, GV_ANY | GV_STOP | GV_FORCE_STOP,
 			 TO(G_RUNNING) | TO(G_FAILED) | TO(G_STOPPED) | TO(G_CRASHED) |
-			     TO(G_STOPPING),
+			     TO(G_STOPPING) | TO(G_SAVED),
 			 "vmctl wait %s --state running" },
 	[G_RUNNING] = { "running", true, GV_UP | GV_PAUSE,
 			TO(G_PAUSING) | TO(G_PAUSED) | TO(G_STOPPING) | TO(G_STOPPED) |
-			    TO(G_CRASHED) | TO(G_RUNNING),
+			    TO(G_CRASHED) | TO(G_RUNNING) | TO(G_SAVED),
 			"vmctl stop %s" },
 	[G_PAUSING] = { "pausing", true, GV_ANY | GV_FORCE_STOP,
 			TO(G_PAUSED) | TO(G_RUNNING) | TO(G_CRASHED) | TO(G_STOPPED) |
 			    TO(G_STOPPING),
 			"vmctl wait %s --state paused" },
 	[G_PAUSED] = { "paused", true, GV_UP | GV_RESUME,
-		       TO(G_RUNNING) | TO(G_STOPPING) | TO(G_STOPPED) | TO(G_CRASHED),
+		       TO(G_RUNNING) | TO(G_STOPPING) | TO(G_STOPPED) | TO(G_CRASHED) | TO(G_SAVED),
 		       "vmctl resume %s" },
 	[G_STOPPING] = { "stopping", true, GV_ANY | GV_FORCE_STOP,
-			 TO(G_STOPPED) | TO(G_CRASHED) | TO(G_RUNNING) | TO(G_PAUSED),
+			 TO(G_STOPPED) | TO(G_CRASHED) | TO(G_RUNNING) | TO(G_PAUSED) | TO(G_SAVED),
 			 "vmctl stop %s --force" },
 	[G_CRASHED] = { "crashed", false, GV_DOWN, TO(G_STARTING) | TO(G_DELETED) | TO(G_STOPPED),
 			"vmctl start %s" },
 	[G_FAILED] = { "failed", false, GV_DOWN, TO(G_STARTING) | TO(G_DELETED) | TO(G_STOPPED),
 		       "vmctl start %s" },
-	[G_DELETED] = { "deleted", false, GV_UNDELETE | GV_DELETE, TO(G_STOPPED),
+	/* what it goes on from fits this definition and these disks only */
+	[G_SAVED] = { "saved", false, GV_ANY | GV_START | GV_DELETE | GV_DISCARD,
+		      TO(G_STARTING) | TO(G_DELETED) | TO(G_STOPPED), "vmctl start %s" },
+	[G_DELETED] = { "deleted", false, GV_UNDELETE | GV_DELETE, TO(G_STOPPED) | TO(G_SAVED),
 			"vmctl undelete %s" },
 };
 
@@ -68,6 +72,8 @@ static const struct {
 	{ GV_ATTACH, "attach" },
 	{ GV_DETACH, "detach" },
 	{ GV_FORCE_STOP, "stop --force" },
+	{ GV_SAVE, "save" },
+	{ GV_DISCARD, "discard" },
 };
 
 const char *gstate_name(enum gstate s)
@@ -118,6 +124,9 @@ int gstate_check(const char *guest, enum gstate s, enum gverb v, struct err *e)
 		err_hint(e, "vmctl resume %s", guest);
 	else if (v == GV_DELETE && gstate_rows[s].process)
 		err_hint(e, "vmctl stop %s, or delete it with --force", guest);
+	else if (s == G_SAVED)
+		err_hint(e, "vmctl start %s goes on from there, vmctl discard %s gives that up",
+			 guest, guest);
 	else if (strstr(gstate_rows[s].help, "start"))
 		err_hint(e, "vmctl start %s", guest);
 	else if (s == G_RUNNING)

@@ -204,6 +204,7 @@ enum gstate {
 	G_STOPPING,
 	G_CRASHED,
 	G_FAILED,
+	G_SAVED,
 	G_DELETED,
 	G_STATES
 };
@@ -224,6 +225,8 @@ enum gverb {
 	GV_ATTACH = 1 << 13,
 	GV_DETACH = 1 << 14,
 	GV_FORCE_STOP = 1 << 15,
+	GV_SAVE = 1 << 16,
+	GV_DISCARD = 1 << 17,
 };
 const char *gstate_name(enum gstate s);
 int gstate_parse(const char *name); /* or -1 */
@@ -291,6 +294,17 @@ int guest_resolve_disks(struct core *c, struct obj *o, json_t *body, const char 
 int guest_resolve_nics(struct core *c, json_t *body, const char *uuid, struct err *e);
 void guest_release_addresses(struct core *c, const json_t *doc);
 void guest_claim_addresses(struct core *c, const json_t *doc, const char *uuid);
+/* ---- guest_save.c: what a stopped guest goes on from ---- */
+bool guest_saved(const struct guest *g);
+/* its files: 0 state, 1 memory */
+void guest_saved_file(const struct obj *o, unsigned which, char pool[64], char file[128]);
+void guest_saved_drop(struct guest *g);
+/* guest_saved_consume() - it is used up, and that is written when this returns 0: it may run. */
+int guest_saved_consume(struct guest *g, struct err *e);
+void guest_save_gone(struct guest *g); /* the process of a guest under g->op = save ended */
+/* guest_limits_send() - the limits on record of each disk go to the guest's process; @done once, with the
+ * first refusal or NULL. Also where there is nothing to tell. */
+void guest_limits_send(struct guest *g, void (*done)(void *arg, const struct err *e), void *arg);
 int guest_check_boot(struct core *c, const json_t *doc, struct err *e);
 int guest_check_serials(struct core *c, struct req *r, const json_t *body, struct err *e);
 /* guest_ports_follow() - ports that lead to guest @old lead to @name from now on */
@@ -348,6 +362,8 @@ void disk_file_gone(void *arg, const struct err *e);
 /* disk_remove_file() - the file of a disk or image goes, once this round is written, over restarts. */
 void disk_remove_file(struct core *c, struct obj *o, void (*done)(void *arg, const struct err *e),
 		      void *arg);
+/* volume_remove_later() - as disk_remove_file(), of a file that is no disk's or image's. */
+void volume_remove_later(struct core *c, const char *pool, const char *file);
 void unlinks_send(struct core *c);		       /* the round is written */
 void unlinks_resume(struct core *c, struct obj *pool); /* of the daemon before this one */
 void unlinks_free(struct core *c);
@@ -382,8 +398,9 @@ void usage_start(struct core *c);
 /* ---- routes ---- */
 route_fn route_guest_create, route_guest_patch, route_guest_delete, route_guest_undelete,
     route_guest_start, route_guest_stop, route_guest_restart, route_guest_reset, route_guest_pause,
-    route_guest_resume, route_guest_rename, route_guest_wait, route_guest_info, route_guest_nmi,
-    route_guest_logs, route_guest_console_ticket, route_guest_console;
+    route_guest_resume, route_guest_rename, route_guest_limit, route_guest_save,
+    route_guest_discard, route_guest_wait, route_guest_info, route_guest_nmi, route_guest_logs,
+    route_guest_console_ticket, route_guest_console;
 route_fn route_disk_create, route_disk_delete, route_disk_resize, route_disk_attach,
     route_disk_detach, route_disk_check, route_disk_map, route_disk_convert, route_disk_commit,
     route_disk_rebase, route_disk_compare, route_image_create, route_image_upload,
@@ -394,7 +411,7 @@ route_fn route_pool_create, route_pool_get, route_pool_delete, route_net_create,
     route_version, route_obj_get, route_obj_list;
 
 extern const struct op_ops op_guest_create, op_guest_start, op_guest_stop, op_guest_restart,
-    op_guest_reset, op_guest_pause, op_guest_resume, op_guest_delete, op_disk_create,
+    op_guest_reset, op_guest_pause, op_guest_resume, op_guest_delete, op_guest_save, op_disk_create,
     op_disk_resize, op_disk_check, op_disk_map, op_disk_convert, op_disk_commit, op_disk_rebase,
     op_disk_compare, op_image_upload;
 extern const struct op_ops *const op_table[];

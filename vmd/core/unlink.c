@@ -110,6 +110,19 @@ void disk_remove_file(struct core *c, struct obj *o, void (*done)(void *arg, con
 	round_touch(c);
 }
 
+void volume_remove_later(struct core *c, const char *pool_name, const char *file)
+{
+	struct obj *pool = obj_by_name(c, K_POOL, pool_name);
+
+	if (!unlink_new(c, pool_name, file))
+		return;
+	if (pool) {
+		obj_before(c, pool);
+		json_array_append_new(unlink_list(pool), json_pack("{s:s}", "file", file));
+	}
+	round_touch(c);
+}
+
 /* Is there a record for what is to be removed: one whose removal was taken back? */
 static bool unlink_taken_back(const struct unlink *u)
 {
