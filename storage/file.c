@@ -35,7 +35,8 @@
 struct file {
 	int fd, flags_at_open;
 	bool direct, blkdev, fixed;
-	uint32_t align, mem_align; /* what O_DIRECT asks for; 1 where buffered */
+	uint64_t stamp_size, stamp_ns; /* size and last change, when it was opened or frozen */
+	uint32_t align, mem_align;     /* what O_DIRECT asks for; 1 where buffered */
 	_Atomic int sync_error;
 	_Atomic bool no_zero_range, no_punch;
 	pthread_rwlock_t rmw; /* read: aligned write; write: read-modify-write of a block */
@@ -129,6 +130,12 @@ static int file_open_err(struct err *e, const struct blockdev *bd, int r, const 
 	return err_set(e, -r, "disk-open", "%s: %s: %s", bd->label, what, strerror(-r));
 }
 
+static void file_stamp_set(struct file *f, const struct stat *st)
+{
+	f->stamp_size = st->st_size;
+	f->stamp_ns = st->st_mtim.tv_sec * NS_PER_S + st->st_mtim.tv_nsec;
+}
+
 static int file_open(struct blockdev *bd, const struct blk_spec *spec, struct err *e)
 {
 	struct file *f;
@@ -167,6 +174,7 @@ static int file_open(struct blockdev *bd, const struct blk_spec *spec, struct er
 	}
 	f->fd = spec->fd;
 	f->flags_at_open = flags;
+	file_stamp_set(f, &st);
 	f->blkdev = S_ISBLK(st.st_mode);
 	f->fixed = f->blkdev || spec->size_bytes;
 	if (spec->cache == BLK_CACHE_NONE)
@@ -504,14 +512,29 @@ static int file_map(struct blockdev *bd, bool write, const struct blk_req *r, ui
 	return 0;
 }
 
+int file_stamp(struct blockdev *bd, uint64_t *size_bytes, uint64_t *mtime_ns)
+{
+	struct file *f = bd->drv;
+
+	/* as it was opened or frozen: who asks may be confined by now, and may not ask the kernel */
+	if (f->blkdev)
+		return -ENOTSUP;
+	*size_bytes = f->stamp_size;
+	*mtime_ns = f->stamp_ns;
+	return 0;
+}
+
 /* file_freeze() - what another may now open for reading too: the locks of a writer go. */
 static int file_freeze(struct blockdev *bd)
 {
 	struct file *f = bd->drv;
+	struct stat st;
 	int r = bd->unsafe ? 0 : file_flush(bd);
 
 	if (r)
 		return r;
+	if (fstat(f->fd, &st) == 0)
+		file_stamp_set(f, &st);
 	(void)file_lock_byte(f->fd, F_OFD_SETLK, F_UNLCK, LOCK_USED + PERM_WRITE);
 	(void)file_lock_byte(f->fd, F_OFD_SETLK, F_UNLCK, LOCK_USED + PERM_RESIZE);
 	bd->read_only = true;

@@ -69,6 +69,12 @@ int blkjob_resize(const struct blkjob *job, const struct blk_spec *spec, uint64_
  */
 int blkjob_commit(const struct blkjob *job, const struct blk_spec *top, struct err *e);
 
+/* blkjob_compact() - give space back to the host without changing what the disk shows: clusters of
+ * zeroes, clusters that say what the parent says, holes where nothing is referenced, and the file's
+ * end. *freed: host bytes. In place and safe at any moment; nothing else may use the disk. */
+int blkjob_compact(const struct blkjob *job, const struct blk_spec *spec, uint64_t *freed,
+		   struct err *e);
+
 /* blkjob_rebase() - @top carries its old parent; @parent (NULL: none) becomes the new one. What
  * differs between the two is first copied into the top. Unsafe: only the header changes. */
 int blkjob_rebase(const struct blkjob *job, const struct blk_spec *top,

@@ -43,6 +43,18 @@ int job_commit_range(struct blockdev *top, struct blockdev *into, uint8_t *buf,
 	return r;
 }
 
+/* commit_note_parent() - the parent changed by our own hand: the top, which stays valid over it, is
+ * told; closing the parent must not change it again. */
+static int commit_note_parent(struct blockdev *top, struct blockdev *into)
+{
+	int r;
+
+	if (top->ops != &qcow2_ops || top->read_only)
+		return 0;
+	r = into->ops->freeze ? into->ops->freeze(into) : 0;
+	return r ? r : q2_stamp_renew(top->drv);
+}
+
 int blkjob_commit(const struct blkjob *job, const struct blk_spec *top_spec, struct err *e)
 {
 	struct blockdev *top = job_open(top_spec, e), *into;
@@ -82,6 +94,8 @@ int blkjob_commit(const struct blkjob *job, const struct blk_spec *top_spec, str
 	}
 	if (!r)
 		r = node_flush(into);
+	if (!r)
+		r = commit_note_parent(top, into);
 	if (r)
 		job_error(e, r, top->label, "commit");
 	r2 = blk_close(top);
@@ -160,10 +174,16 @@ int blkjob_rebase(const struct blkjob *job, const struct blk_spec *top_spec,
 		  const struct blk_spec *parent_spec, const char *parent_name,
 		  const char *parent_format, bool unsafe, struct err *e)
 {
-	struct blockdev *parent = NULL, *top = job_open(top_spec, e);
+	static const char *const opts[] = { "backing-changed=accept", NULL };
+	struct blk_spec accept = *top_spec;
+	struct blockdev *parent = NULL, *top;
 	struct blkjob_run run;
 	int r = 0, r2;
 
+	/* it is the way out where the parent was changed */
+	if (!accept.opts)
+		accept.opts = opts;
+	top = job_open(&accept, e);
 	if (parent_spec) {
 		if (top)
 			parent = job_open(parent_spec, e);

@@ -4,8 +4,10 @@
  * Threading and trust: job.h. Every string that comes from an image is escaped.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "common/cleanup.h"
@@ -196,16 +198,22 @@ int blkjob_check(const struct blk_spec *spec, enum blkjob_repair how, struct blk
 	static const char *const opts[] = { "repair=no", "backing=ignore", NULL };
 	struct blk_spec s = *spec;
 	struct blockdev *bd;
-	struct q2_check q;
-	int r, r2;
+	struct q2_check q = { 0 };
+	int r, r2, same = -1;
+	struct stat was;
 
 	*c = (struct blkjob_check){ 0 };
+	/* leaks are nobody's content: those built on it need not notice that they went */
+	if (how == BLKJOB_REPAIR_LEAKS && fstat(spec->fd, &was) == 0)
+		same = fcntl(spec->fd, F_DUPFD_CLOEXEC, 3);
 	s.opts = opts;
 	s.read_only = how == BLKJOB_CHECK;
 	bd = job_open(&s, e);
-	if (!bd)
-		return e ? -e->num : -EIO;
-	if (bd->ops != &qcow2_ops) {
+	if (!bd || bd->ops != &qcow2_ops) {
+		if (same >= 0)
+			close(same);
+		if (!bd)
+			return e ? -e->num : -EIO;
 		blk_close(bd);
 		return err_set(e, ENOTSUP, "disk-format", "%s: only qcow2 images can be checked",
 			       spec->label);
@@ -223,6 +231,11 @@ int blkjob_check(const struct blk_spec *spec, enum blkjob_repair how, struct blk
 		memcpy(c->first, q.first, sizeof(c->first));
 	}
 	r2 = blk_close(bd);
+	if (same >= 0) {
+		if (!q.errors)
+			(void)futimens(same, (const struct timespec[]){ was.st_atim, was.st_mtim });
+		close(same);
+	}
 	return r ? r : r2 ? job_error(e, r2, spec->label, "check") : 0;
 }
 

@@ -101,6 +101,7 @@ int blk_live_stream(struct blockdev *root, unsigned base, const char *base_name,
 		above->backing = NULL;
 		top->backing = stays;
 		node_redepth(top, top->depth);
+		(void)q2_stamp_renew(top->drv); /* if not now, then at the next first write */
 	}
 	node_gate_open(root);
 	if (r)
@@ -288,6 +289,7 @@ static int commit_lower(struct commit *c, const char *name, const char *format)
 		c->top->backing = c->into;
 		c->from->backing = NULL;
 		node_redepth(c->top, c->top->depth);
+		(void)q2_stamp_renew(c->top->drv); /* if not now, then at the next first write */
 	}
 	node_gate_open(c->root);
 	if (!r)

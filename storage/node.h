@@ -132,6 +132,9 @@ int node_request(struct blockdev *bd, struct blk_req *r);
 /* node_map() - map() with the checks that every driver would need. */
 int node_map(struct blockdev *bd, const struct blk_req *r, struct blk_place *p);
 
+/* file_stamp() - a "file" node's size and time of last change; -ENOTSUP for a device. */
+int file_stamp(struct blockdev *bd, uint64_t *size_bytes, uint64_t *mtime_ns);
+
 /* blk_queue_more() - inside a completion: another one of this queue follows before the loop does,
  * so that what they cause can be done once, by the last. */
 bool blk_queue_more(const struct blk_queue *q);

@@ -108,6 +108,8 @@ int q2_begin_write(struct qcow2 *q)
 			if (!r)
 				r = node_flush(q->file);
 		}
+		if (!r && !q->stamp.mtime_ns)
+			r = q2_stamp_renew(q);
 		if (!r)
 			r = q2_alloc_ready_locked(q);
 		if (!r)
@@ -181,6 +183,11 @@ static int q2_read_extensions(struct qcow2 *q, uint64_t end, struct err *e)
 			q->nb_bitmaps = q2_be32(b);
 			q->bitmap_dir_size = q2_be64(b + 8);
 			q->bitmap_dir_off = q2_be64(b + 16);
+		} else if (type == Q2_EXT_STAMP && len == 24) {
+			uint8_t b[24];
+
+			r = node_pread(q->file, b, 24, at);
+			q->stamp = (struct q2_stamp){ q2_be64(b), q2_be64(b + 8), q2_be64(b + 16) };
 		} else if (type == Q2_EXT_LUKS) {
 			r = err_set(e, ENOTSUP, "disk-feature",
 				    "%s: encrypted qcow2 images are not supported", q->bd->label);
@@ -530,6 +537,8 @@ static int q2_open(struct blockdev *bd, const struct blk_spec *spec, struct err 
 	    q2_load_top(q, &q->rt, q->rt.top_off, q->rt.top_n, e) < 0)
 		goto fail;
 	if (q2_open_backing(q, spec, e) < 0)
+		goto fail;
+	if (bd->depth == 1 && q2_stamp_check(q, spec, e) < 0)
 		goto fail;
 	if (!spec->read_only && q2_make_writable(q, spec, e) < 0)
 		goto fail;

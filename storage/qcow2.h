@@ -29,6 +29,7 @@
 #define Q2_EXT_BITMAPS		0x23852875u
 #define Q2_EXT_LUKS		0x0537be77u
 #define Q2_EXT_DATA_FILE	0x44415441u
+#define Q2_EXT_STAMP		0x564d4442u /* ours: "VMDB", see qcow2_stamp.c */
 #define Q2_HEADER_V2		72u
 #define Q2_HEADER_V3		104u
 #define Q2_HEADER_OURS		112u
@@ -91,6 +92,11 @@ struct q2_limits {
 	uint64_t cache_bytes;
 };
 
+/* what a parent's file looked like; mtime_ns 0: not noted */
+struct q2_stamp {
+	uint64_t size_bytes, mtime_ns, name_hash;
+};
+
 struct qcow2 {
 	struct blockdev *bd, *file;
 	/* format, constant after open */
@@ -102,6 +108,7 @@ struct qcow2 {
 	uint64_t incompat, compat, autoclear;
 	char backing_name[1024];
 	char backing_format[64];
+	struct q2_stamp stamp;
 	uint64_t bitmap_dir_off, bitmap_dir_size;
 	uint32_t nb_bitmaps;
 	bool has_bitmap_ext;
@@ -270,6 +277,11 @@ int q2_populate(struct qcow2 *q, uint64_t off, uint64_t len);
 /* q2_write_compressed() - store one cluster compressed; -EFBIG where it does not shrink. */
 int q2_write_compressed(struct qcow2 *q, uint64_t off, const void *comp, uint64_t comp_len);
 
+/* qcow2_compact.c: for blkjob_compact() */
+int q2_forget_cluster(struct qcow2 *q, uint64_t off); /* the parent shows through again */
+int q2_relocate(struct qcow2 *q, uint64_t off); /* into a free cluster nearer the file's start */
+int q2_punch_free(struct qcow2 *q);		/* free clusters cost the host nothing */
+
 /* qcow2_chain.c */
 #define Q2_CHAIN_STEP (1ULL << 17) /* what the merged map knows as one */
 struct q2_chain_place {
@@ -333,6 +345,10 @@ void q2_bitmaps_fini(struct qcow2 *q);
 /* q2_bitmaps_own() - before the first change of the image: load them, mark them in use. */
 int q2_bitmaps_own(struct qcow2 *q);
 int q2_bitmaps_store(struct qcow2 *q); /* at close, after the last request */
+
+/* qcow2_stamp.c */
+int q2_stamp_renew(struct qcow2 *q); /* note what the parent looks like now */
+int q2_stamp_check(struct qcow2 *q, const struct blk_spec *spec, struct err *e);
 
 /* qcow2_header.c */
 /* q2_header_rewrite() - the first sector with its extensions anew, atomically: the bitmap directory

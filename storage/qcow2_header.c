@@ -86,7 +86,7 @@ static int q2_keep_extensions(struct qcow2 *q, const uint8_t *old, size_t end, s
 		if (type == Q2_EXT_END || len > end - at)
 			break;
 		if (type != Q2_EXT_BITMAPS && type != Q2_EXT_BACKING_FORMAT &&
-		    (type == Q2_EXT_FEATURES) == features &&
+		    type != Q2_EXT_STAMP && (type == Q2_EXT_FEATURES) == features &&
 		    !q2_sector_add(s, type, old + at, len) && !features)
 			return -ENOTSUP;
 		at += ALIGN_UP((size_t)len, (size_t)8);
@@ -97,7 +97,7 @@ static int q2_keep_extensions(struct qcow2 *q, const uint8_t *old, size_t end, s
 static int q2_sector_build(struct qcow2 *q, const uint8_t *old, size_t end, const char *format,
 			   struct q2_sector *s)
 {
-	uint8_t bm[24] = { 0 };
+	uint8_t bm[24] = { 0 }, stamp[24];
 	int r;
 
 	memcpy(s->b, old, q->header_length);
@@ -107,6 +107,11 @@ static int q2_sector_build(struct qcow2 *q, const uint8_t *old, size_t end, cons
 	q2_put(bm + 16, q->bitmap_dir_off, 8);
 	if ((q->has_bitmap_ext && !q2_sector_add(s, Q2_EXT_BITMAPS, bm, sizeof(bm))) ||
 	    (format && !q2_sector_add(s, Q2_EXT_BACKING_FORMAT, format, strlen(format))))
+		return -ENAMETOOLONG;
+	q2_put(stamp, q->stamp.size_bytes, 8);
+	q2_put(stamp + 8, q->stamp.mtime_ns, 8);
+	q2_put(stamp + 16, q->stamp.name_hash, 8);
+	if (q->stamp.mtime_ns && !q2_sector_add(s, Q2_EXT_STAMP, stamp, sizeof(stamp)))
 		return -ENAMETOOLONG;
 	r = q2_keep_extensions(q, old, end, s, false);
 	if (!r)
@@ -155,6 +160,8 @@ int q2_header_rewrite(struct qcow2 *q, const char *name, const char *format)
 	was = (uint64_t)q2_be(old + 8) << 32 | q2_be(old + 12);
 	if (was && was < end)
 		end = was;
+	if (name != q->backing_name)
+		q->stamp = (struct q2_stamp){ 0 }; /* it was of another */
 	r = q2_sector_build(q, old, end, n ? format : NULL, &s);
 	if (r)
 		return r;

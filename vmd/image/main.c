@@ -29,6 +29,7 @@
 #include "common/sandbox.h"
 #include "common/text.h"
 #include "common/units.h"
+#include "storage/bitmap.h"
 #include "storage/job.h"
 #include "vmd/proto.h"
 
@@ -61,6 +62,7 @@ static const uint32_t image_fcntl[] = { F_GETFL,	 F_SETFL,     F_GETFD,	  F_SETF
 					F_DUPFD_CLOEXEC, F_OFD_SETLK, F_OFD_GETLK };
 static const uint32_t image_prctl[] = { PR_SET_NAME };
 static const uint32_t image_empty_path[] = { AT_EMPTY_PATH };
+static const uint32_t image_no_path[] = { 0 };
 
 /* clang-format off */
 static const struct sandbox_rule image_calls[] = {
@@ -68,6 +70,7 @@ static const struct sandbox_rule image_calls[] = {
 	SB_ALLOW(preadv), SB_ALLOW(pwritev), SB_ALLOW(preadv2), SB_ALLOW(pwritev2), SB_ALLOW(lseek), SB_ALLOW(fstat),
 	SB_ARG_IN(newfstatat, 3, image_empty_path, ARRAY_SIZE(image_empty_path)), SB_ALLOW(fallocate), SB_ALLOW(ftruncate), SB_ALLOW(fsync),
 	SB_ALLOW(fdatasync), SB_ALLOW(sync_file_range), SB_ALLOW(fadvise64), SB_ALLOW(copy_file_range), SB_ALLOW(flock), SB_ALLOW(fstatfs),
+	SB_ARG_IN(utimensat, 1, image_no_path, ARRAY_SIZE(image_no_path)), /* futimens() */
 	SB_ALLOW(close), SB_ALLOW(dup), SB_ARG_IN(fcntl, 1, image_fcntl, ARRAY_SIZE(image_fcntl)),
 	SB_ARG_IN(prctl, 0, image_prctl, ARRAY_SIZE(image_prctl)), SB_ARG_IN(clone, 0, image_clone, ARRAY_SIZE(image_clone)),
 	SB_ERRNO(clone3, ENOSYS), SB_ALLOW(sched_getaffinity), SB_ALLOW(sched_yield), SB_ALLOW(futex), SB_ALLOW(brk),
@@ -191,6 +194,51 @@ static int image_convert(struct image_job *j, const struct blkjob *job, struct e
 	return blkjob_convert(job, j->specs[0], &t, e);
 }
 
+/* image_bitmap() - args: do=add|remove|enable|disable|clear|merge, name=, granularity=, source=. */
+static int image_bitmap(struct image_job *j, struct err *e)
+{
+	char what[256], name[256], source[256];
+	struct blockdev *bd;
+	int ret, closed;
+
+	if (!image_arg(j, "do", what) || !image_arg(j, "name", name))
+		return err_set(e, EINVAL, "bad-bitmap",
+			       "what to do and the bitmap's name are missing");
+	bd = blk_open(j->specs[0], e);
+	if (!bd)
+		return -e->num;
+	if (!strcmp(what, "add"))
+		ret = blk_bitmap_create(bd, name, image_arg_u64(j, "granularity"),
+					!image_arg_u64(j, "disabled"), e);
+	else if (!strcmp(what, "remove"))
+		ret = blk_bitmap_remove(bd, name, e);
+	else if (!strcmp(what, "enable") || !strcmp(what, "disable"))
+		ret = blk_bitmap_enable(bd, name, *what == 'e', e);
+	else if (!strcmp(what, "clear"))
+		ret = blk_bitmap_clear(bd, name, e);
+	else if (!strcmp(what, "merge") && image_arg(j, "source", source))
+		ret = blk_bitmap_merge(bd, name, source, e);
+	else
+		ret = err_set(e, EINVAL, "bad-bitmap",
+			      "\"%s\" is not add, remove, enable, disable, clear or merge", what);
+	closed = blk_close(bd);
+	if (!ret && closed)
+		ret = err_set(e, -closed, "disk-close", "%s: cannot be made stable: %s",
+			      j->layers[0][0].label, strerror(-closed));
+	return ret;
+}
+
+static int image_compact(struct image_job *j, const struct blkjob *job, struct err *e)
+{
+	uint64_t freed = 0;
+	int ret = blkjob_compact(job, j->specs[0], &freed, e);
+
+	if (!ret)
+		text_printf(&j->json, "{\"freed_bytes\":%llu}", (unsigned long long)freed);
+	j->value = freed;
+	return ret;
+}
+
 static int image_verb(struct image_job *j, struct err *e)
 {
 	struct blkjob job = { .progress = image_progress,
@@ -200,7 +248,8 @@ static int image_verb(struct image_job *j, struct err *e)
 			      .max_output_bytes = image_arg_u64(j, "quota") };
 	static const char *const verbs[] = { "create",	"import", "convert",	     "info",
 					     "check",	"map",	  "resize",	     "commit",
-					     "compare", "rebase", "snapshot-delete", NULL };
+					     "compare", "rebase", "snapshot-delete", "bitmap",
+					     "compact", NULL };
 	const char *v = j->run.verb;
 	char name[256], format[256];
 	int ret;
@@ -228,6 +277,10 @@ static int image_verb(struct image_job *j, struct err *e)
 		ret = blkjob_rebase(&job, j->specs[0], j->specs[1], image_arg(j, "backing", name),
 				    image_arg(j, "backing_format", format),
 				    image_arg_u64(j, "unsafe"), e);
+	else if (!strcmp(v, "bitmap"))
+		ret = image_bitmap(j, e);
+	else if (!strcmp(v, "compact"))
+		ret = image_compact(j, &job, e);
 	else if (!strcmp(v, "snapshot-delete") && image_arg(j, "snapshot", name))
 		ret = blkjob_snapshot_delete(j->specs[0], name, e);
 	else {
