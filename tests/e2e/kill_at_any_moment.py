@@ -57,7 +57,10 @@ def until(seconds, ok):
     """the last answer of ok(), "" when all is well; polls, because what it looks at tells nobody"""
     end = time.monotonic() + seconds
     while True:
-        why = ok()
+        try:
+            why = ok()
+        except (OSError, http.client.HTTPException, ValueError) as e:  # the daemon comes back from the last kill
+            why = "no answer: %s" % e
         if not why or time.monotonic() > end:
             return why
         time.sleep(0.05)
@@ -329,7 +332,7 @@ while time.monotonic() < end:
     why = until(25, unsettled)
     if why:
         fail("it does not settle: " + why)
-    why = until(5, disagree)
+    why = until(20, lambda: unsettled() or disagree())
     if why:
         fail(why)
     if never_lost({keeper}):

@@ -64,6 +64,10 @@ static void forward_told(void *arg, enum call_event ev, struct wire_buf *b, cons
 			"the forward was removed while it was made");
 		if (a->r)
 			req_fail(a->r, e ? e : &gone, NULL, NULL);
+	} else if (strcmp(a->m.guest_ip, jstr_or(o->doc, "guest_ip", ""))) {
+		/* meanwhile it was taken down or leads elsewhere, and priv has heard that since */
+		if (a->r)
+			req_obj(a->r, 201, o);
 	} else if (a->r && e) {
 		obj_del(a->c, o, PUT_FACT);
 		req_fail(a->r, e, e->num == EADDRNOTAVAIL ? "host_ip" : "host_port", NULL);

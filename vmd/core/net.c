@@ -432,6 +432,12 @@ int route_net_create(struct core *c, struct req *r, struct err *e)
 		json_object_set_new(doc, "bridge", json_string(text));
 	}
 	obj_put(c, o, PUT_ASKED);
+	/* no bridge without a record, whatever is killed when: priv is asked once it is written */
+	round_commit(c);
+	o = obj_by_id(c, K_NETWORK, id);
+	if (!o)
+		return err_set(e, EROFS, "state-read-only", "network \"%s\": %.300s", name,
+			       c->read_only_why);
 	net_up(c, o, r);
 	return 0;
 }
