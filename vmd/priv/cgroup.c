@@ -22,13 +22,20 @@
 
 enum cgroup_mode { CGROUP_UNKNOWN, CGROUP_V2, CGROUP_V1, CGROUP_NONE };
 
-#define V1_ROOT "/sys/fs/cgroup"
 static const char *const cgroup_v1_controllers[] = { "cpu", "memory", "blkio", "pids" };
 
 static struct {
 	enum cgroup_mode mode;
-	char root[400]; /* v2: directory that holds the guests' groups */
-} cg;
+	const char *mount, *self; /* where control groups are; which is ours */
+	char root[400];		  /* v2: directory that holds the guests' groups */
+} cg = { .mount = "/sys/fs/cgroup", .self = "/proc/self/cgroup" };
+
+void cgroup_tree(const char *mount, const char *self)
+{
+	cg.mount = mount;
+	cg.self = self;
+	cg.mode = CGROUP_UNKNOWN;
+}
 
 static int cgroup_write(const char *dir, const char *file, const char *text)
 {
@@ -45,7 +52,7 @@ static int cgroup_write(const char *dir, const char *file, const char *text)
 /* cgroup_own_v2() - the "0::/path" line of /proc/self/cgroup. */
 static int cgroup_own_v2(char *out, size_t len)
 {
-	FILE *f = fopen("/proc/self/cgroup", "re");
+	FILE *f = fopen(cg.self, "re");
 	char line[512];
 	int ret = -ENOENT;
 
@@ -63,24 +70,25 @@ static int cgroup_own_v2(char *out, size_t len)
 
 static bool cgroup_try_v2(struct priv *p)
 {
-	char own[256], base[300], ctl[400], text[256] = "";
+	char own[256], base[380], ctl[400], text[256] = "";
 
-	if (access(V1_ROOT "/cgroup.controllers", R_OK) < 0 || cgroup_own_v2(own, sizeof(own)) < 0)
+	snprintf(ctl, sizeof(ctl), "%.100s/cgroup.controllers", cg.mount);
+	if (access(ctl, R_OK) < 0 || cgroup_own_v2(own, sizeof(own)) < 0)
 		return false;
 	/* a daemon that was started by one that died lies in its leaf already */
 	char *leaf = strstr(own, "/vmd-daemon");
 
 	if (leaf)
 		*leaf = '\0';
-	snprintf(base, sizeof(base), V1_ROOT "%s", strcmp(own, "/") ? own : "");
-	snprintf(ctl, sizeof(ctl), "%s/cgroup.controllers", base);
+	snprintf(base, sizeof(base), "%.100s%s", cg.mount, strcmp(own, "/") ? own : "");
+	snprintf(ctl, sizeof(ctl), "%.370s/cgroup.controllers", base);
 	_cleanup_close_ int fd = open(ctl, O_RDONLY | O_CLOEXEC);
 
 	if (fd < 0 || read(fd, text, sizeof(text) - 1) <= 0 || !strstr(text, "cpu") ||
 	    !strstr(text, "memory"))
 		return false;
 	if (strcmp(own, "/")) {
-		snprintf(ctl, sizeof(ctl), "%s/vmd-daemon", base);
+		snprintf(ctl, sizeof(ctl), "%.370s/vmd-daemon", base);
 		if ((mkdir(ctl, 0755) < 0 && errno != EEXIST) ||
 		    cgroup_write(ctl, "cgroup.procs", "0") < 0)
 			return false;
@@ -106,10 +114,12 @@ static bool cgroup_try_v1(struct priv *p)
 	for (size_t i = 0; i < ARRAY_SIZE(cgroup_v1_controllers); i++) {
 		char dir[300];
 
-		snprintf(dir, sizeof(dir), V1_ROOT "/%s/cgroup.procs", cgroup_v1_controllers[i]);
+		snprintf(dir, sizeof(dir), "%.100s/%s/cgroup.procs", cg.mount,
+			 cgroup_v1_controllers[i]);
 		if (access(dir, W_OK) < 0)
 			continue;
-		snprintf(dir, sizeof(dir), V1_ROOT "/%s/%s", cgroup_v1_controllers[i], p->instance);
+		snprintf(dir, sizeof(dir), "%.100s/%s/%s", cg.mount, cgroup_v1_controllers[i],
+			 p->instance);
 		any |= mkdir(dir, 0755) == 0 || errno == EEXIST;
 	}
 	return any;
@@ -145,8 +155,8 @@ static void cgroup_dir(struct priv *p, unsigned i, const char *name, char *out, 
 	if (cg.mode == CGROUP_V2)
 		snprintf(out, len, "%s/%s", cg.root, name);
 	else
-		snprintf(out, len, V1_ROOT "/%s/%s/%s", cgroup_v1_controllers[i], p->instance,
-			 name);
+		snprintf(out, len, "%.100s/%s/%s/%s", cg.mount, cgroup_v1_controllers[i],
+			 p->instance, name);
 }
 
 static unsigned cgroup_dirs(void)

@@ -131,6 +131,8 @@ int guest_log_forget(struct priv *p, const char *uuid); /* all logs of a guest g
 struct cgroup_limits {
 	uint64_t cpu_shares, cpu_limit_pct, memory_max_bytes, io_bps, io_iops;
 };
+/* cgroup_tree() - another place than /sys/fs/cgroup and /proc/self/cgroup: a test's. */
+void cgroup_tree(const char *mount, const char *self);
 /* cgroup_make() - a group for @name with @lim; fills open cgroup.procs files. Their number (0 = no
  * cgroups here) or -errno. */
 int cgroup_make(struct priv *p, const char *name, const struct cgroup_limits *lim,
