@@ -21,6 +21,7 @@
 #include "common/units.h"
 #include "storage/blockdev.h"
 #include "storage/job.h"
+#include "storage/live.h"
 
 #define DISK	 (2 * GIB)
 #define STRIDE	 1327181824ULL
@@ -450,6 +451,54 @@ static void fig_chain(void)
 	sh("rm -f '%s'/chain*", dir);
 }
 
+/* overwriting a full disk just after a snapshot: ours is a new top layer, made under the open disk;
+ * the peer's is one inside the image */
+static void fig_after_snapshot(void)
+{
+	const char *name = "storage.snapshot.overwrite";
+	static const char *const opts[] = { "backing=ignore", "aio=on", NULL };
+	double ours[RUNS_MAX], peer[RUNS_MAX], raw[RUNS_MAX], took[RUNS_MAX];
+
+	if (!wanted(name))
+		return;
+	raw_make("raw");
+	sh("qemu-img convert -f raw -O qcow2 '%s' '%s' && cp --reflink=auto '%s' '%s'", path("raw"),
+	   path("full"), path("full"), path("pfull"));
+	for (unsigned i = 0; i < runs; i++) {
+		struct blk_spec over = {
+			.driver = "qcow2", .label = "over", .discard = true, .opts = opts
+		};
+		struct blockdev *bd = ours_open("full", "qcow2", NULL, false);
+		struct blk_live_overlay v = { bd, &over };
+		struct err e = { 0 };
+		uint64_t t0;
+
+		raw[i] = peer_rate("raw", "raw", true, 12000, 64, 0);
+		ours_create("over", path("full"), "qcow2");
+		over.fd = open_file("over", O_RDWR);
+		t0 = clock_mono_ns();
+		if (blk_live_snapshot(&v, 1, &e) < 0) {
+			fprintf(stderr, "storage_bench: %s\n", e.detail);
+			exit(1);
+		}
+		took[i] = (clock_mono_ns() - t0) / 1e6;
+		ours[i] = ours_rate(bd, BLK_WRITE, 12000, 64, 0);
+		if (blk_close(bd) < 0)
+			die("close");
+		sh("qemu-img check -q -f qcow2 '%s'; rm -f '%s'", path("over"), path("over"));
+		sh("qemu-img snapshot -c s '%s'", path("pfull"));
+		peer[i] = peer_rate("qcow2", "pfull", true, 3000, 64, 0);
+		sh("qemu-img snapshot -d s '%s'", path("pfull"));
+	}
+	sh("rm -f '%s' '%s'", path("full"), path("pfull"));
+	figure(name, "ops/s", ours, peer, "qemu-img bench after qemu-img snapshot -c", runs, true,
+	       "4K stride over a full qcow2, O_DIRECT");
+	figure("storage.snapshot.overwrite.of_raw", "ops/s", ours, raw, "qemu-img bench, raw file",
+	       runs, true, "target: 0.8");
+	figure("storage.snapshot.live", "ms", took, NULL, NULL, runs, false,
+	       "a new top layer under an open disk");
+}
+
 static void fig_clones(void)
 {
 	double ours[RUNS_MAX] = { 0 }, peer[RUNS_MAX] = { 0 };
@@ -634,6 +683,7 @@ int main(int argc, char **argv)
 	fig_fresh(0);
 	fig_fresh(32);
 	fig_chain();
+	fig_after_snapshot();
 	fig_clones();
 	fig_idle();
 	fig_convert();
