@@ -82,6 +82,7 @@ static const struct schema_field guest_fields[] = {
 	  .help = "what executes it: auto measures and picks (default auto)" },
 	{ .name = "accel_used", .type = ST_STRING, .flags = RO | SF_COLUMN, .help = "what executes it now" },
 	{ .name = "accel_reason", .type = ST_STRING, .flags = RO, .help = "why auto picked that" },
+	{ .name = "net_backend", .type = ST_STRING, .flags = RO, .help = "who moves each network port's frames: vhost, or tap and why" },
 	{ .name = "machine", .type = ST_ENUM, .flags = CP, .values = VALUES("pc"), .cli = "machine", .dflt = "pc", .help = "machine model (default pc)" },
 	{ .name = "cpu_model", .type = ST_ENUM, .flags = CP, .values = VALUES("host", "x86-64-v1", "x86-64-v2", "x86-64-v3"), .cli = "cpu-model",
 	  .dflt = "host", .help = "CPU model shown to the guest (default host)" },

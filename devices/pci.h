@@ -43,6 +43,8 @@ struct pci_dev {
 	/* optional hooks: after a guest's write, before a guest's read */
 	void (*cfg_written)(struct pci_dev *d, uint32_t off, unsigned len);
 	void (*cfg_reading)(struct pci_dev *d, uint32_t off, unsigned len);
+	/* optional: MSI-X vector @v became live, masked or off; machine lock held */
+	void (*vector_changed)(struct pci_dev *d, unsigned v);
 	uint8_t cap_tail;  /* last capability, 0 = none yet */
 	uint16_t cap_next; /* where the next goes */
 	/* MSI-X */
@@ -90,6 +92,9 @@ int pci_msix_init(struct pci_dev *d, unsigned nvectors, unsigned bar, uint32_t t
 extern const struct bus_ops pci_msix_bar_ops; /* opaque: struct pci_dev; offsets inside the BAR */
 void pci_msix_fire(struct pci_dev *d, unsigned vector); /* any thread; latches PBA when masked */
 bool pci_msix_enabled(const struct pci_dev *d);
+/* pci_msix_fd() - eventfd that raises @vector with nobody of ours in between, while it is live and
+ * the accelerator takes irqfds; else -1. Good until vector_changed(). Machine lock. */
+int pci_msix_fd(const struct pci_dev *d, unsigned vector);
 void pci_intx_set(struct pci_dev *d, bool level);
 void pci_dev_reset(struct pci_dev *d);
 void pci_dev_save(const struct pci_dev *d, struct state_writer *w, uint16_t base_tag); /* 4 tags */

@@ -65,6 +65,14 @@ void pci_msix_fire(struct pci_dev *d, unsigned vector)
 	}
 }
 
+int pci_msix_fd(const struct pci_dev *d, unsigned vector)
+{
+	if (vector >= d->nvectors || msix_state_get(d, vector) != MSIX_LIVE)
+		return -1;
+	return d->vectors[vector].enabled && d->vectors[vector].gsi >= 0 ? d->vectors[vector].fd
+									 : -1;
+}
+
 static uint32_t msix_word(const struct pci_dev *d, unsigned v, unsigned n)
 {
 	uint32_t w;
@@ -73,7 +81,7 @@ static uint32_t msix_word(const struct pci_dev *d, unsigned v, unsigned n)
 	return w;
 }
 
-static void msix_vector_update(struct pci_dev *d, unsigned v)
+static void msix_vector_set(struct pci_dev *d, unsigned v)
 {
 	bool on = pci_msix_enabled(d);
 	bool masked = (d->cfg[d->msix_cap + 3u] & MSIX_MASKALL) || (msix_word(d, v, 3) & 1);
@@ -97,6 +105,15 @@ static void msix_vector_update(struct pci_dev *d, unsigned v)
 	__atomic_store_n(&d->msix_state[v], state, __ATOMIC_SEQ_CST);
 	if (state == MSIX_LIVE && msix_pending_take(d, v))
 		msi_fire(&d->vectors[v]);
+}
+
+static void msix_vector_update(struct pci_dev *d, unsigned v)
+{
+	uint8_t was = msix_state_get(d, v);
+
+	msix_vector_set(d, v);
+	if (d->vector_changed && msix_state_get(d, v) != was)
+		d->vector_changed(d, v);
 }
 
 void pci_msix_update(struct pci_dev *d)

@@ -40,6 +40,8 @@ struct virtio_ops {
 	 * served by reset, or not offered (VIRTIO_F_RING_RESET). */
 	bool (*reset_start)(struct virtio_dev *d);
 	bool (*queue_reset)(struct virtio_dev *d, unsigned q);
+	/* optional: what virtio_queue_irq_fd() says of @q is another now */
+	void (*irq_changed)(struct virtio_dev *d, unsigned q);
 	void (*save)(struct virtio_dev *d, struct state_writer *w); /* tags below 0x4000 */
 	int (*load)(struct virtio_dev *d, const struct state_reader *r, struct err *e);
 	void (*quiesce)(struct virtio_dev *d, void (*done)(void *), void *arg);
@@ -75,5 +77,9 @@ void virtio_queue_reset_done(struct virtio_dev *d, unsigned q);
 /* virtio_queue_doorbell_fd() - eventfd that a kick of queue @q signals; ops->kick is then not
  * called for it. Owned by the transport. -1 on failure. */
 int virtio_queue_doorbell_fd(struct virtio_dev *d, unsigned q);
+
+/* virtio_queue_irq_fd() - eventfd that raises queue @q's interrupt by itself (irqfd), or -1: then
+ * by vq->notify(). Machine lock. */
+int virtio_queue_irq_fd(struct virtio_dev *d, unsigned q);
 
 #endif

@@ -9,6 +9,8 @@
 #ifndef DEVICES_VIRTIO_DEVICES_H
 #define DEVICES_VIRTIO_DEVICES_H
 
+#include <stddef.h>
+
 #include "common/err.h"
 #include "devices/machine_config.h"
 
@@ -23,6 +25,8 @@ int virtio_blk_resize(struct vm *vm, const char *name, uint64_t size_bytes, stru
  * bytes a second; 0: as many as it can. Main thread. */
 int virtio_blk_limit(struct vm *vm, const char *name, uint64_t iops, uint64_t bps, struct err *e);
 int virtio_net_new(struct vm *vm, struct pci_bus *bus, const struct mc_nic *nic, struct err *e);
+/* virtio_net_backends() - "net0 vhost; net1 tap: why": who moves each port's frames, for people. */
+void virtio_net_backends(struct vm *vm, char *text, size_t size);
 int virtio_rng_new(struct vm *vm, struct pci_bus *bus, struct err *e);
 /* One device with @nports ports; port 0 is a console (hvc0). */
 int virtio_console_new(struct vm *vm, struct pci_bus *bus, const struct mc_port *ports,

@@ -5,7 +5,8 @@
  * the chain, receive one readv(2) into the first buffer with a bounce behind it, which is copied on
  * only for frames larger than a buffer.
  * The tap's own header (IFF_VNET_HDR, 12 bytes) is virtio's: checksums and segmentation stay with
- * whoever does them best.
+ * whoever does them best. Where the host has vhost-net its kernel serves the rings instead
+ * (virtio_net_vhost.c), and this file only tells it when.
  * Threading: all queues on the VM's I/O thread; configuration and control queue under the machine
  * lock.
  * Trust: the guest's header is checked by the kernel's tun driver; sizes and segments by virtq. A
@@ -26,10 +27,7 @@
 #include "common/log.h"
 #include "common/overflow.h"
 #include "common/text.h"
-#include "devices/iothread.h"
-#include "devices/virtio.h"
-#include "devices/virtio_devices.h"
-#include "hypervisor-core/vm.h"
+#include "devices/virtio_net_impl.h"
 
 enum {
 	F_CSUM = 0,
@@ -48,43 +46,12 @@ enum {
 	F_CTRL_RX = 18,
 	F_MQ = 22,
 };
-enum { CTRL_RX = 0, CTRL_MQ = 4, CTRL_MQ_PAIRS_SET = 0 };
-
-#define NET_PAIRS_MAX	8u
-#define NET_HDR		12u
-#define NET_FRAME_MAX	(65535u + 14u + NET_HDR)
-#define NET_BATCH	256u /* frames before others get their turn */
-#define NET_NUM_BUFFERS 10u  /* offset of num_buffers in the header */
+enum { CTRL_RX = 0, CTRL_MAC = 1, CTRL_MAC_TABLE_SET = 0, CTRL_MQ = 4, CTRL_MQ_PAIRS_SET = 0 };
 
 struct net_config {
 	uint8_t mac[6];
 	uint16_t status, max_pairs, mtu;
 } __attribute__((packed));
-
-struct net_dev;
-
-struct net_pair {
-	struct net_dev *dev;
-	unsigned index;
-	int tap;
-	struct loop_fd tap_w, rx_w, tx_w;
-	bool rx_on, tx_on, enabled; /* enabled: the control queue's choice */
-	bool tx_blocked;	    /* tap was full: wait until it is writable */
-};
-
-struct net_dev {
-	struct virtio_dev vd; /* first */
-	struct iothread *io;
-	uint8_t mac[6];
-	uint16_t mtu;
-	unsigned npairs;
-	bool offloads;			/* the taps are taps: TUNSETOFFLOAD works */
-	bool mergeable, quiet, started; /* started: DRIVER_OK */
-	struct net_pair pair[NET_PAIRS_MAX];
-	struct virtq_req *req, *more; /* I/O thread, made at first use */
-	uint8_t *bounce;
-	_Atomic uint64_t rx_frames, tx_frames, rx_bytes, tx_bytes, rx_dropped, tx_dropped;
-};
 
 static struct net_dev *net_of(struct virtio_dev *d)
 {
@@ -370,18 +337,23 @@ static void net_config_read(struct virtio_dev *vd, uint32_t off, void *buf, uint
 		memcpy(buf, (const uint8_t *)&c + off, len);
 }
 
+void net_pair_go(struct net_pair *p)
+{
+	struct net_dev *d = p->dev;
+
+	p->rx_on = !p->vh && p->enabled && d->started && d->vd.vq[2 * p->index].ready;
+	net_tap_events(p);
+	net_transmit(p);
+}
+
 static void net_start(void *arg)
 {
 	struct net_dev *d = arg;
 
 	d->started = true;
-	for (unsigned i = 0; i < d->npairs; i++) {
-		struct net_pair *p = &d->pair[i];
-
-		p->rx_on = p->enabled && d->vd.vq[2 * i].ready;
-		net_tap_events(p);
-		net_transmit(p);
-	}
+	for (unsigned i = 0; i < d->npairs; i++)
+		net_pair_go(&d->pair[i]);
+	net_vhost_sync(d);
 }
 
 static void net_driver_ok(struct virtio_dev *vd)
@@ -395,24 +367,36 @@ struct net_call {
 	int fd, result;
 };
 
+int net_ring_watch(struct net_pair *p, unsigned ring)
+{
+	struct loop *l = iothread_loop(p->dev->io);
+	int ret = 0;
+
+	if (p->tap_w.fd < 0)
+		ret = loop_fd_add(l, &p->tap_w, p->tap, 0, net_tap_event, p);
+	if (!ret && ring == 0) {
+		if (p->rx_w.fd < 0)
+			ret = loop_fd_add(l, &p->rx_w, p->kick[0], EPOLLIN, net_rx_kicked, p);
+	} else if (!ret) {
+		if (p->tx_w.fd < 0)
+			ret = loop_fd_add(l, &p->tx_w, p->kick[1], EPOLLIN, net_tx_kicked, p);
+		p->tx_on = true;
+	}
+	net_tap_events(p);
+	return ret;
+}
+
 static void net_queue_attach(void *arg)
 {
 	struct net_call *c = arg;
 	struct net_pair *p = &c->d->pair[c->q / 2];
-	struct loop *l = iothread_loop(c->d->io);
 
+	p->kick[c->q % 2] = c->fd;
 	c->result = 0;
-	if (p->tap_w.fd < 0)
-		c->result = loop_fd_add(l, &p->tap_w, p->tap, 0, net_tap_event, p);
-	if (!c->result && c->q % 2 == 0) {
-		if (p->rx_w.fd < 0)
-			c->result = loop_fd_add(l, &p->rx_w, c->fd, EPOLLIN, net_rx_kicked, p);
-	} else if (!c->result) {
-		if (p->tx_w.fd < 0)
-			c->result = loop_fd_add(l, &p->tx_w, c->fd, EPOLLIN, net_tx_kicked, p);
-		p->tx_on = true;
-	}
-	net_tap_events(p);
+	if (p->vh)
+		net_vhost_sync(c->d);
+	else
+		c->result = net_ring_watch(p, c->q % 2);
 }
 
 static void net_queue_enable(struct virtio_dev *vd, unsigned q)
@@ -444,12 +428,14 @@ static void net_pairs_apply(void *arg)
 
 		if (on == p->enabled)
 			continue;
+		p->enabled = false;
+		net_vhost_sync(d); /* a queue that the tap lets go of has no reader */
 		if (d->npairs > 1 && d->offloads && ioctl(p->tap, TUNSETQUEUE, &ifr) < 0)
 			log_debug("%s: queue %u: %s", d->vd.id, i, strerror(errno));
 		p->enabled = on;
-		p->rx_on = on && d->started && d->vd.vq[2 * i].ready;
-		net_tap_events(p);
+		net_pair_go(p);
 	}
+	net_vhost_sync(d);
 }
 
 static void net_pairs_set(struct net_dev *d, unsigned n)
@@ -466,7 +452,7 @@ static uint32_t net_control(struct net_dev *d, const struct virtq_req *r)
 	uint16_t pairs;
 
 	if (virtq_copy_out(r, 0, hdr, 2) == 2) {
-		if (hdr[0] == CTRL_RX) {
+		if (hdr[0] == CTRL_RX || (hdr[0] == CTRL_MAC && hdr[1] == CTRL_MAC_TABLE_SET)) {
 			/* a tap behind a bridge gets what is for it; filters are not needed */
 			ack = 0;
 		} else if (hdr[0] == CTRL_MQ && hdr[1] == CTRL_MQ_PAIRS_SET &&
@@ -512,6 +498,7 @@ static void net_detach(void *arg)
 	struct net_dev *d = arg;
 
 	d->started = d->quiet = false;
+	net_vhost_sync(d);
 	for (unsigned i = 0; i < d->npairs; i++) {
 		struct net_pair *p = &d->pair[i];
 
@@ -519,6 +506,7 @@ static void net_detach(void *arg)
 		loop_fd_del(&p->rx_w);
 		loop_fd_del(&p->tx_w);
 		p->rx_on = p->tx_on = p->tx_blocked = false;
+		p->kick[0] = p->kick[1] = -1;
 	}
 	free(d->req);
 	free(d->more);
@@ -544,6 +532,8 @@ static void net_queue_detach(void *arg)
 	struct net_call *c = arg;
 	struct net_pair *p = &c->d->pair[c->q / 2];
 
+	p->kick[c->q % 2] = -1;
+	net_vhost_sync(c->d);
 	if (c->q % 2 == 0) {
 		loop_fd_del(&p->rx_w);
 		p->rx_on = false;
@@ -563,11 +553,27 @@ static bool net_queue_reset(struct virtio_dev *vd, unsigned q)
 	return true; /* no frame is in flight between two calls */
 }
 
+static void net_irq_io(void *arg)
+{
+	struct net_call *c = arg;
+
+	net_vhost_irq(&c->d->pair[c->q / 2], c->q % 2);
+}
+
+static void net_irq_changed(struct virtio_dev *vd, unsigned q)
+{
+	struct net_call c = { .d = net_of(vd), .q = q };
+
+	if (q < 2 * c.d->npairs && c.d->pair[q / 2].vh)
+		iothread_call(c.d->io, net_irq_io, &c);
+}
+
 static void net_quiesce_io(void *arg)
 {
 	struct net_dev *d = arg;
 
 	d->quiet = true;
+	net_vhost_sync(d);
 	for (unsigned i = 0; i < d->npairs; i++) {
 		net_tap_events(&d->pair[i]);
 		loop_fd_mod(&d->pair[i].rx_w, 0);
@@ -592,6 +598,7 @@ static void net_unquiesce_io(void *arg)
 		loop_fd_mod(&d->pair[i].tx_w, EPOLLIN);
 		net_transmit(&d->pair[i]);
 	}
+	net_vhost_sync(d);
 }
 
 static void net_unquiesce(struct virtio_dev *vd)
@@ -623,10 +630,16 @@ static int net_load(struct virtio_dev *vd, const struct state_reader *r, struct 
 	return 0;
 }
 
+static void net_close_io(void *arg)
+{
+	net_vhost_close(arg);
+}
+
 static void net_destroy(struct virtio_dev *vd)
 {
 	struct net_dev *d = net_of(vd);
 
+	iothread_call(d->io, net_close_io, d);
 	iothread_put(d->io);
 	for (unsigned i = 0; i < d->npairs; i++)
 		close_fd(&d->pair[i].tap);
@@ -644,6 +657,8 @@ static unsigned net_stats(struct virtio_dev *vd, const char **names, uint64_t *v
 		    { "rx_dropped", &d->rx_dropped }, { "tx_dropped", &d->tx_dropped } };
 	unsigned n = 0;
 
+	if (d->pair[0].vh) /* the kernel counts: the tap's own statistics */
+		return 0;
 	for (; n < ARRAY_SIZE(all) && n < max; n++) {
 		names[n] = all[n].name;
 		values[n] = atomic_load_explicit(all[n].v, memory_order_relaxed);
@@ -662,6 +677,7 @@ static const struct virtio_ops net_ops = {
 	.driver_ok = net_driver_ok,
 	.reset = net_reset,
 	.queue_reset = net_queue_reset,
+	.irq_changed = net_irq_changed,
 	.save = net_save,
 	.load = net_load,
 	.quiesce = net_quiesce,
@@ -669,6 +685,21 @@ static const struct virtio_ops net_ops = {
 	.destroy = net_destroy,
 	.stats = net_stats,
 };
+
+void virtio_net_backends(struct vm *vm, char *text, size_t size)
+{
+	size_t n = 0;
+
+	text[0] = 0;
+	list_for_each (node, &vm->devices) {
+		const struct device *dev = container_of(node, struct device, node);
+		struct virtio_dev *vd = virtio_find(vm, dev->id, &net_ops);
+
+		if (vd && n < size)
+			n += (size_t)snprintf(text + n, size - n, "%s%s %s", n ? "; " : "", dev->id,
+					      net_of(vd)->backend);
+	}
+}
 
 int virtio_net_new(struct vm *vm, struct pci_bus *bus, const struct mc_nic *nic, struct err *e)
 {
@@ -695,8 +726,10 @@ int virtio_net_new(struct vm *vm, struct pci_bus *bus, const struct mc_nic *nic,
 		    (struct net_pair){ .dev = d,
 				       .index = i,
 				       .tap = i < d->npairs ? nic->tap_fds[i] : -1,
-				       .enabled = i < d->npairs }; /* as the kernel has them */
+				       .enabled = i < d->npairs, /* as the kernel has them */
+				       .kick = { -1, -1 } };
 		d->pair[i].tap_w.fd = d->pair[i].rx_w.fd = d->pair[i].tx_w.fd = -1;
+		d->pair[i].call_w[0].fd = d->pair[i].call_w[1].fd = d->pair[i].error_w.fd = -1;
 	}
 	for (unsigned i = 0; i < d->npairs; i++)
 		fd_set_nonblock(d->pair[i].tap);
@@ -722,5 +755,6 @@ int virtio_net_new(struct vm *vm, struct pci_bus *bus, const struct mc_nic *nic,
 		return r;
 	}
 	net_pairs_set(d, 1); /* frames for queues that no driver serves would be lost */
+	net_vhost_open(d, nic);
 	return 0;
 }

@@ -151,6 +151,22 @@ int virtio_queue_doorbell_fd(struct virtio_dev *d, unsigned q)
 	return vp->doorbell[q];
 }
 
+int virtio_queue_irq_fd(struct virtio_dev *d, unsigned q)
+{
+	const struct virtio_pci *vp = d->transport;
+
+	return pci_msix_fd(&vp->pci, vp->queue_vector[q]);
+}
+
+void vp_vector_changed(struct pci_dev *d, unsigned v)
+{
+	struct virtio_pci *vp = container_of(d, struct virtio_pci, pci);
+
+	for (unsigned q = 0; q < vp->vd->nqueues; q++)
+		if (vp->queue_vector[q] == v)
+			vp->vd->ops->irq_changed(vp->vd, q);
+}
+
 static void vp_kick(struct virtio_pci *vp, unsigned q)
 {
 	if (q >= vp->vd->nqueues || !(atomic_load(&vp->status) & STATUS_DRIVER_OK) ||
@@ -459,6 +475,8 @@ static void vp_queue_write(struct virtio_pci *vp, uint64_t off, unsigned size, u
 	q = &vd->vq[vp->queue_sel];
 	if (off == C_QUEUE_VECTOR) {
 		vp->queue_vector[vp->queue_sel] = vp_vector(vp, val & 0xffff);
+		if (vd->ops->irq_changed)
+			vd->ops->irq_changed(vd, vp->queue_sel);
 		return;
 	}
 	if (off == C_QUEUE_RESET) {

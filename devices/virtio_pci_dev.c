@@ -312,6 +312,7 @@ int virtio_pci_new(struct vm *vm, struct pci_bus *bus, struct virtio_dev *d, str
 						.moved = vp_bar_moved };
 	vp->pci.cfg_written = vp_cfg_written;
 	vp->pci.cfg_reading = vp_cfg_reading;
+	vp->pci.vector_changed = d->ops->irq_changed ? vp_vector_changed : NULL;
 	ret = pci_dev_add(bus, &vp->pci, -1, VP_VENDOR, (uint16_t)(VP_DEVICE + d->ops->virtio_id),
 			  d->ops->pci_class << 8 | 1, e);
 	if (!ret)

@@ -67,6 +67,7 @@ extern const struct bus_ops vp_bar_ops;
 uint64_t vp_read(void *dev, uint64_t off, unsigned size);
 void vp_write(void *dev, uint64_t off, unsigned size, uint64_t val);
 void vp_bar_moved(struct pci_dev *d, unsigned bar);
+void vp_vector_changed(struct pci_dev *d, unsigned v);
 void vp_doorbell(struct virtio_pci *vp, unsigned q, bool on);
 void vp_notify(void *arg, struct virtq *q);
 /* vp_reset() - now, vCPUs parked. vp_resets_finish() - take up what devices reported as done. */

@@ -95,6 +95,12 @@ void virtq_reset(struct virtq *q)
 	q->last_avail = q->used_idx = q->signalled_used = 0;
 }
 
+void virtq_go_on_at(struct virtq *q, uint16_t index)
+{
+	q->last_avail = q->used_idx = index;
+	q->signalled_valid = false;
+}
+
 /* How many requests wait; more than the ring holds is a lie. */
 static int virtq_waiting(const struct virtq *q)
 {

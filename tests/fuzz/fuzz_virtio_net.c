@@ -13,6 +13,7 @@ static int make(struct fuzz_vm *f, struct err *e)
 	close(sv2[1]);
 	nic.tap_fds[0] = sv[0];
 	nic.tap_fds[1] = sv2[0];
+	nic.vhost_fds[0] = nic.vhost_fds[1] = -1;
 	return virtio_net_new(f->vm, f->bus, &nic, e);
 }
 

@@ -1,14 +1,14 @@
 /* bootguest.c - one guest in one process, for tests: no daemon, no jail.
  *
  *	bootguest [--accel auto|kvm|soft] [--kernel K] [--initrd I] [--cmdline C] [--mem MIB] [--cpus N]
- *	          [--disk FILE[,qcow2]]... [--tap-fd N]... [--serials N] [--consoles N] [--console-out N=FILE]
+ *	          [--disk FILE[,qcow2]]... [--tap-fd N[,vhost]]... [--serials N] [--consoles N] [--console-out N=FILE]
  *	          [--rng] [--timeout S] [--expect TEXT] [--send TEXT=BYTES] [--power-after TEXT] [--cycle-after TEXT]
  *	          [--reboots N] [--model M] [--icount] [--threads-one] [--stats] [--hash] [-v]
  *
  * Serial port 0 is standard output (and standard input, where that is a pipe or terminal). Exit
  * status: 0 the guest switched itself off, or --expect's text came; 1 it ended otherwise; 2 usage;
  * 3 could not be built;
- * 4 timed out. --power-after presses the power button once TEXT was seen; --cycle-after pauses,
+ * 4 timed out. --tap-fd N,vhost: by the kernel's vhost-net, where it is there. --power-after presses the power button once TEXT was seen; --cycle-after pauses,
  * saves, loads into the same VM and runs on; --send types BYTES (with \n) once TEXT was seen.
  * --hash prints a hash of the saved state and one of the memory of a guest that switched itself off.
  */
@@ -31,6 +31,7 @@
 #include "common/text.h"
 #include "common/units.h"
 #include "devices/machine_config.h"
+#include "devices/virtio_devices.h"
 #include "hypervisor-core/machine.h"
 #include "hypervisor-core/vm.h"
 #include "storage/blockdev.h"
@@ -56,6 +57,10 @@ struct guest {
 	struct trigger triggers[TRIGGERS_MAX];
 	unsigned ntriggers;
 	int reboots;
+	/* --cycle-after: devices not yet quiet; the state before and after a load */
+	unsigned waiting;
+	bool again;
+	struct state_writer saved[2];
 	int status;
 	uint64_t start_ns;
 	bool stats, hash;
@@ -172,30 +177,83 @@ static bool guest_same(const struct state_writer *a, const struct state_writer *
 	return same;
 }
 
-static void guest_cycle(void *arg)
+static void guest_quiet(void *arg);
+
+/* As a save does it: parked, then every device quiet, which may take until I/O in flight has ended. */
+static void guest_quiesce(struct guest *g)
+{
+	g->waiting = 1;
+	vm_lock(g->vm);
+	list_for_each (n, &g->vm->devices) {
+		struct device *d = container_of(n, struct device, node);
+
+		if (!d->ops->quiesce)
+			continue;
+		g->waiting++;
+		d->ops->quiesce(d, guest_quiet, g);
+	}
+	vm_unlock(g->vm);
+	guest_quiet(g);
+}
+
+static void guest_unquiesce(struct guest *g)
+{
+	vm_lock(g->vm);
+	list_for_each (n, &g->vm->devices) {
+		struct device *d = container_of(n, struct device, node);
+
+		if (d->ops->unquiesce)
+			d->ops->unquiesce(d);
+	}
+	vm_unlock(g->vm);
+}
+
+static void guest_cycled(struct guest *g)
+{
+	const struct state_writer *w = &g->saved[0], *again = &g->saved[1];
+
+	if (w->len != again->len ||
+	    (g->vm->accel->caps & ACCEL_HAS_LAPIC ? !guest_same(w, again)
+						  : memcmp(w->data, again->data, w->len))) {
+		fprintf(stderr, "bootguest: state differs after load (%zu and %zu bytes)\n", w->len,
+			again->len);
+		guest_end(g, 1);
+		return;
+	}
+	fprintf(stderr, "bootguest: cycled through %zu bytes of state\n", w->len);
+	guest_unquiesce(g);
+	guest_resume(g);
+}
+
+/* One device more is quiet; all are: save and load, the first time, or save again and compare. */
+static void guest_quiet(void *arg)
 {
 	struct guest *g = arg;
-	struct state_writer w, again;
+	struct state_writer *w = &g->saved[g->again];
 	struct err e = { 0 };
 
-	state_writer_init(&w);
-	state_writer_init(&again);
-	if (vm_save(g->vm, &w, &e) || vm_load(g->vm, w.data, w.len, &e) ||
-	    vm_save(g->vm, &again, &e)) {
+	if (--g->waiting)
+		return;
+	state_writer_init(w);
+	if (vm_save(g->vm, w, &e) || (!g->again && vm_load(g->vm, w->data, w->len, &e))) {
 		guest_report("save and load", &e);
 		guest_end(g, 1);
-	} else if (w.len != again.len ||
-		   (g->vm->accel->caps & ACCEL_HAS_LAPIC ? !guest_same(&w, &again)
-							 : memcmp(w.data, again.data, w.len))) {
-		fprintf(stderr, "bootguest: state differs after load (%zu and %zu bytes)\n", w.len,
-			again.len);
-		guest_end(g, 1);
+	} else if (!g->again) {
+		g->again = true;
+		guest_quiesce(g);
+		return;
 	} else {
-		fprintf(stderr, "bootguest: cycled through %zu bytes of state\n", w.len);
-		guest_resume(g);
+		guest_cycled(g);
 	}
-	state_writer_fini(&w);
-	state_writer_fini(&again);
+	state_writer_fini(&g->saved[0]);
+	if (g->again)
+		state_writer_fini(&g->saved[1]);
+	g->again = false;
+}
+
+static void guest_cycle(void *arg)
+{
+	guest_quiesce(arg);
 }
 
 static void guest_reboot(void *arg)
@@ -484,6 +542,8 @@ static void add_nic(struct options *o, const char *arg)
 	for (unsigned i = 0; i < ARRAY_SIZE(n->tap_fds); i++)
 		n->tap_fds[i] = n->vhost_fds[i] = -1;
 	n->tap_fds[0] = atoi(arg);
+	if (strstr(arg, ",vhost"))
+		n->vhost_fds[0] = open("/dev/vhost-net", O_RDWR | O_CLOEXEC);
 	n->queues = 1;
 	o->nnics++;
 }
@@ -703,6 +763,12 @@ int main(int argc, char **argv)
 	loop_signal(g.loop, SIGTERM, guest_signal, &g);
 	loop_timer_init(g.loop, &timer, guest_timed_out, &g);
 	loop_timer_after(&timer, o->timeout_s * NS_PER_S);
+	if (o->nnics) {
+		char backends[400];
+
+		virtio_net_backends(g.vm, backends, sizeof(backends));
+		fprintf(stderr, "bootguest: network: %s\n", backends);
+	}
 	fprintf(stderr, "bootguest: built in %.3f ms\n",
 		(double)(clock_mono_ns() - g.start_ns) / 1e6);
 	guest_resume(&g);

@@ -185,6 +185,7 @@ void guest_cleanup_host(struct guest *g)
 	json_object_del(g->o->doc, "pid");
 	json_object_del(g->o->doc, "accel_used");
 	json_object_del(g->o->doc, "accel_reason");
+	json_object_del(g->o->doc, "net_backend");
 }
 
 /* When a start by policy is due is on record: a daemon that dies meanwhile forgets none. */

@@ -654,6 +654,8 @@ static void start_built(void *arg, enum call_event ev, struct wire_buf *b, const
 	jset_str(g->o->doc, "accel_reason", m.reason);
 	json_object_set_new(g->o->doc, "build_us", json_integer((json_int_t)m.build_us));
 	jset_str(g->o->doc, "jail", m.jail);
+	if (m.net[0])
+		jset_str(g->o->doc, "net_backend", m.net);
 	json_object_set_new(g->o->doc, "started", jnow());
 	g->up_since_ns = clock_mono_ns();
 	g->start = NULL;

@@ -51,27 +51,16 @@
 	    KVM_SET_CLOCK, KVM_GET_DIRTY_LOG, KVM_CLEAR_DIRTY_LOG, KVM_SET_USER_MEMORY_REGION, \
 	    KVM_IRQ_LINE, KVM_RESET_DIRTY_RINGS, KVM_CHECK_EXTENSION
 
+#define LOCKDOWN_VHOST \
+	VHOST_SET_FEATURES, VHOST_SET_MEM_TABLE, VHOST_SET_VRING_NUM, VHOST_SET_VRING_ADDR, \
+	    VHOST_SET_VRING_BASE, VHOST_GET_VRING_BASE, VHOST_SET_VRING_KICK, \
+	    VHOST_SET_VRING_CALL, VHOST_SET_VRING_ERR, VHOST_NET_SET_BACKEND
+
 static const uint32_t lockdown_ioctls[] = {
-	LOCKDOWN_KVM_VCPU,
-	LOCKDOWN_KVM_VM,
-	TUNSETOFFLOAD, /* not TUNSETIFF: the tap is what priv made it */
-	TUNSETVNETHDRSZ,
-	TUNSETQUEUE, /* queues of this tap on and off, as the guest's driver uses them */
-	VHOST_SET_FEATURES,
-	VHOST_GET_FEATURES,
-	VHOST_SET_MEM_TABLE,
-	VHOST_SET_VRING_NUM,
-	VHOST_SET_VRING_ADDR,
-	VHOST_SET_VRING_BASE,
-	VHOST_GET_VRING_BASE,
-	VHOST_SET_VRING_KICK,
-	VHOST_SET_VRING_CALL,
-	VHOST_SET_VRING_ERR,
-	VHOST_NET_SET_BACKEND,
-	FIONREAD,
-	FIONBIO,
-	BLKDISCARD,
-	BLKZEROOUT,
+	LOCKDOWN_KVM_VCPU, LOCKDOWN_KVM_VM, TUNSETOFFLOAD, /* not TUNSETIFF: the tap is what priv made it */
+	TUNSETVNETHDRSZ,   TUNSETQUEUE, /* queues of this tap on and off, as the guest's driver uses them */
+	LOCKDOWN_VHOST, /* the I/O thread's filter stands on this one; no VHOST_SET_OWNER */
+	FIONREAD,	   FIONBIO,	    BLKDISCARD,	   BLKZEROOUT,
 };
 static const uint32_t lockdown_vcpu_ioctls[] = { LOCKDOWN_KVM_VCPU, LOCKDOWN_KVM_VM,
 						 TUNSETOFFLOAD };
@@ -107,9 +96,10 @@ static const struct sandbox_rule lockdown_common[] = {
 /* clang-format on */
 
 /* What the I/O thread and its workers ask of descriptors: taps, block devices, a message-signalled
- * interrupt that has no eventfd. */
-static const uint32_t lockdown_io_ioctls[] = { TUNSETOFFLOAD, TUNSETQUEUE, BLKDISCARD, BLKZEROOUT,
-					       KVM_SIGNAL_MSI };
+ * interrupt that has no eventfd; of vhost-net what devices/vhost_net.c needs once it owns one. */
+static const uint32_t lockdown_io_ioctls[] = {
+	TUNSETOFFLOAD, TUNSETQUEUE, BLKDISCARD, BLKZEROOUT, KVM_SIGNAL_MSI, LOCKDOWN_VHOST,
+};
 
 /* The main thread: files, new threads, the daemon's connections. */
 /* clang-format off */

@@ -159,6 +159,7 @@ int guest_build(struct guest *g, struct msg_g_ready *ready, struct err *e)
 	snprintf(ready->boot_format, sizeof(ready->boot_format), "%s",
 		 boot_format_name(mc.boot.format));
 	snprintf(ready->jail, sizeof(ready->jail), "%s", g->jail);
+	virtio_net_backends(g->vm, ready->net, sizeof(ready->net));
 	guest_trim();
 	ready->build_us = (clock_mono_ns() - start_ns) / NS_PER_US;
 	return 0;

@@ -418,6 +418,7 @@ static void net_carries_frames_both_ways(void **s)
 
 	assert_int_equal(socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, sv), 0);
 	nic.tap_fds[0] = sv[0];
+	nic.vhost_fds[0] = -1;
 	vd_machine_init(&m);
 	assert_int_equal(virtio_net_new(m.vm, m.bus, &nic, &e), 0);
 	assert_true(vd_attach(&d, &m, 1 << 3, ~0ull));
