@@ -42,6 +42,10 @@ check "net rm" quiet $VMCTL net rm office
 
 # refusals, each with its reason
 ip link add vdummy type dummy 2>/dev/null && refused "an interface that is no bridge" 'bridge' $VMCTL net create bad --bridge vdummy
+ip link add vmbr-theirs type bridge || fail "ip link add"
+refused "a bridge that another daemon made" 'not this daemon' $VMCTL net create theirs --cidr 10.80.0.1/24
+ip -o link show vmbr-theirs >/dev/null || fail "it is left alone"
+ip link del vmbr-theirs
 refused "a bridge's name of 16 letters" 'bridge' $VMCTL net create bad --bridge abcdefghijklmnop
 refused "a bridge's name with a slash" 'bridge' $VMCTL net create bad --bridge ../x
 refused "a prefix of 33" 'cidr' $VMCTL net create bad --cidr 10.1.0.1/33

@@ -264,7 +264,12 @@ static void net_opened(void *arg, enum call_event ev, struct wire_buf *b, const 
 	json_object_set_new(o->doc, "state", json_string(e ? "error" : "up"));
 	if (!e && !json_object_get(o->rt, "made_bridge"))
 		json_object_set_new(o->rt, "made_bridge", json_boolean(m.value == 1));
-	if (a->r && e) {
+	if (a->r && e && !strcmp(e->code, "peer-gone")) {
+		/* half of it may be there: the next start takes it down */
+		json_object_set_new(o->doc, "state", json_string("removing"));
+		obj_put(a->c, o, PUT_FACT);
+		req_fail(a->r, e, NULL, NULL);
+	} else if (a->r && e) {
 		obj_del(a->c, o, PUT_FACT);
 		req_fail(a->r, e, NULL, NULL);
 	} else {

@@ -122,19 +122,81 @@ static int net_link_up(struct nl_sock *sk, const char *ifname, uint64_t mtu, str
 	return ret < 0 ? net_nl_err(e, ret, "be brought up", ifname) : 0;
 }
 
-static int net_bridge_make(struct nl_sock *sk, const char *ifname, struct err *e)
+static int net_link_delete(struct nl_sock *sk, const char *ifname, const char *kind, struct err *e)
+{
+	if (!if_nametoindex(ifname))
+		return 0;
+	if (!net_is_kind(sk, ifname, kind))
+		return err_set(e, EPERM, "wrong-interface",
+			       "interface %s is not a %s: it is left alone", ifname, kind);
+	struct rtnl_link *l = rtnl_link_alloc();
+
+	rtnl_link_set_name(l, ifname);
+	int ret = rtnl_link_delete(sk, l);
+
+	rtnl_link_put(l);
+	return ret < 0 && ret != -NLE_NODEV ? net_nl_err(e, ret, "be removed", ifname) : 0;
+}
+
+/* What is ours says so in its alias: another daemon on this host may have a network of that name. */
+static void net_alias(const struct priv *p, const char *net, char alias[96])
+{
+	snprintf(alias, 96, "%s network %.63s", p->instance, net);
+}
+
+static bool net_is_ours(struct nl_sock *sk, const char *ifname, const char *alias)
+{
+	struct rtnl_link *l = NULL;
+
+	if (rtnl_link_get_kernel(sk, 0, ifname, &l) < 0)
+		return false;
+	const char *has = rtnl_link_get_ifalias(l);
+	bool yes = has && !strcmp(has, alias);
+
+	rtnl_link_put(l);
+	return yes;
+}
+
+static int net_bridge_make(struct nl_sock *sk, const struct priv *p, const struct priv_net *n,
+			   struct err *e)
 {
 	struct rtnl_link *l = rtnl_link_bridge_alloc();
+	char alias[96];
 
 	if (!l)
 		return err_set(e, ENOMEM, "no-memory", "out of memory");
-	rtnl_link_set_name(l, ifname);
+	net_alias(p, n->name, alias);
+	rtnl_link_set_name(l, n->bridge);
 	int ret = rtnl_link_add(sk, l, NLM_F_CREATE | NLM_F_EXCL);
 
 	rtnl_link_put(l);
-	if (ret == -NLE_EXIST && net_is_kind(sk, ifname, "bridge"))
-		return 0; /* ours, of a daemon before this one */
-	return ret < 0 ? net_nl_err(e, ret, "be made a bridge", ifname) : 0;
+	if (!ret) {
+		struct rtnl_link *at = NULL, *change = rtnl_link_alloc();
+
+		ret = rtnl_link_get_kernel(sk, 0, n->bridge, &at);
+		if (!ret && change) {
+			rtnl_link_set_ifalias(change, alias);
+			ret = rtnl_link_change(sk, at, change, 0);
+		}
+		rtnl_link_put(at);
+		rtnl_link_put(change);
+		if (ret < 0)
+			net_link_delete(sk, n->bridge, "bridge", NULL);
+		return ret < 0 ? net_nl_err(e, ret, "be marked as ours", n->bridge) : 0;
+	}
+	if (ret == -NLE_EXIST && net_is_ours(sk, n->bridge, alias))
+		return 0; /* of a daemon before this one */
+	if (ret == -NLE_EXIST && net_is_kind(sk, n->bridge, "bridge")) {
+		err_set(e, EEXIST, "bridge-taken",
+			"network %s: there is a bridge %s already, and it is not this daemon's",
+			n->name, n->bridge);
+		err_hint(e,
+			 "to use it as it is: vmctl net create %s --bridge %s; or --bridge with "
+			 "a name that is free",
+			 n->name, n->bridge);
+		return -EEXIST;
+	}
+	return net_nl_err(e, ret, "be made a bridge", n->bridge);
 }
 
 static int net_address(struct nl_sock *sk, const char *ifname, const char *cidr, struct err *e)
@@ -154,22 +216,6 @@ static int net_address(struct nl_sock *sk, const char *ifname, const char *cidr,
 		rtnl_addr_put(a);
 	return ret < 0 && ret != -NLE_EXIST ? net_nl_err(e, ret, "be given its address", ifname)
 					    : 0;
-}
-
-static int net_link_delete(struct nl_sock *sk, const char *ifname, const char *kind, struct err *e)
-{
-	if (!if_nametoindex(ifname))
-		return 0;
-	if (!net_is_kind(sk, ifname, kind))
-		return err_set(e, EPERM, "wrong-interface",
-			       "interface %s is not a %s: it is left alone", ifname, kind);
-	struct rtnl_link *l = rtnl_link_alloc();
-
-	rtnl_link_set_name(l, ifname);
-	int ret = rtnl_link_delete(sk, l);
-
-	rtnl_link_put(l);
-	return ret < 0 && ret != -NLE_NODEV ? net_nl_err(e, ret, "be removed", ifname) : 0;
 }
 
 bool net_uplink(char ifname[IFNAMSIZ])
@@ -266,9 +312,10 @@ static void net_fill(struct priv_net *n, const struct msg_p_net_up *m)
 	n->mtu = m->mtu;
 }
 
-static int net_up_bridge(struct nl_sock *sk, const struct priv_net *n, struct err *e)
+static int net_up_bridge(struct nl_sock *sk, const struct priv *p, const struct priv_net *n,
+			 struct err *e)
 {
-	int ret = n->made_bridge ? net_bridge_make(sk, n->bridge, e) : 0;
+	int ret = n->made_bridge ? net_bridge_make(sk, p, n, e) : 0;
 
 	if (!ret && !net_is_kind(sk, n->bridge, "bridge")) {
 		ret = err_set(e, ENODEV, "no-bridge", "network %s: there is no bridge %s", n->name,
@@ -332,7 +379,7 @@ int net_up(struct priv *p, const struct msg_p_net_up *m, struct err *e)
 	 * and end are not ours */
 	if (m->make_bridge == 2)
 		n->made_bridge = !net_is_kind(sk, n->bridge, "bridge");
-	ret = net_up_bridge(sk, n, e);
+	ret = net_up_bridge(sk, p, n, e);
 	if (!ret && n->nat) {
 		net_sysctl(n->bridge, "forwarding", "1");
 		if (net_uplink(uplink))
@@ -349,7 +396,7 @@ int net_up(struct priv *p, const struct msg_p_net_up *m, struct err *e)
 		/* nothing half-made stays */
 		dhcp_stop(p, n);
 		net_unlink(p, n);
-		if (n->made_bridge)
+		if (n->made_bridge && e->num != EEXIST)
 			net_link_delete(sk, n->bridge, "bridge", NULL);
 		nft_apply(p, NULL);
 		net_free(n);
@@ -364,6 +411,7 @@ int net_down(struct priv *p, const struct msg_p_net_down *m, struct err *e)
 {
 	struct priv_net *n = net_find(p, m->net);
 	struct nl_sock *sk;
+	char alias[96];
 	int ret = 0;
 
 	if (!name_valid(m->net) || !net_ifname_ok(m->bridge))
@@ -377,8 +425,9 @@ int net_down(struct priv *p, const struct msg_p_net_down *m, struct err *e)
 		net_unlink(p, n);
 	}
 	dhcp_forget(p, m->net);
-	/* one that could not be brought up again is not known here: its bridge goes all the same */
-	if ((!n || n->made_bridge) && m->made_bridge)
+	/* by its own word: core may not have heard whether it was made, nor we of the network */
+	net_alias(p, m->net, alias);
+	if (net_is_ours(sk, m->bridge, alias))
 		ret = net_link_delete(sk, m->bridge, "bridge", e);
 	nl_socket_free(sk);
 	if (!ret)
@@ -474,6 +523,17 @@ int net_tap_add(struct priv *p, const struct msg_p_tap_add *m, struct err *e)
 		return err_set(e, EINVAL, "bad-name",
 			       "tap \"%s\" on \"%s\": names of 1 to 15 letters, at most %u queues",
 			       m->ifname, m->bridge, NET_QUEUES_MAX);
+	/* a tap goes with its last holder: one that is there is somebody's, and several queues would
+	 * attach to it without a word */
+	if (if_nametoindex(m->ifname)) {
+		err_set(e, EBUSY, "tap-busy", "tap %s: an interface of that name is there already",
+			m->ifname);
+		err_hint(e,
+			 "ip -d link show %s tells what it is; a guest with a new UUID gets "
+			 "another name",
+			 m->ifname);
+		return -EBUSY;
+	}
 	for (unsigned i = 0; i < queues && !ret; i++) {
 		ret = net_tap_open(m->ifname, queues > 1, e);
 		if (ret >= 0) {
