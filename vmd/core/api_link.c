@@ -69,7 +69,8 @@ void api_send_obj(struct core *c, struct obj *o)
 
 	if (!c->api || o->dead || o->kind == K_TOKEN)
 		return;
-	text = jtext(o->doc);
+	text = o->text ? o->text : jtext(o->doc);
+	o->text = NULL;
 	if (!text)
 		return;
 	len = strlen(text);
@@ -385,6 +386,37 @@ static void api_closed(void *arg, struct wire_conn *conn, int why)
 	api_detach(arg);
 }
 
+/* In the order in which api keeps them: by name; operations by age. */
+static int api_order(const void *a, const void *b)
+{
+	const struct obj *x = *(struct obj *const *)a, *y = *(struct obj *const *)b;
+	int r = x->kind == K_OPERATION
+		    ? strcmp(jstr_or(x->doc, "created", ""), jstr_or(y->doc, "created", ""))
+		    : strcmp(x->name, y->name);
+
+	return r ? r : strcmp(x->id, y->id);
+}
+
+static void api_send_kind(struct core *c, enum kind k)
+{
+	struct obj **v = calloc(obj_count(c, k) + 1, sizeof(*v));
+	size_t n = 0;
+
+	list_for_each (p, &c->kinds[k].all) {
+		struct obj *o = container_of(p, struct obj, node);
+
+		if (v)
+			v[n++] = o;
+		else
+			api_send_obj(c, o);
+	}
+	if (v)
+		qsort(v, n, sizeof(*v), api_order);
+	for (size_t i = 0; i < n; i++)
+		api_send_obj(c, v[i]);
+	free(v);
+}
+
 int core_api_attach(struct core *c, int sock)
 {
 	struct msg_hello h = { .version = PROTO_VERSION, .pid = (uint64_t)getpid() };
@@ -398,8 +430,7 @@ int core_api_attach(struct core *c, int sock)
 	snprintf(h.role, sizeof(h.role), "core");
 	api_out(c, MSG_hello, &h, 0, false);
 	for (int k = 0; k < K_COUNT; k++)
-		list_for_each (p, &c->kinds[k].all)
-			api_send_obj(c, container_of(p, struct obj, node));
+		api_send_kind(c, (enum kind)k);
 	memset(&done, 0, sizeof(done));
 	api_out(c, MSG_a_synced, &done, 0, false);
 	return 0;

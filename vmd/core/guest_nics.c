@@ -22,9 +22,9 @@ void guest_claim_addresses(struct core *c, const json_t *doc, const char *uuid)
 	size_t i;
 	json_t *n;
 
-	c->nets_stale = true;
 	json_array_foreach(json_object_get(doc, "nics"), i, n)
 	{
+		c->nets_stale = true;
 		if (jstr(n, "mac"))
 			json_object_set_new(c->macs, jstr(n, "mac"), json_string(uuid));
 		if (jstr(n, "ip")) {
@@ -47,9 +47,9 @@ void guest_release_addresses(struct core *c, const json_t *doc)
 	size_t i;
 	json_t *n;
 
-	c->nets_stale = true;
 	json_array_foreach(json_object_get(doc, "nics"), i, n)
 	{
+		c->nets_stale = true;
 		if (jstr(n, "mac"))
 			guest_release(c->macs, jstr(n, "mac"), uuid);
 		if (jstr(n, "ip")) {
@@ -118,9 +118,9 @@ int guest_resolve_nics(struct core *c, json_t *body, const char *uuid, struct er
 	size_t i;
 	json_t *n;
 
-	c->nets_stale = true;
 	json_array_foreach(json_object_get(body, "nics"), i, n)
 	{
+		c->nets_stale = true;
 		int r = guest_nic(c, n, i, uuid, e);
 
 		if (r < 0)

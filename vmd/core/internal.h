@@ -59,6 +59,8 @@ struct obj {
 	char name[192]; /* unique in its kind; "" = none (a guest in the trash) */
 	int64_t revision;
 	json_t *doc, *rt;
+	char
+	    *text; /* doc as the store gave it, until it changes or the first api has it; or NULL */
 	bool dirty, dead;
 	struct undo *undo; /* what it was before this round, where it changed */
 	void *mem;	   /* struct guest *, struct op *: facts of this process */

@@ -222,10 +222,17 @@ static struct undo *undo_find(struct core *c, struct obj *o)
 	return o->undo && (!c->part.open || o->undo->part == c->part.seq) ? o->undo : NULL;
 }
 
+static void obj_text_drop(struct obj *o)
+{
+	free(o->text);
+	o->text = NULL;
+}
+
 static struct undo *undo_keep(struct core *c, struct obj *o, bool was_new)
 {
 	struct undo *u = undo_find(c, o);
 
+	obj_text_drop(o);
 	if (u)
 		return u;
 	u = calloc(1, sizeof(*u));
@@ -328,6 +335,7 @@ void obj_del(struct core *c, struct obj *o, enum put_how how)
 
 void obj_show(struct core *c, struct obj *o)
 {
+	obj_text_drop(o);
 	obj_shown(o);
 	api_send_obj(c, o);
 }
@@ -336,6 +344,7 @@ static void obj_free(struct obj *o)
 {
 	json_decref(o->doc);
 	json_decref(o->rt);
+	free(o->text);
 	free(o);
 }
 
@@ -587,6 +596,7 @@ static int obj_load_row(void *arg, const struct store_row *row)
 	snprintf(o->name, sizeof(o->name), "%s", row->name ? row->name : "");
 	o->revision = row->revision;
 	o->doc = doc;
+	o->text = strdup(row->doc);
 	o->rt = row->rt ? jparse(row->rt, strlen(row->rt)) : NULL;
 	return index_add(&a->c->kinds[a->kind], o) < 0;
 }
