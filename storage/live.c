@@ -140,12 +140,13 @@ static void live_put_under(struct blockdev *top, struct blockdev *over, struct b
 int blk_live_snapshot(const struct blk_live_overlay *v, unsigned n, struct err *e)
 {
 	struct blockdev **over = calloc(2 * (size_t)MAX(n, 1u), sizeof(struct blockdev *));
-	struct blockdev **shell = over + MAX(n, 1u);
+	struct blockdev **shell;
 	unsigned shut = 0, made = 0;
 	int r = 0;
 
 	if (!over)
 		return err_set(e, ENOMEM, "out-of-memory", "snapshot: out of memory");
+	shell = over + MAX(n, 1u);
 	for (; made < n && !r; made++) {
 		over[made] = live_overlay_open(&v[made], e);
 		shell[made] = over[made] ? node_shell_new("") : NULL;

@@ -2,9 +2,9 @@
  *
  * A filter is put at the disk's root. It keeps a bit for each stretch: still to be copied or not. A
  * guest's write to a stretch that is still to be copied waits until its old content is on the
- * target; the backup's own thread copies the rest in order. Stretches are locked one by one, so
- * that nobody waits for more than one copy of one stretch. Incremental: the stretches are those of a
- * bitmap, taken and emptied at the same moment.
+ * target; the backup's own thread copies the rest in order. Stretches are locked in short runs, so
+ * that nobody waits for long. Incremental: the stretches are those of a bitmap, taken and emptied
+ * at the same moment.
  * A target that fails ends the backup: from then on writes pass, and the error is told at the end.
  * Threading and trust: live.h. The target is flushed only at its end: half a backup is none.
  */

@@ -1,4 +1,5 @@
-/* qcow2_bitmap_test.c - dirty bitmaps are kept, stored, and understood by QEMU; a crash loses trust.
+/* qcow2_bitmap_test.c - dirty bitmaps are kept and stored, and QEMU understands them; a crash loses
+ * trust.
  *
  * The oracle is qemu-img: what it adds we keep up to date, what we add it checks, lists and merges.
  * A flat shadow of dirty granules says what each bitmap must hold.

@@ -1,4 +1,4 @@
-/* qcow2_stamp_test.c - a parent that was changed under its overlay is noticed, named and refused. */
+/* qcow2_stamp_test.c - a parent changed under its overlay is noticed, named and refused. */
 #include "tests/unit/storage/disk_test.h"
 
 #include <time.h>
