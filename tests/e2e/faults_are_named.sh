@@ -100,5 +100,16 @@ done
 guest deaf 'cli; 1: jmp 1b'
 check "a graceful stop becomes a forced one" quiet timeout 30 $VMCTL stop --timeout 1s deaf
 state_is deaf stopped || fail "deaf is stopped: $(state_of deaf)"
+# a stop that overtakes its start ends at rest, whichever came first
+check "create" quiet $VMCTL create hasty --accel soft --memory 32M --kernel "$T/idle" --serial log
+at_rest() { case $(state_of hasty) in stopped | failed | crashed | running) ;; *) return 1 ;; esac; }
+for i in {1..12}; do
+	$VMCTL --no-wait start hasty >/dev/null 2>&1 &
+	$VMCTL --no-wait stop --force hasty >/dev/null 2>&1
+	wait $!
+	until_true 10 at_rest || fail "round $i: it stays $(state_of hasty)"
+	$VMCTL stop --force hasty >/dev/null 2>&1
+	until_true 10 state_is hasty stopped || until_true 1 state_is hasty failed || fail "round $i: it is stopped: $(state_of hasty)"
+done
 state_is neighbour running || fail "the neighbour does not notice"
 exit 0

@@ -146,10 +146,15 @@ static int stop_prepare(struct op *op, struct err *e)
 		if (g->start) {
 			g->op = old;
 			guest_start_cancel(g);
+			round_commit(g->c); /* the answer is a refusal, and yet it is done */
 			return err_set(e, EALREADY, "start-cancelled",
 				       "the start of guest \"%s\" was cancelled", g->o->name);
 		}
 		op_finish(old, &why);
+		if (!gstate_has_process(g->state)) { /* it had not begun: nothing is left to stop */
+			g->op = op;
+			return 0;
+		}
 	}
 	r = op_take_guest(op, force ? GV_FORCE_STOP : GV_STOP, e);
 	if (!r && g->state != G_STOPPING)
