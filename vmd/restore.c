@@ -2,7 +2,8 @@
  *
  * Order: the copy is whole and synced under another name; the old WAL goes aside (sqlite would play
  * it into the copy); the old file gets its second name; the copy takes the first in one rename. A
- * crash in between leaves a data base that is refused again, or the restored one, never an empty one.
+ * crash in between leaves a data base that is refused again, or the restored one, never an empty
+ * one.
  * Trust: runs as root in a directory that core's user owns: every step by descriptor, no link is
  * followed, and the daemon's own lock is held.
  */

@@ -127,7 +127,7 @@ static void sqlite_store_close(struct store *s)
 	free(s);
 }
 
-/* store_probe() - the first look into the file, which sqlite opens lazily: 0, or an sqlite error. */
+/* store_probe() - the first look: sqlite opens lazily. 0, or an error of sqlite's. */
 static int store_probe(struct store *s, char *why, size_t len)
 {
 	sqlite3_stmt *st = NULL;
@@ -169,9 +169,9 @@ static struct store *store_try_open(const char *path, const char *name, int flag
 	return NULL;
 }
 
-/* A WAL database where nothing can be written: sqlite wants its shared memory file, unless it is told
- * that there is nobody else (priv's lock sees to that); and where there is no WAL either, that
- * nothing changes. */
+/* A WAL database where nothing can be written: sqlite wants its shared memory file, unless it is
+ * told that there is nobody else (priv's lock sees to that); and where there is no WAL either,
+ * that nothing changes. */
 static struct store *store_try_read_only(const char *path, int *rc, char *why, size_t len)
 {
 	char uri[540];

@@ -1,10 +1,10 @@
-/* unlink.c - files of disks and images that go: after the record is gone for good, and whatever dies
- * meanwhile.
+/* unlink.c - files of disks and images that go: after the record is gone for good, and whatever
+ * dies meanwhile.
  *
- * What is to be removed is kept with its pool (rt, "unlink") in the very transaction that removes or
- * resets the record, and sent to priv once that is written: a file is never gone while a record still
- * names it, and a daemon that starts finds what its predecessor had no time for. An entry whose
- * record turns out to be there after all (the store refused its removal) is dropped.
+ * What is to be removed is kept with its pool (rt, "unlink") in the very transaction that removes
+ * or resets the record, and sent to priv once that is written: a file is never gone while a record
+ * still names it, and a daemon that starts finds what its predecessor had no time for. An entry
+ * whose record turns out to be there after all (the store refused its removal) is dropped.
  */
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,5 +1,5 @@
-/* confine.c - what priv gives up before it does anything: capabilities that none of its work needs, and
- * system calls that neither it nor what it starts has a use for.
+/* confine.c - what priv gives up before it does anything: capabilities that none of its work needs,
+ * and system calls that neither it nor what it starts has a use for.
  *
  * The bounding set is that of systemd/vmd.service, so that a daemon started by hand is no stronger.
  * The filter is worn by every child too (roles, jails, dnsmasq, each with a narrower one of its own

@@ -1,5 +1,5 @@
-/* forward.c - what core says of a single guest on a network that is up: fixed leases, and ports of the
- * host that lead to it.
+/* forward.c - what core says of a single guest on a network that is up: fixed leases, and ports of
+ * the host that lead to it.
  *
  * A forwarded port is bound here as well, so that no service of the host loses its port to a rule
  * unnoticed, nor takes one that leads elsewhere; nothing ever arrives on that socket. Rules are

@@ -138,7 +138,7 @@ static int net_link_delete(struct nl_sock *sk, const char *ifname, const char *k
 	return ret < 0 && ret != -NLE_NODEV ? net_nl_err(e, ret, "be removed", ifname) : 0;
 }
 
-/* What is ours says so in its alias: another daemon on this host may have a network of that name. */
+/* What is ours says so in its alias: another daemon here may have a network of that name. */
 static void net_alias(const struct priv *p, const char *net, char alias[96])
 {
 	snprintf(alias, 96, "%s network %.63s", p->instance, net);
@@ -523,8 +523,8 @@ int net_tap_add(struct priv *p, const struct msg_p_tap_add *m, struct err *e)
 		return err_set(e, EINVAL, "bad-name",
 			       "tap \"%s\" on \"%s\": names of 1 to 15 letters, at most %u queues",
 			       m->ifname, m->bridge, NET_QUEUES_MAX);
-	/* a tap goes with its last holder: one that is there is somebody's, and several queues would
-	 * attach to it without a word */
+	/* a tap goes with its last holder: one that is there is somebody's, and several queues
+	 * would attach to it without a word */
 	if (if_nametoindex(m->ifname)) {
 		err_set(e, EBUSY, "tap-busy", "tap %s: an interface of that name is there already",
 			m->ifname);

@@ -1,5 +1,5 @@
-/* priv_cgroup_test.c - control groups on trees of plain files: which version is taken, where a guest's
- * group lies, what is written into it, and what goes away again. The kernel's own part (files that
+/* priv_cgroup_test.c - control groups on trees of plain files: which version is taken, where a
+ * guest's group lies, what is written into it, and what goes away again. The kernel's own part (files that
  * appear with a directory) is made here beforehand.
  */
 #include <setjmp.h>
