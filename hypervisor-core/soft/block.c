@@ -283,12 +283,17 @@ bool soft_code_written(struct cpu *c, u64 gpa, unsigned len)
 	w = atomic_load(&c->sv->code_lines[pfn]);
 	if (!w)
 		return false;
-	/* data beside code; but a page that is written a lot was given back and means data now */
-	if (!(w & line_mask(gpa & PAGE_OFF, len)) && (++c->n_codewr & 63))
-		return true;
-	if (!c->single && c->fault_op &&
+	bool beside = !(w & line_mask(gpa & PAGE_OFF, len));
+	bool running =
+	    !c->single && c->fault_op &&
 	    soft_mmu_probe(c, (c->mode == MODE_64 ? 0 : c->seg[X86_CS].base) + RIP, &here) &&
-	    here >> PAGE_BITS == pfn)
+	    here >> PAGE_BITS == pfn;
+
+	/* Data beside code; but a page that is written a lot was given back and means data now. Not the page
+	 * that runs: an instruction that has probed its store counts on no unwinding. */
+	if (beside && (running || (++c->n_codewr & 63)))
+		return true;
+	if (running)
 		soft_leave(c, JMP_RESTART_SINGLE);
 	code_invalidate(c->sv, c, pfn);
 	return false;

@@ -171,6 +171,25 @@ static void soft_unmasked_underflow_of_an_exact_result_faults(void **state)
 	guest_free(g);
 }
 
+/* The instruction was once begun again after it had popped: data beside the running code, every 64th write. */
+static void soft_x87_store_beside_running_code_pops_once(void **state)
+{
+	static const u8 code[] = { 0xb9, 0xf4, 0x01, 0x00, 0x00, /* mov ecx, 500 */
+				   0xdb, 0xe3,			 /* fninit */
+				   0xd9, 0xe8,			 /* fld1 */
+				   0xdd, 0x1d, 0x00, 0x08, 0x00,
+				   0x00,       /* fstp qword [rip + 0x800] */
+				   0xff, 0xc9, /* dec ecx */
+				   0x75, 0xf4, 0xcc };
+	struct guest *g = guest_new();
+	struct x86_state s;
+
+	assert_int_equal(run_code(g, code, sizeof(code), &s), EXC_BP);
+	assert_int_equal(g->c->r[X86_RCX], 0);
+	assert_int_equal(g->c->fx.fsw & 0x387f, 0); /* top 0, no stack fault */
+	guest_free(g);
+}
+
 static void soft_16_bit_call_without_a_stack_is_a_stack_fault(void **state)
 {
 	static const u8 code[] = { 0x48, 0xbc, 0,    0,	   0,
@@ -193,6 +212,7 @@ int main(void)
 		cmocka_unit_test(soft_shuts_down_without_a_usable_idt),
 		cmocka_unit_test(soft_state_survives_get_and_set),
 		cmocka_unit_test(soft_unmasked_underflow_of_an_exact_result_faults),
+		cmocka_unit_test(soft_x87_store_beside_running_code_pops_once),
 		cmocka_unit_test(soft_16_bit_call_without_a_stack_is_a_stack_fault),
 	};
 
