@@ -6,7 +6,7 @@ requires root jq gcc
 start_vmd
 must() { "$@" >"$T/out" 2>&1 || fail "$*: $(cat "$T/out")"; }
 get() { $VMCTL query GET "/v1/$1"; }
-files() { ls "$STATE"/pools/default | grep -cE '\.(state|memory)$'; }
+files() { find "$STATE/pools/default" -name '*.state' -o -name '*.memory' | wc -l; }
 
 # counts for ever, in a register, and prints eight digits and a newline each time
 cat >"$T/count.S" <<'S'
@@ -92,13 +92,34 @@ $VMCTL discard c >"$T/out" 2>&1 && fail "there is nothing more to discard"
 must $VMCTL start c
 until_true 20 eval '[ "$(log c | grep -ac "^00000001")" = 2 ]' || fail "it began anew"
 
-# no room for it: it runs on; then saved, into the trash and out again, deleted for good
+# saved, into the trash and out again, deleted for good
 must $VMCTL save c
 must $VMCTL delete c
 must $VMCTL undelete c
 [ "$(state_of c)" = saved ] || fail "it comes out of the trash as it went in: $(get guests/c)"
 must $VMCTL delete --now c
 until_true 10 eval '[ "$(files)" = 0 ]' || fail "deleted for good, with its files"
+
+# no room for it: it runs on
+stop_vmd
+cp -a "$STATE/pools/default" "$T/pool"
+mount -t tmpfs -o size=24M none "$STATE/pools/default" || fail "a small pool"
+trap 'umount -l "$STATE/pools/default" 2>/dev/null; cleanup' EXIT
+cp -a "$T/pool/." "$STATE/pools/default"
+start_vmd
+must $VMCTL launch f --accel soft --memory 64M --kernel "$T/count" --serial log
+head -c 64M /dev/zero >"$STATE/pools/default/full" 2>/dev/null && fail "the pool is full"
+$VMCTL save f >"$T/out" 2>&1 && fail "there is no room"
+grep -qi 'no space' "$T/out" || fail "the reason is given: $(cat "$T/out")"
+[ "$(state_of f)" = running ] || fail "it runs on: $(get guests/f)"
+[ "$(files)" = 0 ] || until_true 10 eval '[ "$(files)" = 0 ]' || fail "no half file stays: $(ls "$STATE/pools/default")"
+rm "$STATE/pools/default/full"
+must $VMCTL save f
+must $VMCTL delete --now f
+stop_vmd
+umount "$STATE/pools/default" || fail "nothing holds the pool"
+trap cleanup EXIT
+start_vmd
 
 # the daemon dies in the middle: whatever is left, it is running or saved, and goes on
 must $VMCTL launch c --accel soft --memory 256M --kernel "$T/count" --serial log
@@ -141,6 +162,6 @@ if [ -e "$TOP/.lab/kernels/cloud/done" ] && [ -x /usr/bin/busybox ] && command -
 	! log s | grep -aE 'BUG:|Oops|soft lockup|rcu.*stall' || fail "Linux has nothing to complain of"
 	must $VMCTL stop --force s
 fi
-[ -z "$(ls -A "$STATE"/pools/default | grep -E '\.(state|memory)$')" ] || fail "no saved file is left over"
+[ "$(files)" = 0 ] || fail "no saved file is left over"
 stop_vmd
 exit 0

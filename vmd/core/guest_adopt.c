@@ -40,6 +40,9 @@ static void adopt_over(struct adopt *a)
 		struct obj *o = container_of(p, struct obj, node);
 		struct guest *g = o->mem;
 
+		/* a start that was asked for meanwhile is this daemon's own */
+		if (g && (g->start || (g->op && g->op->ops == &op_guest_start)))
+			continue;
 		if (g && gstate_has_process(g->state) && g->pidfd < 0) {
 			snprintf(g->why, sizeof(g->why),
 				 "its process ended while the daemon was away");

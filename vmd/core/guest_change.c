@@ -108,10 +108,35 @@ int route_guest_rename(struct core *c, struct req *r, struct err *e)
 
 /* ---- delete ---- */
 
+/* The disks that would go with it: none of them in the middle of something. */
+static int delete_disks_idle(struct op *op, struct err *e)
+{
+	struct obj *o = op->target;
+	json_t *entry;
+	size_t i;
+
+	if (!jbool(op->args, "now", false) && *o->name)
+		return 0;
+	json_array_foreach(json_object_get(o->doc, "disks"), i, entry)
+	{
+		struct obj *d = disk_find(op->c, jstr_or(entry, "disk", ""), NULL);
+
+		if (!d || strcmp(jstr_or(d->doc, "state", ""), "busy"))
+			continue;
+		err_set(e, EBUSY, "disk-busy", "disk \"%s\" of guest \"%s\" is being worked on",
+			d->name, jstr_or(o->doc, "name", "?"));
+		err_hint(e, "vmctl ops, then delete it again");
+		return -EBUSY;
+	}
+	return 0;
+}
+
 static int delete_prepare(struct op *op, struct err *e)
 {
 	struct guest *g = op->target->mem;
 
+	if (delete_disks_idle(op, e) < 0)
+		return -EBUSY;
 	if (g->op)
 		return err_set(e, EBUSY, "guest-busy", "guest \"%s\" is busy with %s", g->o->name,
 			       g->op->ops->verb);

@@ -30,6 +30,9 @@ struct world {
 	uint32_t reply_id;
 	char dir[64], path[128];
 	bool refuse_build;
+	unsigned limits, loads, starts, starts_while_saved;
+	uint64_t iops, bps;
+	bool build_starts, refuse_save;
 };
 
 static void on_close(void *arg, struct wire_conn *c, int why)
@@ -42,7 +45,33 @@ static void on_guest(void *arg, struct wire_conn *c, struct wire_buf *b)
 	struct msg_result ok = { .fd = -1, .fd2 = -1 };
 	struct msg_g_ready ready = { .accel = "soft", .reason = "test" };
 
-	if (b->type == MSG_g_build && w->refuse_build) {
+	if (b->type == MSG_g_disk_limit) {
+		struct msg_g_disk_limit m;
+
+		assert_int_equal(msg_g_disk_limit_decode(&m, b), 0);
+		w->limits++;
+		w->iops = m.iops;
+		w->bps = m.bps;
+	}
+	if (b->type == MSG_g_build) {
+		struct msg_g_build m;
+
+		assert_int_equal(msg_g_build_decode(&m, b), 0);
+		w->build_starts = m.start != 0;
+	}
+	w->loads += b->type == MSG_g_load;
+	if (b->type == MSG_g_start) {
+		struct obj *o = obj_by_name(w->c, K_GUEST, "web");
+
+		w->starts++;
+		w->starts_while_saved += guest_saved(o->mem);
+	}
+	if (b->type == MSG_g_save && w->refuse_save) {
+		ok.num = ENOSPC;
+		snprintf(ok.code, sizeof(ok.code), "save-failed");
+		snprintf(ok.detail, sizeof(ok.detail), "no space left");
+		msg_result_send(c, &ok, b->id);
+	} else if (b->type == MSG_g_build && w->refuse_build) {
 		ok.num = EINVAL;
 		snprintf(ok.code, sizeof(ok.code), "not-a-kernel");
 		snprintf(ok.detail, sizeof(ok.detail), "kernel: not a kernel");
@@ -197,6 +226,18 @@ static void ask(struct world *w, enum route_id route, const char *name, const ch
 	turn_until(w, &w->replies, want);
 }
 
+static void ask_query(struct world *w, enum route_id route, const char *name, const char *query)
+{
+	struct msg_a_request m = { .route = route, .role = ROLE_ADMIN, .wait_ms = 15000, .fd = -1 };
+	unsigned want = w->replies + 1;
+
+	snprintf(m.principal, sizeof(m.principal), "tester");
+	snprintf(m.name, sizeof(m.name), "%s", name);
+	m.query = (struct proto_bytes){ (const uint8_t *)query, strlen(query) };
+	assert_int_equal(msg_a_request_send(w->api, &m, next_id++), 0);
+	turn_until(w, &w->replies, want);
+}
+
 static void with_kernel(struct world *w)
 {
 	struct obj *o = obj_new(
@@ -309,6 +350,106 @@ static void core_answers_a_repeated_key_once(void **state)
 	assert_int_equal(w->status, 409);
 }
 
+static void with_disk(struct world *w, const char *state)
+{
+	struct obj *o =
+	    obj_new(w->c, K_DISK, "0a0a0a0a-0000-4000-8000-000000000002", "default/d",
+		    json_pack("{s:s, s:s, s:s, s:s, s:i}", "name", "d", "pool", "default", "format",
+			      "raw", "state", state, "size", 1 << 20));
+
+	obj_put(w->c, o, PUT_FACT);
+}
+
+static void core_tells_a_guest_its_limits(void **state)
+{
+	struct world *w = *state;
+
+	with_kernel(w);
+	with_disk(w, "ready");
+	ask(w, ROUTE_GUEST_CREATE, "",
+	    "{\"name\":\"web\",\"kernel\":\"linux\",\"disks\":[{\"disk\":\"d\",\"iops\":100}]}");
+	assert_int_equal(w->status, 201);
+	ask(w, ROUTE_GUEST_START, "web", "{}");
+	assert_int_equal(w->status, 200);
+	turn_until(w, &w->limits, 1);
+	assert_int_equal(w->iops, 100);
+	assert_int_equal(w->bps, 0);
+	ask(w, ROUTE_GUEST_LIMIT, "web", "{\"bps\":4096}");
+	assert_int_equal(w->status, 200);
+	assert_int_equal(w->limits, 2);
+	assert_int_equal(w->iops, 100);
+	assert_int_equal(w->bps, 4096);
+	ask(w, ROUTE_GUEST_LIMIT, "web", "{\"disk\":\"disk9\",\"bps\":1}");
+	assert_int_equal(w->status, 404);
+	assert_int_equal(w->limits, 2);
+}
+
+/* what was saved is used up, on record, before the guest runs on; what is not loaded stays */
+static void core_uses_a_saved_state_once(void **state)
+{
+	struct world *w = *state;
+	unsigned starts;
+
+	with_kernel(w);
+	ask(w, ROUTE_GUEST_CREATE, "", "{\"name\":\"web\",\"kernel\":\"linux\"}");
+	ask(w, ROUTE_GUEST_SAVE, "web", "{}");
+	assert_int_equal(w->status, 409);
+	ask(w, ROUTE_GUEST_START, "web", "{}");
+	assert_true(w->build_starts);
+	w->refuse_save = true;
+	ask(w, ROUTE_GUEST_SAVE, "web", "{}");
+	assert_int_equal(w->status, 507);
+	turn_until(w, &w->starts, 1); /* it runs on */
+	ask(w, ROUTE_GUEST_GET, "web", "{}");
+	assert_non_null(strstr(w->body, "\"running\""));
+	w->refuse_save = false;
+	ask(w, ROUTE_GUEST_SAVE, "web", "{}");
+	assert_int_equal(w->status, 200);
+	ask(w, ROUTE_GUEST_GET, "web", "{}");
+	assert_non_null(strstr(w->body, "\"saved\""));
+	ask(w, ROUTE_GUEST_PATCH, "web", "{\"cpus\":2}");
+	assert_int_equal(w->status, 409);
+
+	w->refuse_build = true;
+	ask(w, ROUTE_GUEST_START, "web", "{}");
+	assert_int_equal(w->status, 400);
+	assert_true(guest_saved(obj_by_name(w->c, K_GUEST, "web")->mem));
+	w->refuse_build = false;
+
+	world_down(w);
+	world_up(w);
+	starts = w->starts;
+	ask(w, ROUTE_GUEST_START, "web", "{}");
+	assert_int_equal(w->status, 200);
+	assert_int_equal(w->loads, 2);
+	assert_false(w->build_starts);
+	turn_until(w, &w->starts, starts + 1);
+	assert_int_equal(w->starts_while_saved, 0);
+	assert_false(guest_saved(obj_by_name(w->c, K_GUEST, "web")->mem));
+}
+
+static void core_deletes_no_guest_whose_disk_is_worked_on(void **state)
+{
+	struct world *w = *state;
+	struct obj *d;
+
+	with_disk(w, "ready");
+	ask(w, ROUTE_GUEST_CREATE, "", "{\"name\":\"web\",\"disks\":[{\"disk\":\"d\"}]}");
+	d = obj_by_name(w->c, K_DISK, "default/d");
+	json_object_set_new(d->doc, "state", json_string("busy"));
+	obj_put(w->c, d, PUT_FACT);
+	send_req(w, ROUTE_GUEST_DELETE, "web", "{}", NULL);
+	turn_until(w, &w->replies, w->replies + 1);
+	assert_int_equal(w->status, 200); /* into the trash it may */
+	ask_query(w, ROUTE_GUEST_DELETE, "web", "{\"now\":true}");
+	assert_int_equal(w->status, 409);
+	assert_string_equal(w->code, "disk-busy");
+	json_object_set_new(d->doc, "state", json_string("ready"));
+	obj_put(w->c, d, PUT_FACT);
+	ask_query(w, ROUTE_GUEST_DELETE, "web", "{\"now\":true}");
+	assert_int_equal(w->status, 200);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -319,6 +460,10 @@ int main(void)
 		cmocka_unit_test_setup_teardown(core_keeps_a_thousand_guests_over_a_restart, setup,
 						teardown),
 		cmocka_unit_test_setup_teardown(core_answers_a_repeated_key_once, setup, teardown),
+		cmocka_unit_test_setup_teardown(core_tells_a_guest_its_limits, setup, teardown),
+		cmocka_unit_test_setup_teardown(core_uses_a_saved_state_once, setup, teardown),
+		cmocka_unit_test_setup_teardown(core_deletes_no_guest_whose_disk_is_worked_on,
+						setup, teardown),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
