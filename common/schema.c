@@ -93,6 +93,11 @@ static const struct schema_field compare_body_fields[] = {
 	{ 0 },
 };
 BODY(compare_body);
+static const struct schema_field export_body_fields[] = {
+	{ .name = "writable", .type = ST_BOOL, .flags = C, .cli = "writable", .dflt = "false", .help = "clients may write (default false)" },
+	{ 0 },
+};
+BODY(export_body);
 
 /* ---- queries ---- */
 
@@ -210,6 +215,8 @@ const struct schema_route schema_routes[ROUTE_COUNT] = {
 	R(DISK_COMMIT, "POST", "/v1/disks/{disk}/commit", OPERATOR, RF_SLOW, &schema_disk, NULL, NULL, "disk commit", "write what a disk holds into the disk that it is built on"),
 	R(DISK_REBASE, "POST", "/v1/disks/{disk}/rebase", OPERATOR, RF_SLOW, &schema_disk, &rebase_body, NULL, "disk rebase", "build a disk on another, or on nothing, with the same content"),
 	R(DISK_COMPARE, "POST", "/v1/disks/{disk}/compare", OPERATOR, RF_SLOW, &schema_disk, &compare_body, NULL, "disk compare", "do two disks hold the same? Exit status 1: they differ"),
+	R(DISK_EXPORT, "POST", "/v1/disks/{disk}/export", ADMIN, 0, &schema_disk, &export_body, NULL, "disk export", "serve a disk over NBD on a socket of this host, until disk unexport"),
+	R(DISK_UNEXPORT, "DELETE", "/v1/disks/{disk}/export", ADMIN, ID, &schema_disk, NULL, NULL, "disk unexport", "serve a disk no longer"),
 
 	R(IMAGE_LIST, "GET", "/v1/images", VIEWER, RF_CACHED, &schema_image, NULL, &list_query, "image ls", "list images"),
 	R(IMAGE_CREATE, "POST", "/v1/images", OPERATOR, 0, &schema_image, &schema_image, NULL, "image import", "import a file as an image"),

@@ -109,7 +109,7 @@ enum route_flags {
 	X(GUEST_CONSOLE_TICKET) X(GUEST_CONSOLE) \
 	X(DISK_LIST) X(DISK_CREATE) X(DISK_GET) X(DISK_DELETE) X(DISK_RESIZE) X(DISK_ATTACH) \
 	X(DISK_DETACH) \
-	X(DISK_CHECK) X(DISK_MAP) X(DISK_CONVERT) X(DISK_COMMIT) X(DISK_REBASE) X(DISK_COMPARE) \
+	X(DISK_CHECK) X(DISK_MAP) X(DISK_CONVERT) X(DISK_COMMIT) X(DISK_REBASE) X(DISK_COMPARE) X(DISK_EXPORT) X(DISK_UNEXPORT) \
 	X(IMAGE_LIST) X(IMAGE_CREATE) X(IMAGE_GET) X(IMAGE_UPLOAD) X(IMAGE_DELETE) \
 	X(IMAGE_EXPORT) \
 	X(POOL_LIST) X(POOL_CREATE) X(POOL_GET) X(POOL_DELETE) \
@@ -147,8 +147,8 @@ extern const struct schema_route schema_routes[ROUTE_COUNT]; /* indexed by id */
 
 /* objects by name, for those that need one without a search */
 extern const struct schema_object schema_guest, schema_guest_disk, schema_guest_nic,
-    schema_guest_port, schema_disk, schema_image, schema_pool, schema_network, schema_forward, schema_operation,
-    schema_event, schema_token, schema_host;
+    schema_guest_port, schema_disk, schema_image, schema_pool, schema_network, schema_forward,
+    schema_operation, schema_event, schema_token, schema_host;
 
 /* schema_check_string() - does @s fit @f's format, length, values? 0, or -EINVAL with a sentence
  * that names the field. */

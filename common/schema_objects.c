@@ -138,6 +138,7 @@ static const struct schema_field disk_fields[] = {
 	{ .name = "cluster_size", .type = ST_SIZE, .flags = CR, .min = 512, .max = 2 * MIB_, .cli = "cluster-size", .help = "qcow2 cluster size (default 64K)" },
 	{ .name = "guest", .type = ST_STRING, .flags = RO | SF_COLUMN, .help = "guest that has it" },
 	{ .name = "state", .type = ST_STRING, .flags = RO | SF_COLUMN, .help = "ready, busy, missing or error" },
+	{ .name = "export", .type = ST_STRING, .flags = RO | SF_WIDE, .help = "where it is served over NBD, as a URI" },
 	{ .name = "labels", .type = ST_MAP, .flags = CR, .max = 64, .cli = "label", .help = "key=value; repeatable" },
 	{ .name = "created", .type = ST_STRING, .flags = RO | SF_WIDE, .format = "time", .help = "when it was made" },
 	{ .name = "revision", .type = ST_INT, .flags = RO, .help = "the ETag" },

@@ -137,6 +137,11 @@ static void verb_say(struct vmctl *v, const struct schema_route *r, const struct
 		out_items(v, shape, items);
 		return;
 	}
+	if (r->id == ROUTE_DISK_EXPORT && !v->dry_run &&
+	    (v->quiet || v->out == OUT_TABLE || v->out == OUT_WIDE)) {
+		printf("%s\n", json_string_value(json_object_get(p->json, "export")));
+		return;
+	}
 	if (v->quiet) {
 		if (r->id == ROUTE_TOKEN_CREATE)
 			printf("%s\n", json_string_value(json_object_get(p->json, "token"))

@@ -14,22 +14,8 @@
 
 #include "common/cleanup.h"
 #include "common/log.h"
-#include "vmd/core/internal.h"
+#include "vmd/core/disk_job.h"
 
-#define JOB_LAYERS (2 * DISK_CHAIN_MAX)
-
-/* a job over whole chains: layers are opened, then the verb runs */
-struct disk_job {
-	struct op *op;
-	struct job_layer layers[JOB_LAYERS];
-	int fds[JOB_LAYERS];
-	char label[JOB_LAYERS][160];
-	unsigned n, open;
-	struct err err;
-	const char *verb;
-	char args[512];
-	struct image_job *job;
-};
 struct layer_arg {
 	struct disk_job *d;
 	unsigned i;
@@ -62,16 +48,18 @@ static void disk_job_done(void *arg, const struct err *e, json_t *out)
 	op_finish(op, e);
 }
 
-static void disk_job_go(struct disk_job *d)
+void disk_job_go(struct disk_job *d)
 {
 	struct op *op = d->op;
 
+	if (op->cancelled && !d->err.num)
+		err_set(&d->err, ECANCELED, "cancelled", "%s was cancelled", d->verb);
 	if (d->err.num) {
 		op_finish(op, &d->err);
 		return;
 	}
-	d->job = image_job_run(op->c, d->layers, d->n, d->verb, d->args, disk_job_progress,
-			       disk_job_done, op);
+	d->job = image_job_run(op->c, d->layers, d->n, d->verb, d->args,
+			       d->progress ? d->progress : disk_job_progress, disk_job_done, op);
 }
 
 static void disk_job_layer(void *arg, enum call_event ev, struct wire_buf *b, const struct err *e)
@@ -114,7 +102,7 @@ static void disk_job_open(struct disk_job *d, struct obj *o, unsigned side, unsi
 }
 
 /* the operation's job; opening starts by disk_job_side() and disk_job_add(), it runs once all are open */
-static struct disk_job *disk_job_new(struct op *op, const char *verb)
+struct disk_job *disk_job_new(struct op *op, const char *verb)
 {
 	struct disk_job *d = calloc(1, sizeof(*d));
 	struct err e = { 0 };
@@ -134,7 +122,7 @@ static struct disk_job *disk_job_new(struct op *op, const char *verb)
 }
 
 /* the chain of @o as @side; the upper @writable layers for writing */
-static void disk_job_side(struct disk_job *d, struct obj *o, unsigned side, unsigned writable)
+void disk_job_side(struct disk_job *d, struct obj *o, unsigned side, unsigned writable)
 {
 	struct chain_layer chain[DISK_CHAIN_MAX];
 	int n = disk_chain(d->op->c, o, chain, DISK_CHAIN_MAX, true, &d->err);
@@ -145,7 +133,7 @@ static void disk_job_side(struct disk_job *d, struct obj *o, unsigned side, unsi
 }
 
 /* a chain that cannot be opened: nothing is under way that would end the operation */
-static void disk_job_sent(struct disk_job *d)
+void disk_job_sent(struct disk_job *d)
 {
 	if (!d->open)
 		op_finish(d->op, d->err.num ? &d->err : NULL);
@@ -154,7 +142,7 @@ static void disk_job_sent(struct disk_job *d)
 /* ---- who may be worked on ---- */
 
 /* nobody else may write @o while a job reads or changes it */
-static int disk_take(struct core *c, struct obj *o, struct err *e)
+int disk_take(struct core *c, struct obj *o, struct err *e)
 {
 	const char *guest = jstr(o->doc, "guest");
 	struct obj *g = guest ? obj_by_name(c, K_GUEST, guest) : NULL;
@@ -180,7 +168,7 @@ static int disk_take(struct core *c, struct obj *o, struct err *e)
 	return 0;
 }
 
-static void disk_let_go(struct core *c, struct obj *o)
+void disk_let_go(struct core *c, struct obj *o)
 {
 	if (!o || strcmp(jstr_or(o->doc, "state", ""), "busy"))
 		return;
@@ -225,7 +213,7 @@ static void disk_job_abort(struct op *op, const struct err *e)
 	disk_ready(op);
 }
 
-static void disk_job_cancel(struct op *op)
+void disk_job_cancel(struct op *op)
 {
 	struct disk_job *d = op->data;
 

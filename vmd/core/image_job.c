@@ -29,7 +29,8 @@ struct image_job {
 	unsigned n;
 	struct text out;
 	int pidfd;
-	bool started, over;
+	bool started, over, cancelled;
+	bool service; /* goes on until it is cancelled: no deadline, and nobody waits behind it */
 	struct call *spawn;
 	job_progress_fn *progress;
 	job_fn *done;
@@ -44,7 +45,7 @@ static void job_end(struct image_job *j, const struct err *e)
 	json_t *out = !e && j->out.len ? jparse(j->out.s, j->out.len) : NULL;
 
 	list_del(&j->node);
-	if (j->started)
+	if (j->started && !j->service)
 		c->jobs_running--;
 	call_forget(j->spawn);
 	peer_free(j->link);
@@ -146,22 +147,29 @@ static void job_spawned(void *arg, enum call_event ev, struct wire_buf *b, const
 	}
 	memcpy(run.verb, j->verb, sizeof(run.verb));
 	snprintf(run.args, sizeof(run.args), "%s", j->args);
-	peer_call(j->link, MSG_i_run, &run, 0, JOB_TIMEOUT_MS, job_run_done, j);
+	peer_call(j->link, MSG_i_run, &run, 0, j->service ? 0 : JOB_TIMEOUT_MS, job_run_done, j);
+	if (j->cancelled)
+		image_job_cancel(j);
+}
+
+static void job_start(struct image_job *j)
+{
+	struct core *c = j->c;
+	struct msg_p_image_spawn m = { 0 };
+
+	list_del(&j->node);
+	list_add_tail(&c->jobs, &j->node);
+	if (!j->service)
+		c->jobs_running++;
+	j->started = true;
+	memcpy(m.job, j->id, sizeof(j->id));
+	j->spawn = peer_call(c->priv, MSG_p_image_spawn, &m, 0, 20000, job_spawned, j);
 }
 
 static void job_next(struct core *c)
 {
-	while (c->jobs_running < JOBS_MAX && !list_empty(&c->jobs_waiting)) {
-		struct image_job *j = list_first(&c->jobs_waiting, struct image_job, node);
-		struct msg_p_image_spawn m = { 0 };
-
-		list_del(&j->node);
-		list_add_tail(&c->jobs, &j->node);
-		c->jobs_running++;
-		j->started = true;
-		memcpy(m.job, j->id, sizeof(j->id));
-		j->spawn = peer_call(c->priv, MSG_p_image_spawn, &m, 0, 20000, job_spawned, j);
-	}
+	while (c->jobs_running < JOBS_MAX && !list_empty(&c->jobs_waiting))
+		job_start(list_first(&c->jobs_waiting, struct image_job, node));
 }
 
 struct image_job *image_job_run(struct core *c, const struct job_layer *l, unsigned n,
@@ -190,8 +198,12 @@ struct image_job *image_job_run(struct core *c, const struct job_layer *l, unsig
 		snprintf(j->labels[i], sizeof(j->labels[i]), "%s", l[i].label);
 	}
 	j->n = n;
+	j->service = !strcmp(verb, "export");
 	list_add_tail(&c->jobs_waiting, &j->node);
-	job_next(c);
+	if (j->service)
+		job_start(j);
+	else
+		job_next(c);
 	return j;
 }
 
@@ -200,6 +212,8 @@ void image_job_cancel(struct image_job *j)
 	struct msg_i_cancel m;
 
 	memset(&m, 0, sizeof(m));
+	if (j)
+		j->cancelled = true; /* told once it is there to be told */
 	if (j && j->link)
 		peer_send(j->link, MSG_i_cancel, &m);
 }

@@ -108,7 +108,7 @@ struct peer *peer_new(struct core *c, int sock, enum proto_role role, const char
 void peer_free(struct peer *p);	  /* pending calls are forgotten, unanswered */
 void peer_set_state(struct peer *p, enum proto_state s);
 int peer_send(struct peer *p, uint16_t type, const void *msg);
-/* peer_call() - @final: message type that ends the call besides result (0 none). A failed send
+/* peer_call() - @timeout_ms 0: none. @final: message type that ends the call besides result (0 none). A failed send
  * reports through @fn too, from the loop. Return: handle for call_forget(), NULL on ENOMEM only. */
 struct call *peer_call(struct peer *p, uint16_t type, const void *msg, uint16_t final,
 		       unsigned timeout_ms, call_fn *fn, void *arg);
@@ -405,8 +405,8 @@ route_fn route_guest_create, route_guest_patch, route_guest_delete, route_guest_
     route_guest_console_ticket, route_guest_console;
 route_fn route_disk_create, route_disk_delete, route_disk_resize, route_disk_attach,
     route_disk_detach, route_disk_check, route_disk_map, route_disk_convert, route_disk_commit,
-    route_disk_rebase, route_disk_compare, route_image_create, route_image_upload,
-    route_image_delete, route_image_export;
+    route_disk_rebase, route_disk_compare, route_disk_export, route_disk_unexport,
+    route_image_create, route_image_upload, route_image_delete, route_image_export;
 route_fn route_pool_create, route_pool_get, route_pool_delete, route_net_create, route_net_delete,
     route_net_leases, route_forward_create, route_forward_delete, route_op_cancel, route_token_list,
     route_token_create, route_token_delete, route_host_get, route_top, route_doctor, route_metrics,
@@ -415,7 +415,7 @@ route_fn route_pool_create, route_pool_get, route_pool_delete, route_net_create,
 extern const struct op_ops op_guest_create, op_guest_start, op_guest_stop, op_guest_restart,
     op_guest_reset, op_guest_pause, op_guest_resume, op_guest_delete, op_guest_save, op_disk_create,
     op_disk_resize, op_disk_check, op_disk_map, op_disk_convert, op_disk_commit, op_disk_rebase,
-    op_disk_compare, op_image_upload;
+    op_disk_compare, op_disk_export, op_image_upload;
 extern const struct op_ops *const op_table[];
 
 /* ---- the daemon ---- */

@@ -261,7 +261,7 @@ struct call *peer_call(struct peer *p, uint16_t type, const void *msg, uint16_t 
 		/* told from the loop: the caller is still in the middle of its own step */
 		k->timer.fn = call_unsent;
 		loop_timer_after(&k->timer, 1);
-	} else {
+	} else if (timeout_ms) {
 		loop_timer_after(&k->timer, timeout_ms * NS_PER_MS);
 	}
 	return k;

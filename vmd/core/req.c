@@ -137,9 +137,11 @@ void req_fail(struct req *r, const struct err *e, const char *field, const char 
 
 bool req_dry(struct req *r, struct obj *o)
 {
-	if (r->dry_run)
-		req_obj(r, 200, o);
-	return r->dry_run;
+	bool dry = r->dry_run;
+
+	if (dry)
+		req_obj(r, 200, o); /* which frees @r */
+	return dry;
 }
 
 void req_obj(struct req *r, unsigned status, struct obj *o)

@@ -31,6 +31,7 @@
 #include "common/units.h"
 #include "storage/bitmap.h"
 #include "storage/job.h"
+#include "storage/nbd_server.h"
 #include "vmd/proto.h"
 
 #define IMAGE_SIDES 2
@@ -45,6 +46,8 @@ struct image_job {
 	uint32_t run_id;
 	bool running;
 	_Atomic bool cancel;
+	pthread_mutex_t serving_lock;
+	struct loop *serving; /* the export's own loop, while it runs */
 	_Atomic uint64_t done, total;
 	struct loop_timer tick;
 	struct text json;
@@ -76,7 +79,8 @@ static const struct sandbox_rule image_calls[] = {
 	SB_ERRNO(clone3, ENOSYS), SB_ALLOW(sched_getaffinity), SB_ALLOW(sched_yield), SB_ALLOW(futex), SB_ALLOW(brk),
 	SB_NO_BITS(mmap, 2, PROT_EXEC), SB_NO_BITS(mprotect, 2, PROT_EXEC), SB_ALLOW(munmap), SB_ALLOW(mremap), SB_ALLOW(madvise),
 	SB_ALLOW(epoll_create1), SB_ALLOW(epoll_ctl), SB_ALLOW(epoll_wait), SB_ALLOW(epoll_pwait), SB_ALLOW(eventfd2), SB_ALLOW(poll),
-	SB_ALLOW(timerfd_create), SB_ALLOW(timerfd_settime), SB_ALLOW(recvmsg), SB_ALLOW(sendmsg), SB_ALLOW(clock_gettime),
+	SB_ALLOW(timerfd_create), SB_ALLOW(timerfd_settime), SB_ALLOW(recvmsg), SB_ALLOW(sendmsg), SB_ALLOW(recvfrom), SB_ALLOW(accept4),
+	SB_ALLOW(clock_gettime),
 	SB_ALLOW(clock_nanosleep), SB_ALLOW(getrandom), SB_ALLOW(getpid), SB_ALLOW(gettid), SB_ALLOW(rt_sigreturn),
 	SB_ALLOW(rt_sigprocmask), SB_ALLOW(rt_sigaction), SB_ALLOW(restart_syscall), SB_ALLOW(set_robust_list), SB_ALLOW(rseq),
 	SB_ALLOW(sigaltstack), SB_ALLOW(sysinfo), SB_ALLOW(prlimit64), SB_ALLOW(exit), SB_ALLOW(exit_group),
@@ -239,6 +243,59 @@ static int image_compact(struct image_job *j, const struct blkjob *job, struct e
 	return ret;
 }
 
+static void image_serving(struct image_job *j, struct loop *l)
+{
+	pthread_mutex_lock(&j->serving_lock);
+	j->serving = l;
+	pthread_mutex_unlock(&j->serving_lock);
+}
+
+/* image_export() - serve side 0 over NBD on the listening socket of side 1 until cancelled. */
+static int image_export(struct image_job *j, struct err *e)
+{
+	struct msg_i_layer *sock = j->layers[1];
+	struct loop *l = loop_new();
+	char name[256];
+	bool writable = image_arg_u64(j, "writable");
+	struct nbd_server *s = NULL;
+	struct blockdev *bd;
+	int ret = -ENOMEM;
+
+	if (!sock || strcmp(sock->driver, "socket")) {
+		loop_free(l);
+		return err_set(e, EINVAL, "no-socket", "the job has no socket to serve on");
+	}
+	bd = l ? blk_open(j->specs[0], e) : NULL;
+	if (bd) {
+		const char *n = image_arg(j, "name", name);
+		struct nbd_export ex[] = {
+			{ .name = "", .bd = bd, .read_only = !writable },
+			{ .name = n ? n : "disk", .bd = bd, .read_only = !writable },
+		};
+
+		for (unsigned i = 0; i < j->nlayers[0]; i++)
+			j->layers[0][i].fd = -1; /* the graph's now */
+		s = nbd_server_new(l, sock->fd, ex, ARRAY_SIZE(ex), NULL, e);
+	}
+	if (s) {
+		atomic_store(&j->done, 1);
+		atomic_store(&j->total, 1); /* core takes it for "it serves" */
+		image_serving(j, l);
+		ret = atomic_load(&j->cancel) ? 0 : loop_run(l);
+		image_serving(j, NULL);
+		nbd_server_free(s);
+	}
+	if (bd) {
+		int closed = blk_close(bd);
+
+		if (s && !ret && closed < 0)
+			ret = err_set(e, -closed, "close-failed", "%s: %s", j->layers[0]->label,
+				      strerror(-closed));
+	}
+	loop_free(l);
+	return s ? ret : e->num ? -e->num : ret;
+}
+
 static int image_verb(struct image_job *j, struct err *e)
 {
 	struct blkjob job = { .progress = image_progress,
@@ -246,10 +303,11 @@ static int image_verb(struct image_job *j, struct err *e)
 			      .cancel = &j->cancel,
 			      .threads = (unsigned)image_arg_u64(j, "threads"),
 			      .max_output_bytes = image_arg_u64(j, "quota") };
-	static const char *const verbs[] = { "create",	"import", "convert",	     "info",
-					     "check",	"map",	  "resize",	     "commit",
-					     "compare", "rebase", "snapshot-delete", "bitmap",
-					     "compact", NULL };
+	static const char *const verbs[] = { "create",	"import",	   "convert",
+					     "info",	"check",	   "map",
+					     "resize",	"commit",	   "compare",
+					     "rebase",	"snapshot-delete", "bitmap",
+					     "compact", "export",	   NULL };
 	const char *v = j->run.verb;
 	char name[256], format[256];
 	int ret;
@@ -258,6 +316,8 @@ static int image_verb(struct image_job *j, struct err *e)
 		return err_set(e, EINVAL, "no-image", "the job has no image");
 	if (!strcmp(v, "create"))
 		return image_create(j, e);
+	if (!strcmp(v, "export"))
+		return image_export(j, e);
 	if (!strcmp(v, "import") || !strcmp(v, "convert"))
 		return image_convert(j, &job, e);
 	if (!strcmp(v, "check"))
@@ -423,6 +483,15 @@ static void image_answer(struct image_job *j, uint32_t id, const struct err *e)
 		msg_result_send(j->conn, &m, id);
 }
 
+static void image_stop(struct image_job *j)
+{
+	atomic_store(&j->cancel, true);
+	pthread_mutex_lock(&j->serving_lock);
+	if (j->serving)
+		loop_stop(j->serving);
+	pthread_mutex_unlock(&j->serving_lock);
+}
+
 static void image_message(void *arg, struct wire_conn *c, struct wire_buf *b)
 {
 	struct image_job *j = arg;
@@ -463,7 +532,7 @@ static void image_message(void *arg, struct wire_conn *c, struct wire_buf *b)
 			image_answer(j, b->id, &e);
 		return;
 	case MSG_i_cancel:
-		atomic_store(&j->cancel, true);
+		image_stop(j);
 		return;
 	default:
 		return;
@@ -477,14 +546,14 @@ static void image_closed(void *arg, struct wire_conn *c, int why)
 	wire_conn_free(c);
 	j->conn = NULL;
 	/* nobody waits for the result: what was half made is core's to remove */
-	atomic_store(&j->cancel, true);
+	image_stop(j);
 	if (!j->running)
 		loop_stop(j->loop);
 }
 
 int main(int argc, char **argv)
 {
-	static struct image_job job;
+	static struct image_job job = { .serving_lock = PTHREAD_MUTEX_INITIALIZER };
 	const struct sandbox_rule *const lists[] = { image_calls, NULL };
 	struct image_job *j = &job;
 

@@ -200,6 +200,8 @@ static void priv_core_request(struct priv *p, struct wire_buf *b)
 		PRIV_CASE(p_log_open, guests_log_open(p, &m, &e))
 		PRIV_CASE(p_guest_forget, guests_forget(p, &m, &e))
 		PRIV_CASE(p_image_spawn, guests_image_spawn(p, &m, &e))
+		PRIV_CASE(p_export_listen, export_listen(p, &m, &e))
+		PRIV_CASE(p_export_gone, export_gone(p, &m, &e))
 		PRIV_CASE(p_host_probe, probe_host(p, &m, &e))
 	default:
 		err_set(&e, EOPNOTSUPP, "not-supported", "priv does not know message 0x%04x",

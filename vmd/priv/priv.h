@@ -101,6 +101,10 @@ int volume_list(struct priv *p, const struct msg_p_volume_list *m, struct err *e
 int volume_pool_open(struct priv *p, const struct msg_p_pool_open *m, struct err *e);
 int volume_pool_stat(struct priv *p, const struct msg_p_pool_stat *m, struct err *e);
 
+/* ---- export.c ---- */
+int export_listen(struct priv *p, const struct msg_p_export_listen *m, struct err *e);
+int export_gone(struct priv *p, const struct msg_p_export_gone *m, struct err *e);
+
 /* ---- boot.c ---- */
 bool boot_is_first(struct priv *p); /* and from now on it is not */
 
