@@ -95,6 +95,8 @@ until_true 20 eval '[ "$(log c | grep -ac "^00000001")" = 2 ]' || fail "it began
 # saved, into the trash and out again, deleted for good
 must $VMCTL save c
 must $VMCTL delete c
+$VMCTL disk resize d 32M >"$T/out" 2>&1 && fail "the disk of a saved guest in the trash stays as it is"
+grep -q 'undelete c' "$T/out" || fail "the way out is named: $(cat "$T/out")"
 must $VMCTL undelete c
 [ "$(state_of c)" = saved ] || fail "it comes out of the trash as it went in: $(get guests/c)"
 must $VMCTL delete --now c

@@ -308,8 +308,8 @@ int core_main(int setup_fd)
 	fd_set_nonblock(setup_fd);
 	if (m.peer >= 0)
 		fd_set_nonblock(m.peer);
-	/* thousands of small documents are parsed and freed: fast bins cost more than they save, as each
-	 * larger free sweeps them all together */
+	/* thousands of small documents are parsed and freed: fast bins cost more than they save, as
+	 * each larger free sweeps them all together */
 	mallopt(M_MXFAST, 0);
 	l = loop_new();
 	c = l ? core_new(l, setup_fd, m.peer, "vmd.db", m.settings, &e) : NULL;

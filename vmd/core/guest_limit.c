@@ -1,5 +1,5 @@
-/* guest_limit.c - what a guest may take of its disks: requests and bytes a second, on record with the
- * guest's entry of the disk and told to its process, at its start and while it runs.
+/* guest_limit.c - what a guest may take of its disks: requests and bytes a second, on record with
+ * the guest's entry of the disk and told to its process, at its start and while it runs.
  *
  * The record is what holds: a process that could not be told is told at its next start, and the
  * answer says so. A limit of 0 is none.

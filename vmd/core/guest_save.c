@@ -1,9 +1,9 @@
-/* guest_save.c - a guest's whole state goes into two files and its process ends; its next start goes
- * on from there. Or the files are discarded.
+/* guest_save.c - a guest's whole state goes into two files and its process ends; its next start
+ * goes on from there. Or the files are discarded.
  *
- * The files are UUID.state and UUID.memory in the default pool, made by priv, written by the guest's
- * process, which checks them when it loads. What is on record decides: "saved" is set when both are
- * stable and before the process is told to quit, and cleared, written, before a restored guest runs
+ * The files are UUID.state and UUID.memory in the default pool, made by priv, written by the
+ * guest's process, which checks them when it loads. What is on record decides: "saved" is set when
+ * both are stable and before the process is told to quit, and cleared, written, before a restored guest runs
  * its first instruction: memory of then never meets disks of later. Until that moment a start that
  * fails leaves the guest saved. While saved, the definition and the disks stay as they are.
  */
@@ -42,6 +42,26 @@ void guest_saved_file(const struct obj *o, unsigned which, char pool[64], char f
 bool guest_saved(const struct guest *g)
 {
 	return jstr(g->o->doc, "saved") != NULL;
+}
+
+struct obj *guest_saved_with(struct core *c, const struct obj *disk)
+{
+	size_t i;
+	json_t *d;
+
+	/* not by the name on the disk's record: a newer guest may have that of one in the trash */
+	list_for_each (p, &c->kinds[K_GUEST].all) {
+		struct obj *o = container_of(p, struct obj, node);
+
+		if (!o->mem || !guest_saved(o->mem))
+			continue;
+		json_array_foreach(json_object_get(o->doc, "disks"), i, d)
+		{
+			if (disk_find(c, jstr_or(d, "disk", ""), NULL) == disk)
+				return o;
+		}
+	}
+	return NULL;
 }
 
 static void saved_files_go(struct guest *g)
