@@ -73,7 +73,8 @@ void virtq_publish(struct virtq *q, uint16_t n);
 void virtq_mark(const struct virtq_req *req, uint64_t written);
 /* virtq_unpop() - put the last popped request back (no buffer now). */
 void virtq_unpop(struct virtq *q, const struct virtq_req *req);
-/* virtq_go_on_at() - somebody else (vhost) served the ring up to here, with nothing left half-way. */
+/* virtq_go_on_at() - somebody else (vhost) served the ring up to here, with nothing left half-way.
+ */
 void virtq_go_on_at(struct virtq *q, uint16_t index);
 /* virtq_interrupt() - after a batch of pushes: notify unless the driver asked not to. */
 void virtq_interrupt(struct virtq *q);

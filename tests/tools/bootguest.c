@@ -8,8 +8,8 @@
  * Serial port 0 is standard output (and standard input, where that is a pipe or terminal). Exit
  * status: 0 the guest switched itself off, or --expect's text came; 1 it ended otherwise; 2 usage;
  * 3 could not be built;
- * 4 timed out. --tap-fd N,vhost: by the kernel's vhost-net, where it is there. --power-after presses the power button once TEXT was seen; --cycle-after pauses,
- * saves, loads into the same VM and runs on; --send types BYTES (with \n) once TEXT was seen.
+ * 4 timed out. --tap-fd N,vhost: by the kernel's vhost-net, where it is there.
+ * --power-after presses the power button once TEXT was seen; --cycle-after pauses, saves, loads into the same VM and runs on; --send types BYTES (with \n) once TEXT was seen.
  * --hash prints a hash of the saved state and one of the memory of a guest that switched itself off.
  */
 #include <errno.h>
@@ -179,7 +179,8 @@ static bool guest_same(const struct state_writer *a, const struct state_writer *
 
 static void guest_quiet(void *arg);
 
-/* As a save does it: parked, then every device quiet, which may take until I/O in flight has ended. */
+/* As a save does it: parked, then every device quiet, which may take until I/O in flight has
+ * ended. */
 static void guest_quiesce(struct guest *g)
 {
 	g->waiting = 1;
