@@ -160,7 +160,7 @@ static int image_export_sink(void *arg, const char *data, size_t len)
 
 int image_export(struct vmctl *v, struct args *a)
 {
-	const char *to = a->rest_count ? a->rest[0] : "-";
+	const char *to = a->rest_count && a->rest[0] ? a->rest[0] : "-";
 	struct reply r = { 0 };
 	struct err e = { 0 };
 	char path[200], part[4096];
