@@ -61,6 +61,8 @@ void soft_deliver_exception(struct cpu *c)
 	bool has_err = c->exc_has_err;
 
 	c->n_exc++;
+	if (nr == EXC_PF)
+		c->cr2 = c->exc_cr2; /* one that becomes a double fault too */
 	if (c->exc_nested) {
 		unsigned first = c->exc_nested - 1;
 
@@ -75,8 +77,6 @@ void soft_deliver_exception(struct cpu *c)
 			has_err = true;
 		}
 	}
-	if (nr == EXC_PF)
-		c->cr2 = c->exc_cr2;
 	if (nr == EXC_DB) {
 		c->dr6 = (c->dr6 & ~0xfULL) | c->exc_dr6 | 0xffff0ff0;
 		c->dr7 &= ~0x2000ULL;
@@ -215,8 +215,8 @@ void soft_interrupt(struct cpu *c, unsigned vector, bool soft, u64 rip, bool has
 		enum tlb_idx idx = c->idx;
 		soft_mmu_select(c);
 		sp -= n * 8;
-		/* both ends first, so that a fault leaves nothing half done that matters */
-		for (unsigned i = 0; i < n; i++) {
+		/* downwards, as hardware pushes: CR2 of a fault here is the highest address that has no page */
+		for (unsigned i = n; i-- > 0;) {
 			u64 v = frame[i + (6 - n)];
 
 			if (idx == TLB_USER)
