@@ -9,7 +9,8 @@
  * status: 0 the guest switched itself off, or --expect's text came; 1 it ended otherwise; 2 usage;
  * 3 could not be built;
  * 4 timed out. --tap-fd N,vhost: by the kernel's vhost-net, where it is there.
- * --power-after presses the power button once TEXT was seen; --cycle-after pauses, saves, loads into the same VM and runs on; --send types BYTES (with \n) once TEXT was seen.
+ * --power-after presses the power button once TEXT was seen; --cycle-after pauses, saves, loads into the
+ * same VM and runs on; --send types BYTES (with \n) once TEXT was seen.
  * --hash prints a hash of the saved state and one of the memory of a guest that switched itself off.
  */
 #include <errno.h>

@@ -1,6 +1,7 @@
 /* virtio_test.c - the virtio devices as a driver sees them, a decent one and a hostile one. */
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -468,6 +469,30 @@ static void net_carries_frames_both_ways(void **s)
 	close(sv[1]);
 }
 
+/* What came for vhost-net and does not serve is closed, and the port says that it goes without. */
+static void net_without_vhost_says_so(void **s)
+{
+	struct vd_machine m;
+	struct mc_nic nic = { .name = "net0", .mac = { 0x52, 0x54 }, .queues = 1 };
+	struct err e = { 0 };
+	char text[200];
+	int sv[2];
+
+	vd_machine_init(&m);
+	for (unsigned i = 0; i < 2; i++) {
+		assert_int_equal(socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, sv), 0);
+		snprintf(nic.name, sizeof(nic.name), "net%u", i);
+		nic.tap_fds[0] = sv[0];
+		nic.vhost_fds[0] = i ? open("/dev/null", O_RDWR | O_CLOEXEC) : -1;
+		assert_int_equal(virtio_net_new(m.vm, m.bus, &nic, &e), 0);
+		close(sv[1]);
+	}
+	assert_int_equal(fcntl(nic.vhost_fds[0], F_GETFD), -1);
+	virtio_net_backends(m.vm, text, sizeof(text));
+	assert_non_null(strstr(text, "net0 tap: this host has no /dev/vhost-net; net1 tap: "));
+	vd_machine_fini(&m);
+}
+
 static void console_ports_are_announced_and_carry_bytes(void **s)
 {
 	struct vd_machine m;
@@ -547,6 +572,7 @@ int main(void)
 		cmocka_unit_test(event_index_raises_an_interrupt_only_where_asked),
 		cmocka_unit_test(rng_fills_buffers_with_different_bytes),
 		cmocka_unit_test(net_carries_frames_both_ways),
+		cmocka_unit_test(net_without_vhost_says_so),
 		cmocka_unit_test(console_ports_are_announced_and_carry_bytes),
 	};
 

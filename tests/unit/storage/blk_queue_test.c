@@ -6,7 +6,9 @@
  */
 #include "tests/unit/storage/disk_test.h"
 
+#include <dirent.h>
 #include <pthread.h>
+#include <sys/mman.h>
 
 #include "common/list.h"
 
@@ -236,6 +238,57 @@ static void flush_done(struct blk_req *r, int result)
 	*(int *)r->arg = result;
 }
 
+static unsigned threads(void)
+{
+	DIR *d = opendir("/proc/self/task");
+	unsigned n = 0;
+
+	assert_non_null(d);
+	for (struct dirent *e; (e = readdir(d));)
+		n += e->d_name[0] != '.';
+	closedir(d);
+	return n;
+}
+
+/* The answer comes on the loop all the same. */
+static void a_small_read_from_memory_takes_no_worker(void **state)
+{
+	int fd = memfd_create("ram", MFD_CLOEXEC), result = 1;
+	struct blk_spec s = { .driver = "file", .label = "ram", .fd = fd };
+	struct err e = { 0 };
+	struct loop *l = loop_new();
+	unsigned before = threads();
+	char want[4096], got[4096];
+	struct iovec v = { got, sizeof(got) };
+
+	(void)state;
+	memset(want, 0x5a, sizeof(want));
+	assert_int_equal(ftruncate(fd, MIB), 0);
+	assert_int_equal(pwrite(fd, want, sizeof(want), 8192), sizeof(want));
+	struct blockdev *bd = blk_open(&s, &e);
+
+	assert_non_null(bd);
+	struct blk_queue *q = blk_queue_new(bd, l, &e);
+	struct blk_req r = { .op = BLK_READ,
+			     .off_bytes = 8192,
+			     .len_bytes = sizeof(got),
+			     .iov = &v,
+			     .niov = 1,
+			     .done = flush_done,
+			     .arg = &result };
+
+	blk_submit(q, &r);
+	assert_int_equal(result, 1); /* never inside */
+	assert_int_equal(threads(), before);
+	while (blk_queue_inflight(q))
+		assert_true(loop_run_once(l, 5000) >= 0);
+	assert_int_equal(result, 0);
+	assert_memory_equal(got, want, sizeof(got));
+	blk_queue_free(q);
+	assert_int_equal(blk_close(bd), 0);
+	loop_free(l);
+}
+
 static void a_request_out_of_range_completes_with_einval_on_the_loop(void **state)
 {
 	struct qcow2_create cr = { .size_bytes = SIZE };
@@ -268,6 +321,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(queues_meet_in_extended_l2_clusters),
 		cmocka_unit_test(queues_meet_in_units_smaller_than_a_write_and_larger),
+		cmocka_unit_test(a_small_read_from_memory_takes_no_worker),
 		cmocka_unit_test(a_request_out_of_range_completes_with_einval_on_the_loop),
 	};
 
