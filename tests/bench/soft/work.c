@@ -161,7 +161,7 @@ static uint64_t work_coremark(uint64_t count)
 			rev = l;
 			l = next;
 		}
-		crc = crc16(crc, (uint16_t)rev->idx);
+		crc = crc16(crc, rev ? (uint16_t)rev->idx : 0);
 		for (int i = 0; i < DIM; i++)
 			for (int j = 0; j < DIM; j++) {
 				a[i][j] = (int16_t)(i * 3 + j + crc);
