@@ -19,7 +19,6 @@
 #include "vmd/core/internal.h"
 #include "vmd/roles.h"
 
-#define TRASH_KEEP_MS (7ull * 24 * 3600 * 1000)
 #define BACKOFF_MAX_S 60
 #define STEADY_NS     (60 * NS_PER_S) /* up for so long: the back-off starts anew */
 
@@ -254,11 +253,11 @@ void guest_gone(struct guest *g, const char *how, bool crashed)
 		guest_start_cancel(g); /* tells its starter */
 	if (!gstate_has_process(g->state) && !g->pid)
 		return;
-	peer_free(g->link);
-	g->link = NULL;
 	loop_fd_del(&g->pidfd_w);
 	close_fd(&g->pidfd);
 	loop_timer_stop(&g->stop_timer);
+	/* its pidfd may tell before the link's end does: those who wait for an answer are told */
+	peer_end(take_ptr(&g->link));
 	guest_cleanup_host(g);
 	snprintf(why, sizeof(why), "%s", *g->why ? g->why : asked ? "" : how);
 	crashed = g->failed || (crashed && !asked);
@@ -451,9 +450,9 @@ void guest_trash_sweep(struct core *c)
 	}
 }
 
-int64_t guest_trash_expiry(void)
+int64_t guest_trash_hours(const struct core *c)
 {
-	return (int64_t)(clock_real_ms() + TRASH_KEEP_MS);
+	return strtol(jstr_or(c->settings, "trash_hours", "72"), NULL, 10);
 }
 
 static int guest_by_order(const void *a, const void *b)

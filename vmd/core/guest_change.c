@@ -173,8 +173,13 @@ static void delete_run(struct op *op)
 	snprintf(name, sizeof(name), "%s", jstr_or(o->doc, "name", o->id));
 	if (!jbool(op->args, "now", false) && g->state != G_DELETED) {
 		obj_rename(c, o, "", PUT_FACT);
-		jset(guest_rt(g), "expires_ms", json_integer(guest_trash_expiry()));
-		guest_set_state(g, G_DELETED, "in the trash for 7 days");
+		int64_t hours = guest_trash_hours(c);
+		char why[64];
+
+		jset(guest_rt(g), "expires_ms",
+		     json_integer((int64_t)clock_real_ms() + hours * 3600 * 1000));
+		snprintf(why, sizeof(why), "in the trash for %lld hours", (long long)hours);
+		guest_set_state(g, G_DELETED, why);
 		forwards_guest(c, o);
 		g->op = NULL;
 		op_finish(op, NULL);

@@ -675,7 +675,8 @@ static void start_spawned(void *arg, enum call_event ev, struct wire_buf *b, con
 	if (ev == CALL_ITEM)
 		return;
 	s->spawn = NULL;
-	s->spawned = true; /* even of a failure priv may have left something */
+	/* even of a failure priv may have left something; but a process that was there before is not ours to end */
+	s->spawned = !e || strcmp(e->code, "guest-running") != 0;
 	if (!e && msg_result_decode(&m, b) < 0) {
 		err_set(&bad, EPROTO, "bad-message",
 			"priv answered the spawn with a malformed result");

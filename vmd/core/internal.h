@@ -106,6 +106,8 @@ struct peer *peer_new(struct core *c, int sock, enum proto_role role, const char
 		      peer_event_fn *on_event, peer_closed_fn *on_closed,
 		      void *arg); /* owns @sock on success */
 void peer_free(struct peer *p);	  /* pending calls are forgotten, unanswered */
+/* peer_end() - as if the other side had closed: pending calls fail with EPIPE first. @p may be NULL. */
+void peer_end(struct peer *p);
 void peer_set_state(struct peer *p, enum proto_state s);
 int peer_send(struct peer *p, uint16_t type, const void *msg);
 /* peer_call() - @timeout_ms 0: none. @final: message type that ends the call besides result (0 none). A failed send
@@ -278,7 +280,7 @@ void guest_op_gone(struct guest *g); /* its process ended while g->op waited for
 void guest_exited(struct core *c, const char *uuid, pid_t pid, int status);
 void guest_quit_now(struct guest *g);
 void guest_kill(struct guest *g, const char *why);
-int64_t guest_trash_expiry(void);
+int64_t guest_trash_hours(const struct core *c); /* setting trash_hours */
 void guest_policy_restart(struct guest *g, bool failed);
 /* guest_restart_forget() - a start by policy that is due is not any more: somebody decided otherwise */
 void guest_restart_forget(struct guest *g);

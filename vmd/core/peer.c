@@ -217,6 +217,19 @@ void peer_free(struct peer *p)
 	peer_reap(p);
 }
 
+void peer_end(struct peer *p)
+{
+	bool busy;
+
+	if (!p || p->dead)
+		return;
+	busy = p->busy;
+	p->busy = true;
+	peer_fail_calls(p, -EPIPE);
+	p->busy = busy;
+	peer_free(p);
+}
+
 void peer_set_state(struct peer *p, enum proto_state s)
 {
 	p->state = s;
