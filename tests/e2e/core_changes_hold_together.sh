@@ -58,11 +58,18 @@ must $VMCTL disk attach d1 whole
 match() { # METHOD PATH BODY
 	curl -sS -m 10 --unix-socket "$SOCK" -X "$1" -H 'Content-Type: application/json' -H 'If-Match: "99999"' ${3:+-d "$3"} -o "$T/out" -w '%{http_code}' "http://localhost/v1/$2"
 }
-for what in 'PATCH guests/z {"cpus":2}' 'DELETE guests/z' 'POST guests/z/start {}' 'POST guests/z/rename {"name":"q"}' 'DELETE disks/spare' \
-	'POST disks/spare/resize {"size":33554432}' 'POST disks/spare/attach {"guest":"z"}' 'DELETE networks/other'; do
-	# shellcheck disable=SC2086
-	[ "$(match $what)" = 412 ] || fail "$what with an old revision: $(cat "$T/out")"
-done
+while read -r method path body; do
+	[ "$(match "$method" "$path" "$body")" = 412 ] || fail "$method $path with an old revision: $(cat "$T/out")"
+done <<'W'
+PATCH guests/z {"cpus":2}
+DELETE guests/z
+POST guests/z/start {}
+POST guests/z/rename {"name":"q"}
+DELETE disks/spare
+POST disks/spare/resize {"size":33554432}
+POST disks/spare/attach {"guest":"z"}
+DELETE networks/other
+W
 
 # a start that the policy owes is not forgotten when the daemon dies before it is due
 must $VMCTL launch loyal --accel soft --memory 64M --kernel "$T/idle" --restart always

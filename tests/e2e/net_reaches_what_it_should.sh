@@ -51,8 +51,14 @@ ip link add up0 type veth peer name up1 && ip link set up1 netns "$world" || fai
 ip addr add 203.0.113.1/24 dev up0 && ip link set up0 up && outside ip addr add 203.0.113.2/24 dev up1 && outside ip link set up1 up &&
 	ip route add default via 203.0.113.2 && outside ip route add 10.0.0.0/8 via 203.0.113.1 || fail "addresses"
 mkdir "$T/www" && echo "this is the world" >"$T/www/index.html"
-(cd "$T/www" && exec nsenter -t "$world" -n python3 -u -m http.server 8000 --bind 203.0.113.2) >"$T/world.log" 2>&1 &
+# http.server as it comes asks the DNS for its own name before it listens, which takes as long as the DNS is away
+(cd "$T/www" && exec nsenter -t "$world" -n python3 -uc 'import http.server as s, socket
+socket.getfqdn = lambda name="": name
+s.test(s.SimpleHTTPRequestHandler, port=8000, bind="203.0.113.2")') >"$T/world.log" 2>&1 &
 HELPERS="$HELPERS $!"
+answers() { outside curl -s --max-time 2 http://203.0.113.2:8000/ >/dev/null; }
+outside ip link set lo up
+until_true 20 answers || fail "the page of the world outside: $(cat "$T/world.log")"
 ip link add adminbr type bridge && ip addr add 10.78.0.1/24 dev adminbr && ip link set adminbr up || fail "ip link add"
 
 start_vmd

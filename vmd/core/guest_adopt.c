@@ -21,6 +21,7 @@ struct adopt {
 	struct core *c;
 	unsigned waiting, found;
 	bool listed, over;
+	bool failed; /* priv could not say who runs: nobody is taken for dead */
 	uint64_t began_ns;
 };
 
@@ -36,6 +37,12 @@ static void adopt_over(struct adopt *a)
 	if (!a->listed || a->waiting || a->over)
 		return;
 	a->over = true;
+	if (a->failed) {
+		free(a);
+		if (!c->priv_lost)
+			guest_adopt_all(c);
+		return;
+	}
 	list_for_each_safe (p, &c->kinds[K_GUEST].all) {
 		struct obj *o = container_of(p, struct obj, node);
 		struct guest *g = o->mem;
@@ -153,6 +160,7 @@ static void adopt_listed(void *arg, enum call_event ev, struct wire_buf *b, cons
 	}
 	if (e)
 		log_error("guests of before cannot be found: %s", e->detail);
+	a->failed = e != NULL;
 	a->listed = true;
 	adopt_over(a);
 }

@@ -446,6 +446,9 @@ struct core {
 	struct peer *priv;
 	struct wire_conn *api;
 	bool api_up, stopping, posted, adopted;
+	/* priv died, and so shall we: what its silence makes calls say is not true of guests, disks and
+	 * networks, and is not written. The next core finds how things stand */
+	bool priv_lost;
 	const struct store_ops *store_ops;
 	struct store *store;
 	bool read_only; /* the store refuses: reads go on, writes are answered 503 */

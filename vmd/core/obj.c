@@ -518,6 +518,8 @@ static void round_read_only(struct core *c, const struct err *e)
 static void round_run_now(struct core *c)
 {
 	struct err e = { 0 };
+	if (c->priv_lost)
+		return;
 	bool writes = !list_empty(&c->undo) || log_round_pending(c);
 	int r = writes ? round_write(c, &e) : 0;
 

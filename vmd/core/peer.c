@@ -167,6 +167,8 @@ static void peer_closed(void *arg, struct wire_conn *conn, int why)
 	struct peer *p = arg;
 
 	p->busy = true;
+	if (p->role == PROTO_PRIV)
+		p->c->priv_lost = true;
 	peer_fail_calls(p, why);
 	if (!p->dead)
 		p->on_closed(p->arg, p, why);
