@@ -62,7 +62,7 @@ enum schema_flags {
 
 /* @format of a string: NULL any printable text, or "name" "uuid" "mac" "ipv4" "cidr4" "volume"
  * (POOL/NAME or NAME) "image" "network" "guest" "path" (serial targets only) "time" (RFC 3339)
- * "serialspec" */
+ * "serialspec" "accel" */
 struct schema_object;
 struct schema_field {
 	const char *name; /* JSON member */

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/accel_words.h"
 #include "common/err.h"
 #include "common/text.h"
 #include "common/units.h"
@@ -138,6 +139,13 @@ static bool check_serialspec(const char *spec)
 	return false;
 }
 
+static bool check_accel(const char *s)
+{
+	struct accel_words w;
+
+	return accel_words(s, &w) == 0;
+}
+
 static bool check_ipv4(const char *s)
 {
 	struct in_addr a;
@@ -162,6 +170,9 @@ static const struct {
 	{ "guest", name_valid, "the name or UUID of a guest" },
 	{ "uuid", uuid_valid, "a UUID" },
 	{ "mac", check_mac, "a unicast MAC address, as 52:54:00:12:34:56" },
+	{ "accel", check_accel,
+	  "one of auto, kvm, soft; soft may be followed by ,threads=1 (one host thread runs all "
+	  "virtual CPUs) and ,icount (virtual time that counts instructions)" },
 	{ "ipv4", check_ipv4, "an IPv4 address" },
 	{ "cidr4", check_cidr4, "an IPv4 address with prefix, as 10.1.2.1/24" },
 	{ "volume", check_volume, "a disk, as NAME or POOL/NAME" },

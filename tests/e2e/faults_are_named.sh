@@ -38,6 +38,16 @@ refused "too little memory for the kernel" 'give the guest at least' $VMCTL laun
 check "delete" quiet $VMCTL delete --now a
 refused "1M of memory" 'memory: .* out of range' $VMCTL create a --memory 1M --kernel "$T/idle"
 check "create" quiet $VMCTL create a --accel soft --memory 32M --kernel "$T/idle"
+refused "an accelerator that is unknown" 'not one of auto, kvm, soft' $VMCTL create b --accel sotf --kernel "$T/idle"
+refused "virtual time where KVM runs the guest" 'not one of auto, kvm, soft' $VMCTL create b --accel kvm,icount --kernel "$T/idle"
+check "virtual time on the software CPU" quiet $VMCTL create vt --accel soft,threads=1,icount --memory 32M --kernel "$T/idle"
+check "start" quiet $VMCTL start vt
+$VMCTL -o json info vt | jq -e '.accel == "soft,threads=1,icount" and .accel_used == "soft"' >/dev/null || fail "as it was asked: $($VMCTL info vt)"
+check "delete" quiet $VMCTL delete --now --force vt
+refused "huge pages that the memory is no multiple of" 'multiple of 2 MiB' $VMCTL launch hp --accel soft --memory 33M --memory-pages huge --kernel "$T/idle"
+check "delete" quiet $VMCTL delete --now hp
+check "huge pages, or the next best" quiet $VMCTL launch hp --accel soft --memory 32M --memory-pages huge --kernel "$T/idle"
+check "delete" quiet $VMCTL delete --now --force hp
 refused "a name that is taken" 'guest named "a" exists' $VMCTL create a --accel soft --kernel "$T/idle"
 refused "an unknown flag" 'did you mean --accel' $VMCTL create b --acel soft --kernel "$T/idle"
 refused "an unknown member" 'did you mean \\"memory\\"' $VMCTL query POST /v1/guests '{"name":"b","memorry":1}'

@@ -13,6 +13,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "common/accel_words.h"
 #include "common/cleanup.h"
 #include "common/log.h"
 #include "common/text.h"
@@ -447,10 +448,18 @@ static struct need *start_need(struct start *s, enum need_kind kind, unsigned in
 	return NULL;
 }
 
-/* a saved state is of the accelerator that it ran on */
-static const char *start_accel(const struct guest *g)
+static struct accel_words start_accel(const struct guest *g)
 {
-	return jstr_or(g->o->doc, "saved_accel", jstr_or(g->o->doc, "accel", "auto"));
+	struct accel_words w;
+
+	if (accel_words(jstr_or(g->o->doc, "accel", "auto"), &w))
+		accel_words("auto", &w);
+	/* a saved state is of the accelerator that it ran on */
+	const char *saved = jstr_or(g->o->doc, "saved_accel", "");
+
+	if (*saved)
+		snprintf(w.name, sizeof(w.name), "%.7s", saved);
+	return w;
 }
 
 static void start_send_base(struct start *s)
@@ -458,18 +467,24 @@ static void start_send_base(struct start *s)
 	const json_t *d = s->g->o->doc;
 	struct msg_g_config m = { .memory_fd = -1, .kvm_fd = s->g->kvm_fd };
 	struct msg_g_boot boot = { .kernel_fd = -1, .initrd_fd = -1 };
-	uint8_t gen[16];
+	struct accel_words accel = start_accel(s->g);
+	uint8_t gen[16] = { 0 };
 
-	if (getrandom(gen, sizeof(gen), 0) != (ssize_t)sizeof(gen))
+	/* under virtual time each start is the same start */
+	if (!accel.icount && getrandom(gen, sizeof(gen), 0) != (ssize_t)sizeof(gen))
 		memset(gen, 0, sizeof(gen));
 	snprintf(m.name, sizeof(m.name), "%.63s", s->g->o->name);
 	snprintf(m.uuid, sizeof(m.uuid), "%.36s", s->g->o->id);
 	snprintf(m.machine, sizeof(m.machine), "%.31s", jstr_or(d, "machine", "pc"));
-	snprintf(m.accel, sizeof(m.accel), "%.15s", start_accel(s->g));
+	snprintf(m.accel, sizeof(m.accel), "%.7s", accel.name);
+	m.icount = accel.icount;
+	m.threads_one = accel.threads_one;
 	snprintf(m.cpu_model, sizeof(m.cpu_model), "%.31s", jstr_or(d, "cpu_model", "host"));
 	snprintf(m.cpu_flags, sizeof(m.cpu_flags), "%.255s", jstr_or(d, "cpu_flags", ""));
 	m.vcpus = (uint64_t)jint(d, "cpus", 1);
 	m.memory_bytes = (uint64_t)jsize(d, "memory", 512 << 20);
+	snprintf(m.memory_pages, sizeof(m.memory_pages), "%.7s",
+		 jstr_or(d, "memory_pages", "small"));
 	m.nested = jbool(d, "nested", false);
 	m.rng = jbool(d, "rng", true);
 	m.reboot_stops = !strcmp(jstr_or(d, "on_reboot", ""), "stop");
@@ -718,7 +733,7 @@ static void start_spawn(struct start *s)
 	struct guest *g = s->g;
 	const json_t *d = g->o->doc;
 	struct msg_p_guest_spawn m = { .uid_slot = (uint64_t)g->uid_slot,
-				       .want_kvm = strcmp(start_accel(g), "soft") != 0 };
+				       .want_kvm = strcmp(start_accel(g).name, "soft") != 0 };
 
 	/* the taps are on record before there is a process to own them */
 	obj_put(g->c, g->o, PUT_FACT);

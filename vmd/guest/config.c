@@ -314,6 +314,28 @@ static int config_boot_format(const char *text, enum boot_format *f, struct err 
 		       "boot format \"%s\" is unknown; there are auto, bzimage, elf and pvh", text);
 }
 
+static int config_memory_pages(const char *text, struct machine_config *mc, struct err *e)
+{
+	if (!*text || !strcmp(text, "small"))
+		mc->memory_flags = 0;
+	else if (!strcmp(text, "thp"))
+		mc->memory_flags = MEM_THP;
+	else if (!strcmp(text, "huge"))
+		mc->memory_flags = MEM_HUGETLB;
+	else
+		return err_set(e, EINVAL, "bad-memory-pages",
+			       "memory pages \"%s\" are unknown; there are small, thp and huge",
+			       text);
+	if (!strcmp(text, "huge") && mc->memory_bytes % (2 << 20)) {
+		err_set(e, EINVAL, "bad-memory-size",
+			"%llu bytes of memory are not a multiple of 2 MiB, the size of a huge page",
+			(unsigned long long)mc->memory_bytes);
+		err_hint(e, "give it a memory of whole MiB, an even number of them");
+		return -EINVAL;
+	}
+	return 0;
+}
+
 int guest_config_open(struct guest_config *c, struct machine_config *mc, struct guest_settings *s,
 		      struct err *e)
 {
@@ -325,7 +347,6 @@ int guest_config_open(struct guest_config *c, struct machine_config *mc, struct 
 	*mc = (struct machine_config){
 		.memory_bytes = c->base.memory_bytes,
 		.memory_fd = c->base.memory_fd,
-		.memory_flags = (uint32_t)c->base.memory_flags & (MEM_HUGETLB | MEM_THP),
 		.vcpus = (unsigned)c->base.vcpus,
 		.ndisks = c->ndisks,
 		.nnics = c->nnics,
@@ -347,6 +368,8 @@ int guest_config_open(struct guest_config *c, struct machine_config *mc, struct 
 	if (c->base.uuid[0] && uuid_parse(c->base.uuid, mc->uuid))
 		return err_set(e, EINVAL, "bad-uuid", "\"%s\" is not a UUID", c->base.uuid);
 	r = config_boot_format(c->boot.format, &mc->boot.format, e);
+	if (!r)
+		r = config_memory_pages(c->base.memory_pages, mc, e);
 	if (r)
 		return r;
 	*s = (struct guest_settings){ .kvm_fd = c->base.kvm_fd,
