@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MODEL_KINDS	    7
+#define MODEL_KINDS	    8
 #define MODEL_LIMIT_DEFAULT 1000
 
 struct model_kind {
@@ -33,8 +33,8 @@ struct model {
 struct model *model_new(void)
 {
 	static const struct schema_object *const kinds[MODEL_KINDS] = {
-		&schema_guest,	 &schema_disk,	  &schema_image,    &schema_pool,
-		&schema_network, &schema_forward, &schema_operation
+		&schema_guest,	 &schema_disk,	  &schema_image,     &schema_pool,
+		&schema_network, &schema_forward, &schema_operation, &schema_snapshot
 	};
 	struct model *m = calloc(1, sizeof(*m));
 

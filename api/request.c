@@ -44,6 +44,7 @@ static route_handler *const request_handlers[] = {
 	H_CORE(DISK_RESIZE) H_CORE(DISK_ATTACH)
 	H_CORE(DISK_DETACH) H_CORE(DISK_CHECK) H_CORE(DISK_MAP) H_CORE(DISK_CONVERT)
 	H_CORE(DISK_COMMIT) H_CORE(DISK_REBASE) H_CORE(DISK_COMPARE) H_CORE(DISK_EXPORT) H_CORE(DISK_UNEXPORT)
+	H_CACHED(SNAPSHOT_LIST) H_CORE(SNAPSHOT_CREATE) H_CACHED(SNAPSHOT_GET) H_CORE(SNAPSHOT_RESTORE) H_CORE(SNAPSHOT_DELETE)
 	H_CACHED(IMAGE_LIST) H_CORE(IMAGE_CREATE) H_CACHED(IMAGE_GET)
 	[ROUTE_IMAGE_UPLOAD] = upload_start,
 	H_CORE(IMAGE_DELETE) [ROUTE_IMAGE_EXPORT] = handle_export,
@@ -265,7 +266,8 @@ static bool request_check_name(struct conn *c)
 
 	if (!*c->name)
 		return true;
-	if (slash && c->route->resource == &schema_disk &&
+	if (slash &&
+	    (c->route->resource == &schema_disk || c->route->resource == &schema_snapshot) &&
 	    (size_t)(slash - c->name) < sizeof(pool)) {
 		memcpy(pool, c->name, (size_t)(slash - c->name));
 		pool[slash - c->name] = '\0';

@@ -218,6 +218,15 @@ const struct schema_route schema_routes[ROUTE_COUNT] = {
 	R(DISK_EXPORT, "POST", "/v1/disks/{disk}/export", ADMIN, 0, &schema_disk, &export_body, NULL, "disk export", "serve a disk over NBD on a socket of this host, until disk unexport"),
 	R(DISK_UNEXPORT, "DELETE", "/v1/disks/{disk}/export", ADMIN, ID, &schema_disk, NULL, NULL, "disk unexport", "serve a disk no longer"),
 
+	R(SNAPSHOT_LIST, "GET", "/v1/snapshots", VIEWER, RF_CACHED, &schema_snapshot, NULL, &list_query, "snapshot ls", "list snapshots"),
+	R(SNAPSHOT_CREATE, "POST", "/v1/snapshots", OPERATOR, RF_SLOW, &schema_snapshot, &schema_snapshot, NULL, "snapshot create",
+	  "keep what all disks of a guest hold at one moment, also while it runs; of the disks only, as after a power cut, not of memory"),
+	R(SNAPSHOT_GET, "GET", "/v1/snapshots/{snapshot}", VIEWER, RF_CACHED, &schema_snapshot, NULL, &get_query, "snapshot info", "show a snapshot, as GUEST/NAME"),
+	R(SNAPSHOT_RESTORE, "POST", "/v1/snapshots/{snapshot}/restore", OPERATOR, RF_SLOW, &schema_snapshot, NULL, NULL, "snapshot restore",
+	  "put the disks of a stopped guest back to a snapshot, as GUEST NAME or GUEST/NAME; what they held since is gone"),
+	R(SNAPSHOT_DELETE, "DELETE", "/v1/snapshots/{snapshot}", OPERATOR, RF_SLOW | ID, &schema_snapshot, NULL, NULL, "snapshot rm",
+	  "remove a snapshot, as GUEST NAME or GUEST/NAME; the disks keep what they hold"),
+
 	R(IMAGE_LIST, "GET", "/v1/images", VIEWER, RF_CACHED, &schema_image, NULL, &list_query, "image ls", "list images"),
 	R(IMAGE_CREATE, "POST", "/v1/images", OPERATOR, 0, &schema_image, &schema_image, NULL, "image import", "import a file as an image"),
 	R(IMAGE_GET, "GET", "/v1/images/{image}", VIEWER, RF_CACHED, &schema_image, NULL, &get_query, "image info", "show an image"),

@@ -14,7 +14,7 @@
  * - name = the {guest}, {disk}, ... of the path, percent-decoded ({disk} may be POOL/NAME); sub is
  * used by the rows below.
  *   query = a JSON object of the checked parameters (integers, booleans, strings).
- * - Objects of the kinds guest, disk, image, pool, network, forward, operation are a_put with their JSON as
+ * - Objects of the kinds guest, disk, snapshot (GUEST/NAME), image, pool, network, forward, operation are a_put with their JSON as
  * a GET shows it; kind is
  *   the object's name here, id its UUID (pool, network: the name), name its name (disk: NAME or
  *   POOL/NAME). RF_CACHED routes are
@@ -110,6 +110,7 @@ enum route_flags {
 	X(DISK_LIST) X(DISK_CREATE) X(DISK_GET) X(DISK_DELETE) X(DISK_RESIZE) X(DISK_ATTACH) \
 	X(DISK_DETACH) \
 	X(DISK_CHECK) X(DISK_MAP) X(DISK_CONVERT) X(DISK_COMMIT) X(DISK_REBASE) X(DISK_COMPARE) X(DISK_EXPORT) X(DISK_UNEXPORT) \
+	X(SNAPSHOT_LIST) X(SNAPSHOT_CREATE) X(SNAPSHOT_GET) X(SNAPSHOT_RESTORE) X(SNAPSHOT_DELETE) \
 	X(IMAGE_LIST) X(IMAGE_CREATE) X(IMAGE_GET) X(IMAGE_UPLOAD) X(IMAGE_DELETE) \
 	X(IMAGE_EXPORT) \
 	X(POOL_LIST) X(POOL_CREATE) X(POOL_GET) X(POOL_DELETE) \
@@ -147,8 +148,8 @@ extern const struct schema_route schema_routes[ROUTE_COUNT]; /* indexed by id */
 
 /* objects by name, for those that need one without a search */
 extern const struct schema_object schema_guest, schema_guest_disk, schema_guest_nic,
-    schema_guest_port, schema_disk, schema_image, schema_pool, schema_network, schema_forward,
-    schema_operation, schema_event, schema_token, schema_host;
+    schema_guest_port, schema_disk, schema_snapshot, schema_image, schema_pool, schema_network,
+    schema_forward, schema_operation, schema_event, schema_token, schema_host;
 
 /* schema_check_string() - does @s fit @f's format, length, values? 0, or -EINVAL with a sentence
  * that names the field. */

@@ -141,12 +141,37 @@ static const struct schema_field disk_fields[] = {
 	{ .name = "guest", .type = ST_STRING, .flags = RO | SF_COLUMN, .help = "guest that has it" },
 	{ .name = "state", .type = ST_STRING, .flags = RO | SF_COLUMN, .help = "ready, busy, missing or error" },
 	{ .name = "export", .type = ST_STRING, .flags = RO | SF_WIDE, .help = "where it is served over NBD, as a URI" },
+	{ .name = "snapshot", .type = ST_STRING, .flags = RO | SF_WIDE, .help = "snapshot that it is a layer of: it does not change" },
+	{ .name = "file", .type = ST_STRING, .flags = RO | SF_WIDE, .help = "its file in the pool's directory, where that is not NAME.FORMAT" },
 	{ .name = "labels", .type = ST_MAP, .flags = CR, .max = 64, .cli = "label", .help = "key=value; repeatable" },
 	{ .name = "created", .type = ST_STRING, .flags = RO | SF_WIDE, .format = "time", .help = "when it was made" },
 	{ .name = "revision", .type = ST_INT, .flags = RO, .help = "the ETag" },
 	{ 0 },
 };
 const struct schema_object schema_disk = { "disk", "disks", "A disk: a file in a pool.", disk_fields, NULL };
+
+static const struct schema_field snapshot_disk_fields[] = {
+	{ .name = "name", .type = ST_STRING, .flags = RO, .help = "name inside the guest's definition" },
+	{ .name = "disk", .type = ST_STRING, .flags = RO, .help = "the guest's disk" },
+	{ .name = "layer", .type = ST_STRING, .flags = RO, .help = "disk that holds what it held then; it may be read, compared, converted, exported and built on" },
+	{ .name = "size", .type = ST_SIZE, .flags = RO, .help = "its virtual size then" },
+	{ 0 },
+};
+static const struct schema_object schema_snapshot_disk = { "snapshot_disk", NULL, "A disk of a snapshot.", snapshot_disk_fields, NULL };
+
+static const struct schema_field snapshot_fields[] = {
+	{ .name = "guest", .type = ST_STRING, .flags = CR | SF_REQUIRED | SF_COLUMN, .format = "guest", .help = "guest whose disks it keeps" },
+	{ .name = "name", .type = ST_STRING, .flags = CR | SF_COLUMN, .format = "name", .max = 40, .help = "name, unique for the guest (default: s1, s2, ...)" },
+	{ .name = "uuid", .type = ST_STRING, .flags = RO | SF_WIDE, .format = "uuid", .help = "identity" },
+	{ .name = "state", .type = ST_STRING, .flags = RO | SF_COLUMN, .help = "busy, ready or removing" },
+	{ .name = "live", .type = ST_BOOL, .flags = RO | SF_COLUMN, .help = "taken while the guest ran: its disks are as after a power cut" },
+	{ .name = "disks", .type = ST_ARRAY, .flags = RO, .max = 64, .object = &schema_snapshot_disk, .help = "what it keeps" },
+	{ .name = "labels", .type = ST_MAP, .flags = CR, .max = 64, .cli = "label", .help = "key=value; repeatable" },
+	{ .name = "created", .type = ST_STRING, .flags = RO | SF_COLUMN, .format = "time", .help = "when it was taken" },
+	{ .name = "revision", .type = ST_INT, .flags = RO, .help = "the ETag" },
+	{ 0 },
+};
+const struct schema_object schema_snapshot = { "snapshot", "snapshots", "What the disks of a guest held at one moment.", snapshot_fields, NULL };
 
 static const struct schema_field image_fields[] = {
 	{ .name = "name", .type = ST_STRING, .flags = CR | SF_REQUIRED | SF_COLUMN, .format = "name", .help = "unique name" },
@@ -302,6 +327,6 @@ static const struct schema_field host_fields[] = {
 const struct schema_object schema_host = { "host", "hosts", "This machine.", host_fields, NULL };
 
 const struct schema_object *const schema_objects[] = {
-	&schema_guest, &schema_guest_disk, &schema_guest_nic, &schema_guest_port, &schema_disk,	  &schema_image,   &schema_pool,
+	&schema_guest, &schema_guest_disk, &schema_guest_nic, &schema_guest_port, &schema_disk,	  &schema_snapshot, &schema_snapshot_disk, &schema_image,   &schema_pool,
 	&schema_network, &schema_forward, &schema_operation, &schema_op_item,  &schema_event,	  &schema_token, &schema_host, &schema_problem, NULL,
 };

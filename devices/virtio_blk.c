@@ -457,6 +457,13 @@ int virtio_blk_resize(struct vm *vm, const char *name, uint64_t size_bytes, stru
 	return 0;
 }
 
+struct blockdev *virtio_blk_backend(struct vm *vm, const char *name)
+{
+	struct virtio_dev *vd = virtio_find(vm, name, &blk_ops);
+
+	return vd ? blk_of(vd)->bd : NULL;
+}
+
 struct blk_limit_call {
 	struct blk_dev *d;
 	uint64_t iops, bps;

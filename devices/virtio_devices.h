@@ -21,6 +21,9 @@ int virtio_blk_new(struct vm *vm, struct pci_bus *bus, const struct mc_disk *dis
 /* virtio_blk_resize() - grow disk @name of a running guest, which is told by an interrupt. Main
  * thread, machine lock not held: it waits for the file system. */
 int virtio_blk_resize(struct vm *vm, const char *name, uint64_t size_bytes, struct err *e);
+/* virtio_blk_backend() - what disk @name of the guest is on, for jobs that change what lies below it
+ * (storage/live.h); it stays the device's. NULL: there is no such disk. */
+struct blockdev *virtio_blk_backend(struct vm *vm, const char *name);
 /* virtio_blk_limit() - from now on disk @name ("": each disk) does at most @iops requests and @bps
  * bytes a second; 0: as many as it can. Main thread. */
 int virtio_blk_limit(struct vm *vm, const char *name, uint64_t iops, uint64_t bps, struct err *e);

@@ -301,10 +301,19 @@ static int args_positional(struct args *a, const char *s, struct err *e)
 {
 	const struct schema_route *r = a->route;
 
+	/* GUEST NAME is as good as GUEST/NAME */
+	if (r->resource == &schema_snapshot && a->name && !strchr(a->name, '/')) {
+		snprintf(a->joined, sizeof(a->joined), "%.100s/%.100s", a->name, s);
+		a->name = a->joined;
+		return 0;
+	}
 	if (strchr(r->path, '{') && !a->name) {
 		a->name = s;
 		return 0;
 	}
+	if (r->id == ROUTE_SNAPSHOT_CREATE && json_object_get(a->body, "guest") &&
+	    !json_object_get(a->body, "name"))
+		return args_set_body(a, schema_field_find(r->body, "name"), s, e);
 	if (r->id == ROUTE_FORWARD_CREATE && strchr(s, ':'))
 		return args_forward(a, s, e);
 	for (const struct schema_field *f = r->body && strcmp(r->method, "PATCH") ? r->body->fields

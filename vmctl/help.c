@@ -312,6 +312,7 @@ int help_completion(struct vmctl *v, int argc, char **argv)
 			       : !strcmp(r->resource->name, "disk")	 ? "disk ls"
 			       : !strcmp(r->resource->name, "image")	 ? "image ls"
 			       : !strcmp(r->resource->name, "pool")	 ? "pool ls"
+			       : !strcmp(r->resource->name, "snapshot")	 ? "snapshot ls"
 			       : !strcmp(r->resource->name, "forward")	 ? "forward ls"
 									 : "token ls");
 		else

@@ -82,6 +82,7 @@ int out_format(struct vmctl *v, const char *s, struct err *e);
 struct args {
 	const struct schema_route *route;
 	const char *name;  /* of the path parameter */
+	char joined[256];  /* name made of two words */
 	const char **rest; /* positional arguments that fill nothing: what the verb makes of them */
 	unsigned rest_count;
 	json_t *body;

@@ -23,6 +23,10 @@ const char *disk_driver(const char *format)
 void volume_file(const struct obj *o, char pool[64], char file[128])
 {
 	snprintf(pool, 64, "%.63s", jstr_or(o->doc, "pool", "default"));
+	if (o->kind == K_DISK && jstr(o->doc, "file")) {
+		snprintf(file, 128, "%.127s", jstr(o->doc, "file"));
+		return;
+	}
 	snprintf(file, 128, "%.100s.%s", jstr_or(o->doc, "name", o->name),
 		 o->kind == K_IMAGE ? "img" : jstr_or(o->doc, "format", "raw"));
 }
@@ -92,6 +96,46 @@ int disk_chain(struct core *c, struct obj *disk, struct chain_layer *l, unsigned
 	return (int)n;
 }
 
+/* The file that a new disk would have may be that of a layer of an older one: then another. */
+static void disk_pick_file(struct core *c, json_t *doc)
+{
+	char file[128], id[UUID_TEXT_LEN];
+
+	snprintf(file, sizeof(file), "%.63s.%.10s", jstr(doc, "name"), jstr(doc, "format"));
+	list_for_each (p, &c->kinds[K_DISK].all) {
+		struct obj *o = container_of(p, struct obj, node);
+
+		if (!jstr(o->doc, "file") || strcmp(jstr(o->doc, "file"), file) ||
+		    strcmp(jstr_or(o->doc, "pool", ""), jstr(doc, "pool")))
+			continue;
+		uuid_make(id);
+		snprintf(file, sizeof(file), "%.63s.%.8s.%.10s", jstr(doc, "name"), id,
+			 jstr(doc, "format"));
+		jset_str(doc, "file", file);
+		return;
+	}
+}
+
+unsigned disk_cache_number(const json_t *entry)
+{
+	const char *s = jstr_or(entry, "cache", "writeback");
+
+	return !strcmp(s, "none") ? 0 : !strcmp(s, "unsafe") ? 2 : 1;
+}
+
+int disk_no_layer(const struct obj *o, struct err *e)
+{
+	if (!jstr(o->doc, "snapshot"))
+		return 0;
+	err_set(e, EBUSY, "disk-in-snapshot",
+		"disk \"%s\" is a layer of snapshot \"%s\": it stays as it is", o->name,
+		jstr(o->doc, "snapshot"));
+	err_hint(e,
+		 "vmctl snapshot rm %s, or build a disk on it: vmctl disk create NAME --backing %s",
+		 jstr(o->doc, "snapshot"), o->name);
+	return -EBUSY;
+}
+
 struct obj *disk_record(struct core *c, const json_t *spec, const char *name, const char *owner,
 			struct err *e)
 {
@@ -144,6 +188,7 @@ struct obj *disk_record(struct core *c, const json_t *spec, const char *name, co
 	jset_str(doc, "image", jstr(spec, "image"));
 	jset_str(doc, "backing", parent && parent->kind == K_DISK ? parent->name : NULL);
 	jset_str(doc, "guest", owner);
+	disk_pick_file(c, doc);
 	if (json_object_get(spec, "labels"))
 		json_object_set(doc, "labels", json_object_get(spec, "labels"));
 	if (jint(spec, "cluster_size", 0))
@@ -324,6 +369,8 @@ int route_disk_delete(struct core *c, struct req *r, struct err *e)
 	}
 	if (!strcmp(jstr_or(o->doc, "state", ""), "busy"))
 		return err_set(e, EBUSY, "disk-busy", "disk \"%s\" is being worked on", o->name);
+	if (disk_no_layer(o, e) < 0)
+		return -e->num;
 	child = disk_child(c, o, NULL);
 	if (child && !jbool(r->query, "force", false)) {
 		err_set(e, EBUSY, "disk-is-backing", "disk \"%s\" is what disk \"%s\" is built on",
@@ -365,7 +412,8 @@ int route_disk_attach(struct core *c, struct req *r, struct err *e)
 		return -ENOENT;
 	if (!strcmp(jstr_or(o->doc, "state", ""), "busy"))
 		return err_set(e, EBUSY, "disk-busy", "disk \"%s\" is being worked on", o->name);
-	if (gstate_check(g->name, ((struct guest *)g->mem)->state, GV_ATTACH, e) < 0)
+	if (gstate_check(g->name, ((struct guest *)g->mem)->state, GV_ATTACH, e) < 0 ||
+	    disk_no_layer(o, e) < 0)
 		return -e->num;
 	if (*jstr_or(o->doc, "guest", ""))
 		return err_set(e, EBUSY, "disk-in-use", "disk \"%s\" belongs to guest \"%s\"",

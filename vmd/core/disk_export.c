@@ -15,13 +15,15 @@
 
 static int export_prepare(struct op *op, struct err *e)
 {
+	if (jbool(op->args, "writable", false) && disk_no_layer(op->target, e) < 0)
+		return -e->num;
 	return disk_take(op->c, op->target, e);
 }
 
 /* the job's word that it serves */
 static void export_serves(void *arg, uint64_t done, uint64_t total)
 {
-	struct op *op = arg;
+	struct op *op = ((struct disk_job *)arg)->op;
 	struct obj *o = op->target;
 	const char *uri = jstr(op->args, "uri");
 

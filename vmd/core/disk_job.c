@@ -30,22 +30,40 @@ static void disk_job_free(void *p)
 	free(d);
 }
 
+void disk_job_drop(struct disk_job *d)
+{
+	disk_job_free(d);
+}
+
+static void disk_job_end(struct disk_job *d, const struct err *e, json_t *out)
+{
+	struct op *op = d->op;
+
+	if (d->done) {
+		d->done(op, e, out);
+		return;
+	}
+	if (out)
+		json_object_set(op->o->doc, "result", out);
+	op_finish(op, e);
+}
+
+void disk_job_percent(struct op *op, uint64_t done, uint64_t total)
+{
+	op_progress(op, total ? (int)(done >= total ? 99 : done * 100 / total) : 0, NULL);
+}
+
 static void disk_job_progress(void *arg, uint64_t done, uint64_t total)
 {
-	struct op *op = arg;
-
-	op_progress(op, total ? (int)(done >= total ? 99 : done * 100 / total) : 0, NULL);
+	disk_job_percent(((struct disk_job *)arg)->op, done, total);
 }
 
 static void disk_job_done(void *arg, const struct err *e, json_t *out)
 {
-	struct op *op = arg;
-	struct disk_job *d = op->data;
+	struct disk_job *d = arg;
 
 	d->job = NULL;
-	if (out)
-		json_object_set(op->o->doc, "result", out);
-	op_finish(op, e);
+	disk_job_end(d, e, out);
 }
 
 void disk_job_go(struct disk_job *d)
@@ -55,11 +73,13 @@ void disk_job_go(struct disk_job *d)
 	if (op->cancelled && !d->err.num)
 		err_set(&d->err, ECANCELED, "cancelled", "%s was cancelled", d->verb);
 	if (d->err.num) {
-		op_finish(op, &d->err);
+		struct err why = d->err;
+
+		disk_job_end(d, &why, NULL);
 		return;
 	}
 	d->job = image_job_run(op->c, d->layers, d->n, d->verb, d->args,
-			       d->progress ? d->progress : disk_job_progress, disk_job_done, op);
+			       d->progress ? d->progress : disk_job_progress, disk_job_done, d);
 }
 
 static void disk_job_layer(void *arg, enum call_event ev, struct wire_buf *b, const struct err *e)
@@ -101,8 +121,7 @@ static void disk_job_open(struct disk_job *d, struct obj *o, unsigned side, unsi
 	peer_call(d->op->c->priv, MSG_p_volume_open, &m, 0, 30000, disk_job_layer, a);
 }
 
-/* the operation's job; opening starts by disk_job_side() and disk_job_add(), it runs once all are open */
-struct disk_job *disk_job_new(struct op *op, const char *verb)
+struct disk_job *disk_job_make(struct op *op, const char *verb, disk_job_done_fn *done)
 {
 	struct disk_job *d = calloc(1, sizeof(*d));
 	struct err e = { 0 };
@@ -116,8 +135,18 @@ struct disk_job *disk_job_new(struct op *op, const char *verb)
 		d->fds[i] = -1;
 	d->op = op;
 	d->verb = verb;
-	op->data = d;
-	op->free_data = disk_job_free;
+	d->done = done;
+	return d;
+}
+
+struct disk_job *disk_job_new(struct op *op, const char *verb)
+{
+	struct disk_job *d = disk_job_make(op, verb, NULL);
+
+	if (d) {
+		op->data = d;
+		op->free_data = disk_job_free;
+	}
 	return d;
 }
 
@@ -135,8 +164,10 @@ void disk_job_side(struct disk_job *d, struct obj *o, unsigned side, unsigned wr
 /* a chain that cannot be opened: nothing is under way that would end the operation */
 void disk_job_sent(struct disk_job *d)
 {
+	struct err why = d->err;
+
 	if (!d->open)
-		op_finish(d->op, d->err.num ? &d->err : NULL);
+		disk_job_end(d, why.num ? &why : NULL, NULL);
 }
 
 /* ---- who may be worked on ---- */
@@ -150,6 +181,8 @@ int disk_take(struct core *c, struct obj *o, struct err *e)
 	if (strcmp(jstr_or(o->doc, "state", ""), "ready"))
 		return err_set(e, EBUSY, "disk-busy", "disk \"%s\" is %s", o->name,
 			       jstr_or(o->doc, "state", "?"));
+	if (jstr(o->doc, "snapshot")) /* any number may read it; who would change it asks first */
+		return 0;
 	saved = guest_saved_with(c, o);
 	if (saved) {
 		const char *name = jstr_or(saved->doc, "name", "?");
@@ -172,6 +205,26 @@ int disk_take(struct core *c, struct obj *o, struct err *e)
 	json_object_set_new(o->doc, "state", json_string("busy"));
 	obj_put(c, o, PUT_ASKED);
 	return 0;
+}
+
+/* as disk_take(), of one that is changed */
+static int disk_take_write(struct core *c, struct obj *o, struct err *e)
+{
+	int r = disk_no_layer(o, e);
+
+	return r < 0 ? r : disk_take(c, o, e);
+}
+
+bool disk_has_reader(struct core *c, const struct obj *o)
+{
+	list_for_each (p, &c->kinds[K_OPERATION].all) {
+		const struct op *op = container_of(p, struct obj, node)->mem;
+
+		if (op && !op->finished &&
+		    (op->target == o || !strcmp(jstr_or(op->args, "other", ""), o->name)))
+			return true;
+	}
+	return false;
 }
 
 void disk_let_go(struct core *c, struct obj *o)
@@ -206,6 +259,13 @@ static int disk_take_other(struct op *op, struct obj *o, struct err *e)
 static int disk_job_prepare(struct op *op, struct err *e)
 {
 	return disk_take(op->c, op->target, e);
+}
+
+static int check_prepare(struct op *op, struct err *e)
+{
+	bool mends = strcmp(jstr_or(op->args, "repair", "no"), "no") != 0;
+
+	return mends ? disk_take_write(op->c, op->target, e) : disk_take(op->c, op->target, e);
 }
 
 static void disk_ready(struct op *op)
@@ -252,7 +312,7 @@ static void map_run(struct op *op)
 	disk_job_sent(d);
 }
 
-const struct op_ops op_disk_check = { "disk-check", false,	    disk_job_prepare, check_run,
+const struct op_ops op_disk_check = { "disk-check", false,	    check_prepare,  check_run,
 				      disk_ready,   disk_job_abort, disk_job_cancel };
 const struct op_ops op_disk_map = { "disk-map", false,		disk_job_prepare, map_run,
 				    disk_ready, disk_job_abort, disk_job_cancel };
@@ -289,7 +349,7 @@ static int resize_prepare(struct op *op, struct err *e)
 		err_hint(e, "stop the guest and use --shrink");
 		return -EINVAL;
 	}
-	return disk_live_guest(op) ? 0 : disk_job_prepare(op, e);
+	return disk_live_guest(op) ? 0 : disk_take_write(op->c, op->target, e);
 }
 
 static void resize_live_done(void *arg, enum call_event ev, struct wire_buf *b, const struct err *e)
@@ -417,7 +477,9 @@ static int commit_prepare(struct op *op, struct err *e)
 		err_hint(e, "vmctl disk rebase %s, then commit", child->name);
 		return -EBUSY;
 	}
-	r = disk_take(op->c, o, e);
+	if (disk_no_layer(into, e) < 0)
+		return -e->num;
+	r = disk_take_write(op->c, o, e);
 	return r ? r : disk_take_other(op, into, e);
 }
 
@@ -488,7 +550,7 @@ static int rebase_prepare(struct op *op, struct err *e)
 	}
 	r = rebase_parent(op, &parent, e);
 	if (!r)
-		r = disk_take(op->c, op->target, e);
+		r = disk_take_write(op->c, op->target, e);
 	if (!r && parent && parent->kind == K_DISK)
 		r = disk_take_other(op, parent, e);
 	return r;

@@ -98,6 +98,7 @@ int route_guest_rename(struct core *c, struct req *r, struct err *e)
 	}
 	obj_put(c, o, PUT_ASKED);
 	guest_ports_follow(c, old, name);
+	snapshots_follow(c, o, name);
 	if (req_dry(r, o))
 		return 0;
 	forwards_guest(c, o);
@@ -202,6 +203,7 @@ static void delete_run(struct op *op)
 			obj_put(c, d, PUT_FACT);
 		}
 	}
+	snapshots_guest_gone(c, o, jbool(op->args, "keep_disks", false));
 	guest_saved_drop(g);
 	event_add(c, "guest.removed", "guest", name, "removed for good");
 	guest_release_addresses(c, o->doc);

@@ -223,7 +223,7 @@ static int start_disks(struct start *s, struct err *e)
 	json_array_foreach(json_object_get(s->g->o->doc, "disks"), i, d)
 	{
 		struct obj *disk = disk_find(c, jstr_or(d, "disk", ""), e);
-		struct chain_layer layers[16];
+		struct chain_layer layers[DISK_CHAIN_MAX];
 		bool ro = jbool(d, "read_only", false);
 		int n;
 

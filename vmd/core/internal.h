@@ -32,7 +32,18 @@ struct guest;
 struct peer;
 struct undo;
 
-enum kind { K_GUEST, K_DISK, K_IMAGE, K_POOL, K_NETWORK, K_FORWARD, K_OPERATION, K_TOKEN, K_COUNT };
+enum kind {
+	K_GUEST,
+	K_DISK,
+	K_IMAGE,
+	K_SNAPSHOT,
+	K_POOL,
+	K_NETWORK,
+	K_FORWARD,
+	K_OPERATION,
+	K_TOKEN,
+	K_COUNT
+};
 
 /* ---- json.c: short-hand; absent members read as NULL, the default, false ---- */
 const char *jstr(const json_t *o, const char *key);
@@ -349,7 +360,7 @@ struct chain_layer {
 	struct obj *o;
 	bool image;
 };
-#define DISK_CHAIN_MAX 16
+#define DISK_CHAIN_MAX 64
 /* disk_chain() - @disk and what it is built on, top first. All must be ready; @for_job: or busy, which
  * is what the job made them. Return: layers, or -errno. */
 int disk_chain(struct core *c, struct obj *disk, struct chain_layer *l, unsigned max, bool for_job,
@@ -359,6 +370,16 @@ struct obj *disk_child(struct core *c, const struct obj *o, const struct obj *bu
 /* how priv opens a volume (p_volume_open's mode) */
 enum volume_mode { VOLUME_READ, VOLUME_WRITE, VOLUME_CREATE };
 struct obj *disk_find(struct core *c, const char *name, struct err *e);
+/* disk_cache_number() - of a guest's entry of a disk: enum blk_cache */
+unsigned disk_cache_number(const json_t *entry);
+/* disk_no_layer() - -EBUSY where @o is a snapshot's layer, which nothing may change */
+int disk_no_layer(const struct obj *o, struct err *e);
+/* ---- snapshot.c ---- */
+/* snapshots_follow() - @guest is named @name from now on */
+void snapshots_follow(struct core *c, const struct obj *guest, const char *name);
+/* snapshots_guest_gone() - @guest is removed, its disks were; so are its snapshots, and the layers that
+ * nothing is built on, unless @keep_disks */
+void snapshots_guest_gone(struct core *c, const struct obj *guest, bool keep_disks);
 /* disk_make() - file of @disk (record there already) is created; calls back once. */
 void disk_make(struct core *c, struct obj *disk, void (*done)(void *arg, const struct err *e),
 	       void *arg);
@@ -410,7 +431,8 @@ route_fn route_guest_create, route_guest_patch, route_guest_delete, route_guest_
 route_fn route_disk_create, route_disk_delete, route_disk_resize, route_disk_attach,
     route_disk_detach, route_disk_check, route_disk_map, route_disk_convert, route_disk_commit,
     route_disk_rebase, route_disk_compare, route_disk_export, route_disk_unexport,
-    route_image_create, route_image_upload, route_image_delete, route_image_export;
+    route_snapshot_create, route_snapshot_restore, route_snapshot_delete, route_image_create,
+    route_image_upload, route_image_delete, route_image_export;
 route_fn route_pool_create, route_pool_get, route_pool_delete, route_net_create, route_net_delete,
     route_net_leases, route_forward_create, route_forward_delete, route_op_cancel, route_token_list,
     route_token_create, route_token_delete, route_host_get, route_top, route_doctor, route_metrics,
@@ -419,7 +441,8 @@ route_fn route_pool_create, route_pool_get, route_pool_delete, route_net_create,
 extern const struct op_ops op_guest_create, op_guest_start, op_guest_stop, op_guest_restart,
     op_guest_reset, op_guest_pause, op_guest_resume, op_guest_delete, op_guest_save, op_disk_create,
     op_disk_resize, op_disk_check, op_disk_map, op_disk_convert, op_disk_commit, op_disk_rebase,
-    op_disk_compare, op_disk_export, op_image_upload;
+    op_disk_compare, op_disk_export, op_snapshot_create, op_snapshot_restore, op_snapshot_rm,
+    op_image_upload;
 extern const struct op_ops *const op_table[];
 
 /* ---- the daemon ---- */

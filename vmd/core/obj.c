@@ -32,9 +32,9 @@ struct undo {
 };
 
 static const char *const kind_names[K_COUNT] = {
-	[K_GUEST] = "guest",	     [K_DISK] = "disk",	      [K_IMAGE] = "image",
-	[K_POOL] = "pool",	     [K_NETWORK] = "network", [K_FORWARD] = "forward",
-	[K_OPERATION] = "operation", [K_TOKEN] = "token",
+	[K_GUEST] = "guest",	 [K_SNAPSHOT] = "snapshot",   [K_DISK] = "disk",
+	[K_IMAGE] = "image",	 [K_POOL] = "pool",	      [K_NETWORK] = "network",
+	[K_FORWARD] = "forward", [K_OPERATION] = "operation", [K_TOKEN] = "token",
 };
 
 const char *kind_name(enum kind k)

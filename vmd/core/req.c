@@ -146,9 +146,9 @@ bool req_dry(struct req *r, struct obj *o)
 
 void req_obj(struct req *r, unsigned status, struct obj *o)
 {
-	static const char *const plural[K_COUNT] = {
-		"guests", "disks", "images", "pools", "networks", "forwards", "operations", "tokens"
-	};
+	static const char *const plural[K_COUNT] = { "guests",	  "disks",	"images",
+						     "snapshots", "pools",	"networks",
+						     "forwards",  "operations", "tokens" };
 	char where[256];
 
 	snprintf(where, sizeof(where), "/v1/%s/%s", plural[o->kind], *o->name ? o->name : o->id);

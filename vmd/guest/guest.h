@@ -22,8 +22,9 @@
 #include "vmd/proto.h"
 #include "vmd/roles.h"
 
-struct guest_config; /* config.c */
-struct guest_save;   /* save.c */
+struct guest_config;   /* config.c */
+struct guest_save;     /* save.c */
+struct guest_disk_job; /* disk_job.c */
 
 struct guest {
 	struct loop *loop;
@@ -44,10 +45,11 @@ struct guest {
 	char event_kind[32], event_text[400];
 	bool event_untold;
 	bool quitting;
-	bool reboot_stops;	 /* the guest's reboot stops it */
-	struct guest_save *save; /* under way, or NULL */
-	bool quiet;		 /* devices are quiesced: a start lets them go on */
-	char jail[400];		 /* which layers hold, for info */
+	bool reboot_stops;		 /* the guest's reboot stops it */
+	struct guest_save *save;	 /* under way, or NULL */
+	struct guest_disk_job *disk_job; /* the one under way, or what became of the last */
+	bool quiet;			 /* devices are quiesced: a start lets them go on */
+	char jail[400];			 /* which layers hold, for info */
 };
 
 /* ---- link.c ---- */
@@ -102,6 +104,13 @@ void guest_save(struct guest *g, uint32_t id, struct msg_g_save *m);
 void guest_save_wait(struct guest *g); /* before the VM goes: the writer has ended */
 /* guest_load() - into a built VM that never ran: RAM, then vCPUs and devices. */
 int guest_load(struct guest *g, int state_fd, int memory_fd, struct err *e);
+
+/* ---- disk_job.c: each takes the message's descriptor on success ---- */
+int guest_disk_overlay(struct guest *g, struct msg_g_disk_overlay *m, struct err *e);
+void guest_disk_job(struct guest *g, uint32_t id, struct msg_g_disk_job *m); /* replies when over */
+void guest_disk_cancel(struct guest *g, const char *job);
+bool guest_disk_job_runs(const struct guest *g);
+void guest_disk_job_end(struct guest *g); /* before the VM goes: cancelled, ended, forgotten */
 
 /* ---- lockdown.c: what the process gives up once it holds all it needs ---- */
 int guest_lockdown(struct guest *g, struct err *e);

@@ -76,6 +76,20 @@ static void link_build(struct guest *g, struct wire_buf *b)
 		guest_tell(g, "accel-failed", e.detail);
 }
 
+static void link_disk_job(struct guest *g, struct wire_buf *b)
+{
+	struct msg_g_disk_job m;
+	struct err e = { 0 };
+
+	if (msg_g_disk_job_decode(&m, b) < 0) {
+		err_set(&e, EPROTO, "bad-message", "malformed g_disk_job");
+		guest_reply(g, b->id, &e);
+		return;
+	}
+	guest_disk_job(g, b->id, &m);
+	msg_g_disk_job_close(&m);
+}
+
 static void link_save(struct guest *g, struct wire_buf *b)
 {
 	struct msg_g_save m;
@@ -133,12 +147,17 @@ static void link_message(void *arg, struct wire_conn *c, struct wire_buf *b)
 		LINK_CASE(g_load, guest_config_load(g, &m, &e))
 		LINK_CASE(g_disk_resize, guest_disk_resize(g, &m, &e))
 		LINK_CASE(g_disk_limit, virtio_blk_limit(g->vm, m.name, m.iops, m.bps, &e))
+		LINK_CASE(g_disk_overlay, guest_disk_overlay(g, &m, &e))
+		LINK_CASE(g_disk_cancel, guest_disk_cancel(g, m.job))
 		LINK_CASE(g_start, guest_start(g, &e))
 		LINK_CASE(g_power_button, guest_power_button(g))
 		LINK_CASE(g_console, guest_console(g, &m, &e))
 		LINK_CASE(g_port_replace, guest_port_replace(g, &m, &e))
 	case MSG_g_build:
 		link_build(g, b);
+		break;
+	case MSG_g_disk_job:
+		link_disk_job(g, b);
 		break;
 	case MSG_g_save:
 		link_save(g, b);

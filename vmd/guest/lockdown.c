@@ -70,8 +70,10 @@ static const uint32_t lockdown_vcpu_ioctls[] = { LOCKDOWN_KVM_VCPU, LOCKDOWN_KVM
 static const uint32_t lockdown_clone[] = { CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND |
 					   CLONE_THREAD | CLONE_SYSVSEM | CLONE_SETTLS |
 					   CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID };
-static const uint32_t lockdown_fcntl[] = { F_GETFL,	    F_SETFL,	 F_GETFD,    F_SETFD,
-					   F_DUPFD_CLOEXEC, F_ADD_SEALS, F_GET_SEALS };
+static const uint32_t lockdown_fcntl[] = { F_GETFL, F_SETFL, F_GETFD, F_SETFD, F_DUPFD_CLOEXEC,
+					   F_ADD_SEALS, F_GET_SEALS,
+					   /* a disk's new layer is locked, its old one let go */
+					   F_OFD_SETLK, F_OFD_GETLK };
 static const uint32_t lockdown_prctl[] = { PR_SET_NAME };
 static const uint32_t lockdown_empty_path[] = { AT_EMPTY_PATH };
 static const uint32_t lockdown_sol_socket[] = { SOL_SOCKET };

@@ -279,6 +279,7 @@ static void guest_quit_parked(void *arg)
 	free(d);
 	if (g->vm) {
 		guest_save_wait(g);
+		guest_disk_job_end(g);
 		g->machine->destroy(g->vm);
 		vm_free(g->vm); /* closes the disks, which flushes them */
 		g->vm = NULL;

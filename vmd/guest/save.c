@@ -235,6 +235,9 @@ void guest_save(struct guest *g, uint32_t id, struct msg_g_save *m)
 		err_set(&e, EBUSY, "save-under-way", "guest %s is being saved already", g->name);
 	else if (g->phase == GUEST_STOPPED || g->quitting)
 		err_set(&e, EINVAL, "guest-stopped", "guest %s has stopped", g->name);
+	else if (guest_disk_job_runs(g))
+		err_set(&e, EBUSY, "disk-job-under-way", "guest %s: its disks are being worked on",
+			g->name);
 	else if (m->state_fd < 0 || m->memory_fd < 0)
 		err_set(&e, EINVAL, "no-descriptor", "guest %s: a save needs two files", g->name);
 	else if (!(s = calloc(1, sizeof(*s))))
