@@ -113,7 +113,7 @@ static const struct sandbox_rule lockdown_main[] = {
 	SB_ARG_IN(fcntl, 1, lockdown_fcntl, ARRAY_SIZE(lockdown_fcntl)),
 	SB_ARG_IN(clone, 0, lockdown_clone, ARRAY_SIZE(lockdown_clone)),
 	SB_ARG_IN(getsockopt, 1, lockdown_sol_socket, ARRAY_SIZE(lockdown_sol_socket)),
-	SB_ALLOW(accept4), SB_ALLOW(shutdown), SB_ALLOW(dup), SB_ALLOW(eventfd2), SB_ALLOW(epoll_create1),
+	SB_ALLOW(accept4), SB_ALLOW(shutdown), SB_ALLOW(dup), SB_ALLOW(dup3), SB_ALLOW(eventfd2), SB_ALLOW(epoll_create1),
 	SB_ALLOW(timerfd_create), SB_ALLOW(signalfd4), SB_ALLOW(rt_sigaction), SB_ALLOW(memfd_create),
 	SB_ALLOW(mincore), SB_ALLOW(msync), SB_ALLOW(getuid), SB_ALLOW(uname), SB_ALLOW(sysinfo),
 	SB_END,
