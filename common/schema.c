@@ -80,6 +80,15 @@ static const struct schema_field convert_body_fields[] = {
 };
 BODY(convert_body);
 
+static const struct schema_field clone_body_fields[] = {
+	{ .name = "name", .type = ST_STRING, .flags = C | SF_REQUIRED, .max = 127, .cli = "name", .help = "name of the new disk; {n} or {n:04} in it is the number of each" },
+	{ .name = "count", .type = ST_INT, .flags = C, .min = 1, .max = 10000, .cli = "count", .dflt = "1", .help = "how many (default 1)" },
+	{ .name = "pool", .type = ST_STRING, .flags = C, .format = "name", .cli = "pool", .help = "pool of the new disks (default: that of the source)" },
+	{ .name = "labels", .type = ST_MAP, .flags = C, .max = 64, .cli = "label", .help = "key=value; repeatable" },
+	{ 0 },
+};
+BODY(clone_body);
+
 static const struct schema_field rebase_body_fields[] = {
 	{ .name = "backing", .type = ST_STRING, .flags = C, .format = "volume", .cli = "backing", .help = "disk to build it on" },
 	{ .name = "image", .type = ST_STRING, .flags = C, .format = "name", .cli = "image", .help = "image to build it on (neither: it stands alone)" },
@@ -212,6 +221,8 @@ const struct schema_route schema_routes[ROUTE_COUNT] = {
 	R(DISK_CHECK, "POST", "/v1/disks/{disk}/check", OPERATOR, RF_SLOW, &schema_disk, &check_body, NULL, "disk check", "check a disk's metadata"),
 	R(DISK_MAP, "POST", "/v1/disks/{disk}/map", OPERATOR, RF_SLOW, &schema_disk, NULL, NULL, "disk map", "show which parts of a disk are allocated, and where"),
 	R(DISK_CONVERT, "POST", "/v1/disks/{disk}/convert", OPERATOR, RF_SLOW, &schema_disk, &convert_body, NULL, "disk convert", "copy a disk into another format"),
+	R(DISK_CLONE, "POST", "/v1/disks/{disk}/clone", OPERATOR, RF_SLOW, &schema_disk, &clone_body, NULL, "disk clone",
+	  "make overlays over a disk, a snapshot's layer or an image, any number at once; the full copy is disk convert"),
 	R(DISK_COMMIT, "POST", "/v1/disks/{disk}/commit", OPERATOR, RF_SLOW, &schema_disk, NULL, NULL, "disk commit", "write what a disk holds into the disk that it is built on"),
 	R(DISK_REBASE, "POST", "/v1/disks/{disk}/rebase", OPERATOR, RF_SLOW, &schema_disk, &rebase_body, NULL, "disk rebase", "build a disk on another, or on nothing, with the same content"),
 	R(DISK_COMPARE, "POST", "/v1/disks/{disk}/compare", OPERATOR, RF_SLOW, &schema_disk, &compare_body, NULL, "disk compare", "do two disks hold the same? Exit status 1: they differ"),

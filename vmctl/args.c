@@ -311,7 +311,8 @@ static int args_positional(struct args *a, const char *s, struct err *e)
 		a->name = s;
 		return 0;
 	}
-	if (r->id == ROUTE_SNAPSHOT_CREATE && json_object_get(a->body, "guest") &&
+	if (((r->id == ROUTE_SNAPSHOT_CREATE && json_object_get(a->body, "guest")) ||
+	     r->id == ROUTE_DISK_CLONE) &&
 	    !json_object_get(a->body, "name"))
 		return args_set_body(a, schema_field_find(r->body, "name"), s, e);
 	if (r->id == ROUTE_FORWARD_CREATE && strchr(s, ':'))
@@ -332,6 +333,7 @@ bool args_many(const struct schema_route *r)
 	case ROUTE_GUEST_LOGS:
 	case ROUTE_IMAGE_EXPORT:
 	case ROUTE_NET_LEASES:
+	case ROUTE_DISK_CLONE:
 		return false;
 	default:
 		break;

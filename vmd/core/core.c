@@ -193,6 +193,7 @@ void core_free(struct core *c)
 	json_decref(c->settings);
 	json_decref(c->macs);
 	json_decref(c->ips);
+	json_decref(c->disk_files);
 	free(c->uid_used);
 	free(c);
 }

@@ -96,24 +96,40 @@ int disk_chain(struct core *c, struct obj *disk, struct chain_layer *l, unsigned
 	return (int)n;
 }
 
+void disk_file_taken(struct core *c, const char *pool, const char *file)
+{
+	char path[256];
+
+	if (!c->disk_files) {
+		c->disk_files = json_object();
+		list_for_each (p, &c->kinds[K_DISK].all) {
+			struct obj *o = container_of(p, struct obj, node);
+
+			if (jstr(o->doc, "file"))
+				disk_file_taken(c, jstr_or(o->doc, "pool", "default"),
+						jstr(o->doc, "file"));
+		}
+	}
+	snprintf(path, sizeof(path), "%s/%s", pool, file);
+	if (*file)
+		json_object_set_new(c->disk_files, path, json_true());
+}
+
 /* The file that a new disk would have may be that of a layer of an older one: then another. */
 static void disk_pick_file(struct core *c, json_t *doc)
 {
-	char file[128], id[UUID_TEXT_LEN];
+	char path[256], file[128], id[UUID_TEXT_LEN];
 
-	snprintf(file, sizeof(file), "%.63s.%.10s", jstr(doc, "name"), jstr(doc, "format"));
-	list_for_each (p, &c->kinds[K_DISK].all) {
-		struct obj *o = container_of(p, struct obj, node);
-
-		if (!jstr(o->doc, "file") || strcmp(jstr(o->doc, "file"), file) ||
-		    strcmp(jstr_or(o->doc, "pool", ""), jstr(doc, "pool")))
-			continue;
-		uuid_make(id);
-		snprintf(file, sizeof(file), "%.63s.%.8s.%.10s", jstr(doc, "name"), id,
-			 jstr(doc, "format"));
-		jset_str(doc, "file", file);
+	disk_file_taken(c, "", ""); /* only known from now on */
+	snprintf(path, sizeof(path), "%s/%.63s.%.10s", jstr(doc, "pool"), jstr(doc, "name"),
+		 jstr(doc, "format"));
+	if (!json_object_get(c->disk_files, path))
 		return;
-	}
+	uuid_make(id);
+	snprintf(file, sizeof(file), "%.63s.%.8s.%.10s", jstr(doc, "name"), id,
+		 jstr(doc, "format"));
+	jset_str(doc, "file", file);
+	disk_file_taken(c, jstr(doc, "pool"), file);
 }
 
 unsigned disk_cache_number(const json_t *entry)

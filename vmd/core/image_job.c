@@ -15,7 +15,6 @@
 #include "vmd/core/internal.h"
 
 #define JOBS_MAX       16
-#define JOB_LAYERS     (2 * DISK_CHAIN_MAX + 1)
 #define JOB_OUTPUT_MAX (4u << 20)
 #define JOB_TIMEOUT_MS (3600u * 1000)
 
@@ -24,8 +23,8 @@ struct image_job {
 	struct core *c;
 	struct peer *link;
 	char id[UUID_TEXT_LEN], verb[32], args[1024];
-	struct job_layer layers[JOB_LAYERS];
-	char labels[JOB_LAYERS][160];
+	struct job_layer *layers;
+	char (*labels)[160];
 	unsigned n;
 	struct text out;
 	int pidfd;
@@ -38,6 +37,15 @@ struct image_job {
 };
 
 static void job_next(struct core *c);
+
+static void job_free(struct image_job *j)
+{
+	if (!j)
+		return;
+	free(j->layers);
+	free(j->labels);
+	free(j);
+}
 
 static void job_end(struct image_job *j, const struct err *e)
 {
@@ -55,7 +63,7 @@ static void job_end(struct image_job *j, const struct err *e)
 	j->done(j->arg, e, out);
 	json_decref(out);
 	text_free(&j->out);
-	free(j);
+	job_free(j);
 	job_next(c);
 }
 
@@ -176,10 +184,15 @@ struct image_job *image_job_run(struct core *c, const struct job_layer *l, unsig
 				const char *verb, const char *args, job_progress_fn *progress,
 				job_fn *done, void *arg)
 {
-	struct image_job *j = n <= JOB_LAYERS ? calloc(1, sizeof(*j)) : NULL;
+	struct image_job *j = calloc(1, sizeof(*j));
 	struct err e = { 0 };
 
-	if (!j) {
+	if (j) {
+		j->layers = calloc(n, sizeof(*j->layers));
+		j->labels = calloc(n, sizeof(*j->labels));
+	}
+	if (!j || !j->layers || !j->labels) {
+		job_free(j);
 		err_set(&e, ENOMEM, "no-memory", "no memory for an image job");
 		done(arg, &e, NULL);
 		return NULL;

@@ -372,6 +372,8 @@ enum volume_mode { VOLUME_READ, VOLUME_WRITE, VOLUME_CREATE };
 struct obj *disk_find(struct core *c, const char *name, struct err *e);
 /* disk_cache_number() - of a guest's entry of a disk: enum blk_cache */
 unsigned disk_cache_number(const json_t *entry);
+/* disk_file_taken() - a disk is in the pool's file @file, which is not named after it */
+void disk_file_taken(struct core *c, const char *pool, const char *file);
 /* disk_no_layer() - -EBUSY where @o is a snapshot's layer, which nothing may change */
 int disk_no_layer(const struct obj *o, struct err *e);
 /* ---- snapshot.c ---- */
@@ -430,7 +432,7 @@ route_fn route_guest_create, route_guest_patch, route_guest_delete, route_guest_
     route_guest_console_ticket, route_guest_console;
 route_fn route_disk_create, route_disk_delete, route_disk_resize, route_disk_attach,
     route_disk_detach, route_disk_check, route_disk_map, route_disk_convert, route_disk_commit,
-    route_disk_rebase, route_disk_compare, route_disk_export, route_disk_unexport,
+    route_disk_rebase, route_disk_compare, route_disk_export, route_disk_unexport, route_disk_clone,
     route_snapshot_create, route_snapshot_restore, route_snapshot_delete, route_image_create,
     route_image_upload, route_image_delete, route_image_export;
 route_fn route_pool_create, route_pool_get, route_pool_delete, route_net_create, route_net_delete,
@@ -441,8 +443,8 @@ route_fn route_pool_create, route_pool_get, route_pool_delete, route_net_create,
 extern const struct op_ops op_guest_create, op_guest_start, op_guest_stop, op_guest_restart,
     op_guest_reset, op_guest_pause, op_guest_resume, op_guest_delete, op_guest_save, op_disk_create,
     op_disk_resize, op_disk_check, op_disk_map, op_disk_convert, op_disk_commit, op_disk_rebase,
-    op_disk_compare, op_disk_export, op_snapshot_create, op_snapshot_restore, op_snapshot_rm,
-    op_image_upload;
+    op_disk_compare, op_disk_export, op_disk_clone, op_snapshot_create, op_snapshot_restore,
+    op_snapshot_rm, op_image_upload;
 extern const struct op_ops *const op_table[];
 
 /* ---- the daemon ---- */
@@ -488,6 +490,8 @@ struct core {
 	} part;				       /* of the round: the request being handled */
 	bool nets_stale;    /* how many guests are on each network is counted anew */
 	json_t *macs, *ips; /* sets: who has it */
+	json_t *
+	    disk_files; /* set: POOL/FILE of disks that are not named after it; NULL: not known yet */
 	uint8_t *uid_used;
 	unsigned uid_slots;
 	json_t *settings;

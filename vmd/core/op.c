@@ -19,29 +19,12 @@
 #define OPS_KEEP 1000
 
 const struct op_ops *const op_table[] = {
-	&op_guest_create,
-	&op_guest_start,
-	&op_guest_stop,
-	&op_guest_restart,
-	&op_guest_reset,
-	&op_guest_pause,
-	&op_guest_resume,
-	&op_guest_delete,
-	&op_guest_save,
-	&op_disk_create,
-	&op_disk_resize,
-	&op_disk_check,
-	&op_disk_map,
-	&op_disk_convert,
-	&op_disk_commit,
-	&op_disk_rebase,
-	&op_disk_compare,
-	&op_disk_export,
-	&op_image_upload,
-	&op_snapshot_create,
-	&op_snapshot_restore,
-	&op_snapshot_rm,
-	NULL,
+	&op_guest_create, &op_guest_start,	&op_guest_stop,	  &op_guest_restart,
+	&op_guest_reset,  &op_guest_pause,	&op_guest_resume, &op_guest_delete,
+	&op_guest_save,	  &op_disk_create,	&op_disk_resize,  &op_disk_check,
+	&op_disk_map,	  &op_disk_convert,	&op_disk_commit,  &op_disk_rebase,
+	&op_disk_compare, &op_disk_export,	&op_image_upload, &op_snapshot_create,
+	&op_disk_clone,	  &op_snapshot_restore, &op_snapshot_rm,  NULL,
 };
 
 static struct obj *op_target_find(struct core *c, const char *id)

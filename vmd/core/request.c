@@ -45,6 +45,7 @@ static route_fn *const request_routes[ROUTE_COUNT] = {
 	[ROUTE_DISK_CHECK] = route_disk_check,
 	[ROUTE_DISK_MAP] = route_disk_map,
 	[ROUTE_DISK_CONVERT] = route_disk_convert,
+	[ROUTE_DISK_CLONE] = route_disk_clone,
 	[ROUTE_DISK_COMMIT] = route_disk_commit,
 	[ROUTE_DISK_REBASE] = route_disk_rebase,
 	[ROUTE_DISK_COMPARE] = route_disk_compare,

@@ -419,6 +419,7 @@ static struct obj *create_layer(struct op *op, struct obj *disk, const json_t *d
 	jset_str(doc, "name", jstr(d, "layer"));
 	jset_str(doc, "uuid", id);
 	jset_str(doc, "file", file);
+	disk_file_taken(c, pool, file);
 	jset_str(doc, "guest", NULL);
 	jset_str(doc, "export", NULL);
 	jset_str(doc, "snapshot", snap_obj(op)->name);

@@ -34,7 +34,8 @@
 #include "storage/nbd_server.h"
 #include "vmd/proto.h"
 
-#define IMAGE_SIDES 2
+#define IMAGE_SIDES	 2
+#define IMAGE_LAYERS_MAX 512 /* files of one job; a chain is bounded by blk_open() */
 
 struct image_job {
 	struct loop *loop;
@@ -72,7 +73,7 @@ static const struct sandbox_rule image_calls[] = {
 	SB_ALLOW(read), SB_ALLOW(write), SB_ALLOW(readv), SB_ALLOW(writev), SB_ALLOW(pread64), SB_ALLOW(pwrite64),
 	SB_ALLOW(preadv), SB_ALLOW(pwritev), SB_ALLOW(preadv2), SB_ALLOW(pwritev2), SB_ALLOW(lseek), SB_ALLOW(fstat),
 	SB_ARG_IN(newfstatat, 3, image_empty_path, ARRAY_SIZE(image_empty_path)), SB_ALLOW(fallocate), SB_ALLOW(ftruncate), SB_ALLOW(fsync),
-	SB_ALLOW(fdatasync), SB_ALLOW(sync_file_range), SB_ALLOW(fadvise64), SB_ALLOW(copy_file_range), SB_ALLOW(flock), SB_ALLOW(fstatfs),
+	SB_ALLOW(fdatasync), SB_ALLOW(syncfs), SB_ALLOW(sync_file_range), SB_ALLOW(fadvise64), SB_ALLOW(copy_file_range), SB_ALLOW(flock), SB_ALLOW(fstatfs),
 	SB_ARG_IN(utimensat, 1, image_no_path, ARRAY_SIZE(image_no_path)), /* futimens() */
 	SB_ALLOW(close), SB_ALLOW(dup), SB_ARG_IN(fcntl, 1, image_fcntl, ARRAY_SIZE(image_fcntl)),
 	SB_ARG_IN(prctl, 0, image_prctl, ARRAY_SIZE(image_prctl)), SB_ARG_IN(clone, 0, image_clone, ARRAY_SIZE(image_clone)),
@@ -154,6 +155,27 @@ static int image_create(struct image_job *j, struct err *e)
 	}
 	if (fsync(l->fd) < 0)
 		return err_set(e, errno, "create-failed", "%s: %s", l->label, strerror(errno));
+	return 0;
+}
+
+/* image_create_many() - each layer is a new image, all alike; durable at one stroke. */
+static int image_create_many(struct image_job *j, struct err *e)
+{
+	char backing[256], format[256];
+	struct qcow2_create c = image_create_args(j, backing, format);
+
+	for (unsigned i = 0; i < j->nlayers[0]; i++) {
+		int ret = qcow2_create(j->layers[0][i].fd, &c, e);
+
+		if (ret < 0)
+			return ret;
+		image_progress(j, i, j->nlayers[0]);
+		if (atomic_load(&j->cancel))
+			return -ECANCELED;
+	}
+	if (syncfs(j->layers[0][0].fd) < 0)
+		return err_set(e, errno, "create-failed", "the new disks cannot be made stable: %s",
+			       strerror(errno));
 	return 0;
 }
 
@@ -303,11 +325,10 @@ static int image_verb(struct image_job *j, struct err *e)
 			      .cancel = &j->cancel,
 			      .threads = (unsigned)image_arg_u64(j, "threads"),
 			      .max_output_bytes = image_arg_u64(j, "quota") };
-	static const char *const verbs[] = { "create",	"import",	   "convert",
-					     "info",	"check",	   "map",
-					     "resize",	"commit",	   "compare",
-					     "rebase",	"snapshot-delete", "bitmap",
-					     "compact", "export",	   NULL };
+	static const char *const verbs[] = { "create", "create-many", "import", "convert",
+					     "info",   "check",	      "map",	"resize",
+					     "commit", "compare",     "rebase", "snapshot-delete",
+					     "bitmap", "compact",     "export", NULL };
 	const char *v = j->run.verb;
 	char name[256], format[256];
 	int ret;
@@ -316,6 +337,8 @@ static int image_verb(struct image_job *j, struct err *e)
 		return err_set(e, EINVAL, "no-image", "the job has no image");
 	if (!strcmp(v, "create"))
 		return image_create(j, e);
+	if (!strcmp(v, "create-many"))
+		return image_create_many(j, e);
 	if (!strcmp(v, "export"))
 		return image_export(j, e);
 	if (!strcmp(v, "import") || !strcmp(v, "convert"))
@@ -426,7 +449,7 @@ static void image_tick(void *arg)
 static int image_add_layer(struct image_job *j, struct msg_i_layer *m, struct err *e)
 {
 	if (m->side >= IMAGE_SIDES || m->fd < 0 || j->running || m->layer != j->nlayers[m->side] ||
-	    m->layer >= BLK_CHAIN_MAX)
+	    m->layer >= IMAGE_LAYERS_MAX)
 		return err_set(e, EINVAL, "bad-layer",
 			       "layer %llu of side %llu is out of order or has no file",
 			       (unsigned long long)m->layer, (unsigned long long)m->side);
