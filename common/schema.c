@@ -102,6 +102,27 @@ static const struct schema_field compare_body_fields[] = {
 	{ 0 },
 };
 BODY(compare_body);
+static const struct schema_field bitmap_body_fields[] = {
+	{ .name = "name", .type = ST_STRING, .flags = C | SF_REQUIRED, .format = "name", .help = "the bitmap" },
+	{ .name = "do", .type = ST_ENUM, .flags = C, .values = VALUES("add", "remove", "clear", "enable", "disable", "merge"), .cli = "do", .dflt = "add", .help = "add, remove, clear, enable, disable or merge (default add)" },
+	{ .name = "granularity", .type = ST_SIZE, .flags = C, .min = 4096, .max = 2LL << 30, .cli = "granularity", .help = "add: bytes a bit stands for, a power of two (default 64K)" },
+	{ .name = "source", .type = ST_STRING, .flags = C, .format = "name", .cli = "source", .help = "merge: the bitmap whose bits are added" },
+	{ 0 },
+};
+BODY(bitmap_body);
+static const struct schema_field backup_body_fields[] = {
+	{ .name = "name", .type = ST_STRING, .flags = C | SF_REQUIRED, .format = "name", .help = "name of the disk that holds the backup" },
+	{ .name = "pool", .type = ST_STRING, .flags = C, .format = "name", .cli = "pool", .help = "pool of the backup (default: that of the disk)" },
+	{ .name = "bitmap", .type = ST_STRING, .flags = C, .format = "name", .cli = "bitmap", .help = "bitmap that notes what changes from now on, made where it is missing; the next backup may then be incremental" },
+	{ .name = "incremental", .type = ST_BOOL, .flags = C, .cli = "incremental", .dflt = "false", .help = "only what changed since the bitmap's last backup, as an overlay over that (default false)" },
+	{ 0 },
+};
+BODY(backup_body);
+static const struct schema_field restore_body_fields[] = {
+	{ .name = "from", .type = ST_STRING, .flags = C | SF_REQUIRED, .format = "volume", .help = "disk whose content it gets, as a backup" },
+	{ 0 },
+};
+BODY(restore_body);
 static const struct schema_field export_body_fields[] = {
 	{ .name = "writable", .type = ST_BOOL, .flags = C, .cli = "writable", .dflt = "false", .help = "clients may write (default false)" },
 	{ 0 },
@@ -224,8 +245,17 @@ const struct schema_route schema_routes[ROUTE_COUNT] = {
 	R(DISK_CLONE, "POST", "/v1/disks/{disk}/clone", OPERATOR, RF_SLOW, &schema_disk, &clone_body, NULL, "disk clone",
 	  "make overlays over a disk, a snapshot's layer or an image, any number at once; the full copy is disk convert"),
 	R(DISK_COMMIT, "POST", "/v1/disks/{disk}/commit", OPERATOR, RF_SLOW, &schema_disk, NULL, NULL, "disk commit", "write what a disk holds into the disk that it is built on"),
-	R(DISK_REBASE, "POST", "/v1/disks/{disk}/rebase", OPERATOR, RF_SLOW, &schema_disk, &rebase_body, NULL, "disk rebase", "build a disk on another, or on nothing, with the same content"),
+	R(DISK_REBASE, "POST", "/v1/disks/{disk}/rebase", OPERATOR, RF_SLOW, &schema_disk, &rebase_body, NULL, "disk rebase", "build a disk on another, or on nothing, with the same content; while a guest uses it: on one that it is built on, or on nothing"),
 	R(DISK_COMPARE, "POST", "/v1/disks/{disk}/compare", OPERATOR, RF_SLOW, &schema_disk, &compare_body, NULL, "disk compare", "do two disks hold the same? Exit status 1: they differ"),
+	R(DISK_INSPECT, "POST", "/v1/disks/{disk}/inspect", OPERATOR, RF_SLOW, &schema_disk, NULL, NULL, "disk inspect",
+	  "what a disk's file says of itself, with the members of qemu-img info; also while a guest uses it"),
+	R(DISK_COMPACT, "POST", "/v1/disks/{disk}/compact", OPERATOR, RF_SLOW, &schema_disk, NULL, NULL, "disk compact", "give back to the host what a disk's file does not need"),
+	R(DISK_BITMAP, "POST", "/v1/disks/{disk}/bitmap", OPERATOR, RF_SLOW, &schema_disk, &bitmap_body, NULL, "disk bitmap",
+	  "add, remove or change a bitmap of what is written, for incremental backups; also while a guest runs (disk inspect lists them)"),
+	R(DISK_BACKUP, "POST", "/v1/disks/{disk}/backup", OPERATOR, RF_SLOW, &schema_disk, &backup_body, NULL, "disk backup",
+	  "copy what a disk holds at this moment into a new disk, all of it or what changed; also while a guest uses it"),
+	R(DISK_RESTORE, "POST", "/v1/disks/{disk}/restore", OPERATOR, RF_SLOW, &schema_disk, &restore_body, NULL, "disk restore",
+	  "give a disk what another one shows, as a backup; what it held is gone"),
 	R(DISK_EXPORT, "POST", "/v1/disks/{disk}/export", ADMIN, 0, &schema_disk, &export_body, NULL, "disk export", "serve a disk over NBD on a socket of this host, until disk unexport"),
 	R(DISK_UNEXPORT, "DELETE", "/v1/disks/{disk}/export", ADMIN, ID, &schema_disk, NULL, NULL, "disk unexport", "serve a disk no longer"),
 

@@ -65,9 +65,14 @@ int disk_found(struct vmctl *v, const struct schema_route *route, const char *na
 		status = disk_checked(v, name, r);
 	else if (route->id == ROUTE_DISK_COMPARE)
 		status = disk_compared(v, name, r);
+	else if (route->id == ROUTE_DISK_COMPACT && !v->quiet &&
+		 (v->out == OUT_TABLE || v->out == OUT_WIDE))
+		printf("disk %s: %lld bytes given back\n", name, disk_number(r, "freed_bytes"));
 	if (v->quiet)
 		return status;
-	if (json_is_array(r))
+	if (route->id == ROUTE_DISK_INSPECT)
+		out_value(v, NULL, r);
+	else if (json_is_array(r))
 		out_items(v, NULL, r);
 	else if (v->out != OUT_TABLE && v->out != OUT_WIDE)
 		out_value(v, NULL, r);

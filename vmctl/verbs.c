@@ -240,7 +240,8 @@ int verb_call(struct vmctl *v, const struct schema_route *r, struct args *a)
 		status = out_problem(v, &p);
 	else if (!status && !v->dry_run && p.status == 200 &&
 		 (r->id == ROUTE_DISK_CHECK || r->id == ROUTE_DISK_MAP ||
-		  r->id == ROUTE_DISK_COMPARE))
+		  r->id == ROUTE_DISK_COMPARE || r->id == ROUTE_DISK_INSPECT ||
+		  r->id == ROUTE_DISK_COMPACT))
 		status = disk_found(v, r, a->name, p.json);
 	else if (!status && !a->silent)
 		verb_say(v, r, a, &p);

@@ -78,6 +78,10 @@ void disk_job_go(struct disk_job *d)
 		disk_job_end(d, &why, NULL);
 		return;
 	}
+	if (d->ready) {
+		d->ready(d);
+		return;
+	}
 	d->job = image_job_run(op->c, d->layers, d->n, d->verb, d->args,
 			       d->progress ? d->progress : disk_job_progress, disk_job_done, d);
 }
@@ -102,8 +106,7 @@ static void disk_job_layer(void *arg, enum call_event ev, struct wire_buf *b, co
 		disk_job_go(d);
 }
 
-static void disk_job_open(struct disk_job *d, struct obj *o, unsigned side, unsigned layer,
-			  uint64_t mode)
+void disk_job_add(struct disk_job *d, struct obj *o, unsigned side, unsigned layer, uint64_t mode)
 {
 	struct msg_p_volume_open m = { .mode = mode };
 	struct layer_arg *a = calloc(1, sizeof(*a));
@@ -119,6 +122,25 @@ static void disk_job_open(struct disk_job *d, struct obj *o, unsigned side, unsi
 	volume_file(o, m.pool, m.name);
 	d->open++;
 	peer_call(d->op->c->priv, MSG_p_volume_open, &m, 0, 30000, disk_job_layer, a);
+}
+
+void disk_job_take(struct disk_job *d, struct wire_buf *b, const struct err *e, unsigned side,
+		   const char *driver, const char *label)
+{
+	struct msg_result m;
+
+	if (e && !d->err.num)
+		d->err = *e;
+	if (!e && msg_result_decode(&m, b) == 0) {
+		unsigned i = d->n++;
+
+		d->layers[i] = (struct job_layer){ side, 0, driver, label, m.fd, false };
+		d->fds[i] = m.fd;
+		m.fd = -1;
+		msg_result_close(&m);
+	}
+	if (!--d->open)
+		disk_job_go(d);
 }
 
 struct disk_job *disk_job_make(struct op *op, const char *verb, disk_job_done_fn *done)
@@ -157,8 +179,8 @@ void disk_job_side(struct disk_job *d, struct obj *o, unsigned side, unsigned wr
 	int n = disk_chain(d->op->c, o, chain, DISK_CHAIN_MAX, true, &d->err);
 
 	for (int i = 0; i < n; i++)
-		disk_job_open(d, chain[i].o, side, (unsigned)i,
-			      (unsigned)i < writable ? VOLUME_WRITE : VOLUME_READ);
+		disk_job_add(d, chain[i].o, side, (unsigned)i,
+			     (unsigned)i < writable ? VOLUME_WRITE : VOLUME_READ);
 }
 
 /* a chain that cannot be opened: nothing is under way that would end the operation */
@@ -285,6 +307,8 @@ void disk_job_cancel(struct op *op)
 
 	if (d && d->job)
 		image_job_cancel(d->job);
+	else
+		disk_live_cancel(op);
 }
 
 /* ---- check, map ---- */
@@ -329,10 +353,7 @@ static void resize_commit(struct op *op)
 
 static struct guest *disk_live_guest(struct op *op)
 {
-	const char *guest = jstr(op->target->doc, "guest");
-	struct obj *g = guest ? obj_by_name(op->c, K_GUEST, guest) : NULL;
-
-	return g && ((struct guest *)g->mem)->link ? g->mem : NULL;
+	return disk_live(op->c, op->target, NULL);
 }
 
 static int resize_prepare(struct op *op, struct err *e)
@@ -419,7 +440,7 @@ static void convert_run(struct op *op)
 		 !strcmp(compress, "zstd"));
 	disk_job_side(d, op->target, 0, 0);
 	if (dest && !d->err.num)
-		disk_job_open(d, dest, 1, 0, VOLUME_CREATE);
+		disk_job_add(d, dest, 1, 0, VOLUME_CREATE);
 	disk_job_sent(d);
 }
 
@@ -549,6 +570,8 @@ static int rebase_prepare(struct op *op, struct err *e)
 		return -EINVAL;
 	}
 	r = rebase_parent(op, &parent, e);
+	if (!r && disk_live(op->c, op->target, NULL))
+		return disk_live_rebase_check(op, parent, e);
 	if (!r)
 		r = disk_take_write(op->c, op->target, e);
 	if (!r && parent && parent->kind == K_DISK)
@@ -558,10 +581,16 @@ static int rebase_prepare(struct op *op, struct err *e)
 
 static void rebase_run(struct op *op)
 {
-	struct disk_job *d = disk_job_new(op, "rebase");
-	struct obj *parent;
+	struct obj *parent = NULL;
 	char pool[64], file[128];
+	struct disk_job *d;
+	struct err e = { 0 };
 
+	if (jbool(op->args, "live", false) && rebase_parent(op, &parent, &e) == 0) {
+		disk_live_rebase(op, parent);
+		return;
+	}
+	d = disk_job_new(op, "rebase");
 	if (!d)
 		return;
 	rebase_parent(op, &parent, &d->err);
@@ -632,7 +661,7 @@ const struct op_ops op_disk_compare = { "disk-compare", false,	    compare_prepa
 
 /* ---- routes ---- */
 
-static int disk_verb(struct core *c, struct req *r, const struct op_ops *ops, struct err *e)
+int disk_verb(struct core *c, struct req *r, const struct op_ops *ops, struct err *e)
 {
 	struct obj *o = disk_find(c, r->name, e);
 	struct op *op =

@@ -20,7 +20,8 @@ struct disk_job {
 	const char *verb;
 	char args[512];
 	struct image_job *job;
-	disk_job_done_fn *done;	   /* NULL: the operation ends with the job */
+	void (*ready)(struct disk_job *d); /* all is open; NULL: the job runs in vmd-image */
+	disk_job_done_fn *done;		   /* NULL: the operation ends with the job */
 	job_progress_fn *progress; /* NULL: the operation's percentage; gets the operation */
 };
 
@@ -33,11 +34,28 @@ struct disk_job *disk_job_make(struct op *op, const char *verb, disk_job_done_fn
 void disk_job_drop(struct disk_job *d);
 /* disk_job_side() - the chain of @o as @side; the upper @writable layers for writing */
 void disk_job_side(struct disk_job *d, struct obj *o, unsigned side, unsigned writable);
+/* disk_job_add() - one layer of a side by itself. disk_job_take() - one that was asked for elsewhere (d->open counted up) has
+ * come, or has not: @b or @e of that call. */
+void disk_job_add(struct disk_job *d, struct obj *o, unsigned side, unsigned layer, uint64_t mode);
+void disk_job_take(struct disk_job *d, struct wire_buf *b, const struct err *e, unsigned side,
+		   const char *driver, const char *label);
 void disk_job_sent(struct disk_job *d);
 void disk_job_go(struct disk_job *d); /* one that opened something of its own: the last is open */
 void disk_job_cancel(struct op *op);
 /* disk_job_percent() - the operation is so far */
 void disk_job_percent(struct op *op, uint64_t done, uint64_t total);
+
+/* disk_verb() - an operation of the disk that the path names, with the request's body as its arguments */
+int disk_verb(struct core *c, struct req *r, const struct op_ops *ops, struct err *e);
+
+/* ---- disk_live.c ---- */
+/* disk_live() - the guest whose process has @o; @entry: its name there, may be NULL. NULL: none runs */
+struct guest *disk_live(struct core *c, const struct obj *o, char entry[32]);
+/* disk_live_progress() - of a g_disk_job's call: true where it was only how far it is */
+bool disk_live_progress(struct op *op, enum call_event ev, struct wire_buf *b);
+void disk_live_cancel(struct op *op); /* the job named after it, if there is one */
+int disk_live_rebase_check(struct op *op, const struct obj *parent, struct err *e);
+void disk_live_rebase(struct op *op, const struct obj *parent);
 
 /* disk_take() - nobody else uses @o from now on; -EBUSY with @e. disk_let_go() - @o may be NULL */
 int disk_take(struct core *c, struct obj *o, struct err *e);

@@ -433,8 +433,9 @@ route_fn route_guest_create, route_guest_patch, route_guest_delete, route_guest_
 route_fn route_disk_create, route_disk_delete, route_disk_resize, route_disk_attach,
     route_disk_detach, route_disk_check, route_disk_map, route_disk_convert, route_disk_commit,
     route_disk_rebase, route_disk_compare, route_disk_export, route_disk_unexport, route_disk_clone,
-    route_snapshot_create, route_snapshot_restore, route_snapshot_delete, route_image_create,
-    route_image_upload, route_image_delete, route_image_export;
+    route_disk_inspect, route_disk_compact, route_disk_bitmap, route_disk_backup,
+    route_disk_restore, route_snapshot_create, route_snapshot_restore, route_snapshot_delete,
+    route_image_create, route_image_upload, route_image_delete, route_image_export;
 route_fn route_pool_create, route_pool_get, route_pool_delete, route_net_create, route_net_delete,
     route_net_leases, route_forward_create, route_forward_delete, route_op_cancel, route_token_list,
     route_token_create, route_token_delete, route_host_get, route_top, route_doctor, route_metrics,
@@ -443,7 +444,8 @@ route_fn route_pool_create, route_pool_get, route_pool_delete, route_net_create,
 extern const struct op_ops op_guest_create, op_guest_start, op_guest_stop, op_guest_restart,
     op_guest_reset, op_guest_pause, op_guest_resume, op_guest_delete, op_guest_save, op_disk_create,
     op_disk_resize, op_disk_check, op_disk_map, op_disk_convert, op_disk_commit, op_disk_rebase,
-    op_disk_compare, op_disk_export, op_disk_clone, op_snapshot_create, op_snapshot_restore,
+    op_disk_compare, op_disk_export, op_disk_clone, op_disk_inspect, op_disk_compact,
+    op_disk_bitmap, op_disk_backup, op_disk_restore, op_snapshot_create, op_snapshot_restore,
     op_snapshot_rm, op_image_upload;
 extern const struct op_ops *const op_table[];
 

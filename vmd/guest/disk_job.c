@@ -86,8 +86,8 @@ int guest_disk_overlay(struct guest *g, struct msg_g_disk_overlay *m, struct err
 	if (j->noverlays == MC_DISKS_MAX || m->fd < 0 || m->cache > BLK_CACHE_UNSAFE)
 		return err_set(e, EINVAL, "bad-layer", "disk %s: not a layer", m->name);
 	o = &j->overlays[j->noverlays];
-	o->bd = virtio_blk_backend(g->vm, m->name);
-	if (!o->bd)
+	o->bd = *m->name ? virtio_blk_backend(g->vm, m->name) : NULL;
+	if (*m->name && !o->bd)
 		return err_set(e, ENOENT, "disk-not-found", "guest %s has no disk \"%s\"", g->name,
 			       m->name);
 	memcpy(o->label, m->label, sizeof(o->label));
@@ -96,6 +96,7 @@ int guest_disk_overlay(struct guest *g, struct msg_g_disk_overlay *m, struct err
 		.label = o->label,
 		.fd = take_fd(&m->fd),
 		.cache = (enum blk_cache)m->cache,
+		.read_only = !*m->name && !m->first,
 	};
 	j->noverlays++;
 	return 0;
@@ -114,12 +115,73 @@ static int disk_snapshot(struct guest_disk_job *j)
 	struct blk_live_overlay v[MC_DISKS_MAX];
 	int r;
 
-	for (unsigned i = 0; i < j->noverlays; i++)
+	for (unsigned i = 0; i < j->noverlays; i++) {
+		if (!j->overlays[i].bd)
+			return err_set(&j->e, EINVAL, "bad-layer", "a layer came without its disk");
 		v[i] = (struct blk_live_overlay){ j->overlays[i].bd, &j->overlays[i].spec };
+	}
 	r = blk_live_snapshot(v, j->noverlays, &j->e);
 	for (unsigned i = 0; !r && i < j->noverlays; i++)
 		j->overlays[i].spec.fd = -1; /* the graph's now */
 	return r;
+}
+
+/* the bitmap of a full backup: it knows nothing yet */
+static int disk_bitmap_ready(struct guest_disk_job *j)
+{
+	struct err there = { 0 };
+	int r = blk_bitmap_create(j->bd, j->m.bitmap, 0, true, &there);
+
+	if (r == -EEXIST)
+		return blk_bitmap_clear(j->bd, j->m.bitmap, &j->e);
+	if (r < 0)
+		j->e = there;
+	return r;
+}
+
+static int disk_backup(struct guest_disk_job *j, const struct blkjob *job)
+{
+	struct blk_backup_start start = { .bd = j->bd,
+					  .target = &j->overlays[0].spec,
+					  .bitmap = j->m.value ? j->m.bitmap : NULL };
+	struct blk_backup *b = NULL;
+	struct err why = { 0 };
+	int r = 0, end;
+
+	for (unsigned i = 0; i + 1 < j->noverlays; i++)
+		j->overlays[i].spec.backing = &j->overlays[i + 1].spec;
+	if (*j->m.bitmap && !j->m.value)
+		r = disk_bitmap_ready(j);
+	if (!r)
+		r = blk_backup_start(&start, 1, &b, &j->e);
+	if (r)
+		return r;
+	for (unsigned i = 0; i < j->noverlays; i++)
+		j->overlays[i].spec.fd = -1; /* the graph's now */
+	r = blk_backup_run(b, job, &j->e);
+	end = blk_backup_end(b, &why);
+	if (!r && end) {
+		r = end;
+		j->e = why;
+	}
+	return r;
+}
+
+static int disk_bitmap(struct guest_disk_job *j)
+{
+	const char *what = j->m.backing, *name = j->m.bitmap;
+
+	if (!strcmp(what, "add"))
+		return blk_bitmap_create(j->bd, name, j->m.value, true, &j->e);
+	if (!strcmp(what, "remove"))
+		return blk_bitmap_remove(j->bd, name, &j->e);
+	if (!strcmp(what, "clear"))
+		return blk_bitmap_clear(j->bd, name, &j->e);
+	if (!strcmp(what, "enable") || !strcmp(what, "disable"))
+		return blk_bitmap_enable(j->bd, name, *what == 'e', &j->e);
+	if (!strcmp(what, "merge"))
+		return blk_bitmap_merge(j->bd, name, j->m.source, &j->e);
+	return err_set(&j->e, EINVAL, "bad-bitmap", "\"%s\" is nothing to do with a bitmap", what);
 }
 
 static void disk_job_over(void *arg);
@@ -139,6 +201,10 @@ static void *disk_job_thread(void *arg)
 		r = disk_snapshot(j);
 	} else if (!strcmp(j->verb, "stream")) {
 		r = blk_live_stream(j->bd, depth ? depth : UINT_MAX, backing, format, &job, &j->e);
+	} else if (!strcmp(j->verb, "backup")) {
+		r = disk_backup(j, &job);
+	} else if (!strcmp(j->verb, "bitmap")) {
+		r = disk_bitmap(j);
 	} else {
 		r = blk_live_commit(j->bd, depth, j->fd, backing, format, &job, &j->e);
 		if (!r)
@@ -199,10 +265,13 @@ static int disk_job_check(struct guest *g, struct guest_disk_job *j, struct msg_
 	if (j->runs)
 		return err_set(e, EBUSY, "disk-job-under-way",
 			       "guest %s: %s of a disk is under way", g->name, j->verb);
-	if (!snapshot && strcmp(m->verb, "stream") && strcmp(m->verb, "commit"))
+	if (!snapshot && strcmp(m->verb, "stream") && strcmp(m->verb, "commit") &&
+	    strcmp(m->verb, "backup") && strcmp(m->verb, "bitmap"))
 		return err_set(e, EOPNOTSUPP, "unknown-verb", "disks in use have no job \"%s\"",
 			       m->verb);
-	if (snapshot ? !j->noverlays : !virtio_blk_backend(g->vm, m->name))
+	if ((snapshot || !strcmp(m->verb, "backup")) && !j->noverlays)
+		return err_set(e, EINVAL, "no-layer", "%s came without its layers", m->verb);
+	if (!snapshot && !virtio_blk_backend(g->vm, m->name))
 		return err_set(e, ENOENT, "disk-not-found", "guest %s has no disk \"%s\"", g->name,
 			       m->name);
 	return 0;

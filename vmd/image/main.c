@@ -31,6 +31,7 @@
 #include "common/units.h"
 #include "storage/bitmap.h"
 #include "storage/job.h"
+#include "storage/live.h"
 #include "storage/nbd_server.h"
 #include "vmd/proto.h"
 
@@ -265,6 +266,61 @@ static int image_compact(struct image_job *j, const struct blkjob *job, struct e
 	return ret;
 }
 
+/* image_bitmap_ready() - the bitmap of a full backup: it knows nothing yet */
+static int image_bitmap_ready(struct blockdev *bd, const char *name, struct err *e)
+{
+	struct err there = { 0 };
+	int ret = blk_bitmap_create(bd, name, 0, true, &there);
+
+	if (ret == -EEXIST)
+		return blk_bitmap_clear(bd, name, e);
+	if (ret < 0)
+		*e = there;
+	return ret;
+}
+
+/* image_backup() - side 0 into side 1. args: bitmap=, incremental=1: only what the bitmap has. */
+static int image_backup(struct image_job *j, const struct blkjob *job, struct err *e)
+{
+	char name[256];
+	const char *bitmap = image_arg(j, "bitmap", name);
+	bool incremental = image_arg_u64(j, "incremental");
+	struct blk_backup_start start = { .bitmap = incremental ? bitmap : NULL };
+	struct blk_backup *b = NULL;
+	int ret = 0, closed;
+
+	if (!j->specs[1])
+		return err_set(e, EINVAL, "no-target", "the job has no target");
+	start.bd = blk_open(j->specs[0], e);
+	if (!start.bd)
+		return -e->num;
+	for (unsigned i = 0; i < j->nlayers[0]; i++)
+		j->layers[0][i].fd = -1;
+	start.target = j->specs[1];
+	if (bitmap && !incremental)
+		ret = image_bitmap_ready(start.bd, bitmap, e);
+	if (!ret)
+		ret = blk_backup_start(&start, 1, &b, e);
+	if (!ret) {
+		int end;
+		struct err why = { 0 };
+
+		for (unsigned i = 0; i < j->nlayers[1]; i++)
+			j->layers[1][i].fd = -1;
+		ret = blk_backup_run(b, job, e);
+		end = blk_backup_end(b, &why);
+		if (!ret && end) {
+			ret = end;
+			*e = why;
+		}
+	}
+	closed = blk_close(start.bd);
+	if (!ret && closed < 0)
+		ret = err_set(e, -closed, "disk-close", "%s: cannot be made stable: %s",
+			      j->layers[0][0].label, strerror(-closed));
+	return ret;
+}
+
 static void image_serving(struct image_job *j, struct loop *l)
 {
 	pthread_mutex_lock(&j->serving_lock);
@@ -328,7 +384,8 @@ static int image_verb(struct image_job *j, struct err *e)
 	static const char *const verbs[] = { "create", "create-many", "import", "convert",
 					     "info",   "check",	      "map",	"resize",
 					     "commit", "compare",     "rebase", "snapshot-delete",
-					     "bitmap", "compact",     "export", NULL };
+					     "bitmap", "compact",     "backup", "export",
+					     NULL };
 	const char *v = j->run.verb;
 	char name[256], format[256];
 	int ret;
@@ -339,6 +396,8 @@ static int image_verb(struct image_job *j, struct err *e)
 		return image_create(j, e);
 	if (!strcmp(v, "create-many"))
 		return image_create_many(j, e);
+	if (!strcmp(v, "backup"))
+		return image_backup(j, &job, e);
 	if (!strcmp(v, "export"))
 		return image_export(j, e);
 	if (!strcmp(v, "import") || !strcmp(v, "convert"))
@@ -467,7 +526,12 @@ static int image_start(struct image_job *j, struct msg_i_run *m, struct err *e)
 {
 	if (j->running)
 		return err_set(e, EBUSY, "job-running", "a job does one thing");
+	static const char *const no_lock[] = { "lock=off", NULL };
+	char lock[256];
+
 	j->run = *m;
+	bool unlocked = image_arg(j, "lock", lock) != NULL;
+
 	for (unsigned side = 0; side < IMAGE_SIDES; side++) {
 		unsigned n = j->nlayers[side];
 
@@ -482,6 +546,7 @@ static int image_start(struct image_job *j, struct msg_i_run *m, struct err *e)
 					       .read_only = j->layers[side][i].read_only,
 					       .discard = true,
 					       .cache = BLK_CACHE_WRITEBACK,
+					       .opts = unlocked ? no_lock : NULL,
 					       .backing =
 						   i + 1 < n ? &j->specs[side][i + 1] : NULL };
 	}
