@@ -348,6 +348,7 @@ static void resize_commit(struct op *op)
 	obj_before(op->c, op->target);
 	json_object_set_new(op->target->doc, "size",
 			    json_integer((json_int_t)jsize(op->args, "size", 0)));
+	obj_put(op->c, op->target, PUT_FACT);
 	disk_ready(op);
 }
 
@@ -619,6 +620,7 @@ static void rebase_commit(struct op *op)
 			 parent && parent->kind == K_IMAGE ? parent->name : NULL);
 		jset_str(op->target->doc, "backing",
 			 parent && parent->kind == K_DISK ? parent->name : NULL);
+		obj_put(op->c, op->target, PUT_FACT);
 	}
 	disk_ready(op);
 }
