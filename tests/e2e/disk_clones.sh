@@ -4,6 +4,7 @@
 . "$(dirname "$0")/../lib/e2e.sh"
 requires root jq qemu-img qemu-io
 start_vmd
+count() { find "$V" -name "$1*" | wc -l; }
 V=$STATE/pools/default
 must() { "$@" >"$T/out" 2>&1 || fail "$*: $(cat "$T/out")"; }
 refused() { # TEXT COMMAND...
@@ -36,9 +37,9 @@ for n in 1 2 3; do
 	$VMCTL --no-wait disk clone base --count 500 --name "k$n-{n}" >/dev/null 2>&1
 	kill_vmd
 	start_vmd
-	settled() { [ "$($VMCTL -o json disk ls | jq '[.[] | select(.state != "ready")] | length')" = 0 ] && [ "$(ls "$V" | grep -c "^k$n-")" = "$($VMCTL -o json disk ls | jq "[.[] | select(.name | startswith(\"k$n-\"))] | length")" ]; }
-	until_true 20 settled || fail "records and files agree: $(ls "$V" | grep -c "^k$n-")"
-	got=$(ls "$V" | grep -c "^k$n-")
+	settled() { [ "$($VMCTL -o json disk ls | jq '[.[] | select(.state != "ready")] | length')" = 0 ] && [ "$(count "k$n-")" = "$($VMCTL -o json disk ls | jq "[.[] | select(.name | startswith(\"k$n-\"))] | length")" ]; }
+	until_true 20 settled || fail "records and files agree: $(count "k$n-")"
+	got=$(count "k$n-")
 	[ "$got" = 0 ] || [ "$got" = 500 ] || fail "all or none: $got"
 done
 # over a snapshot's layer, and over an image

@@ -13,6 +13,7 @@ refused() { # TEXT COMMAND...
 	"$@" >"$T/out" 2>&1 && fail "refused: $*"
 	grep -q "$text" "$T/out" || fail "\"$text\" in the answer to $*: $(cat "$T/out")"
 }
+count() { find "$V" -name "$1*" | wc -l; }
 file_of() { echo "$V/$($VMCTL -o json disk info "$1" | jq -r '.file // (.name + "." + .format)')"; }
 holds() { # DISK BYTE OFFSET
 	qemu-io -r -c "read -P $2 $3 64k" "$(file_of "$1")" >"$T/out" 2>&1 && ! grep -q 'verification failed' "$T/out" ||
@@ -53,7 +54,7 @@ must $VMCTL snapshot restore g one
 holds g-a 1 0
 holds g-a 0 1M
 holds g-b 9 0
-[ "$(ls "$V" | grep -c '^g-a')" = 3 ] || fail "the top of before is removed: $(ls "$V")"
+[ "$(count g-a)" = 3 ] || fail "the top of before is removed: $(ls "$V")"
 must $VMCTL snapshot restore g/s1
 holds g-a 2 0
 holds g-b 8 0
@@ -71,7 +72,7 @@ must $VMCTL snapshot rm g s1
 for at in '2 0' '5 2M' '0 1M'; do holds g-a ${at% *} ${at#* }; done
 [ "$($VMCTL -o json disk ls | jq -r '[.[] | select(.guest == "g") | .backing] | join("")')" = "" ] || fail "the disks stand alone"
 [ "$($VMCTL -o json disk info g-b | jq -r .format)" = raw ] || fail "what was raw is raw again"
-files() { [ "$(ls "$V" | grep -c '^g-')" = 2 ]; }
+files() { [ "$(count g-)" = 2 ]; }
 until_true 5 files || fail "two files are left: $(ls "$V")"
 # a rename is followed, a daemon killed in the middle goes on or undoes
 must $VMCTL snapshot create g keep
@@ -103,7 +104,7 @@ until_true 5 files || fail "no file is left over: $(ls "$V")"
 must $VMCTL snapshot create h last
 must $VMCTL snapshot create h last2
 must $VMCTL delete --now h
-none() { [ "$(ls "$V" | grep -c '^g-')" = 0 ] && [ "$($VMCTL -o json snapshot ls | jq length)" = 0 ]; }
+none() { [ "$(count g-)" = 0 ] && [ "$($VMCTL -o json snapshot ls | jq length)" = 0 ]; }
 until_true 5 none || fail "they go with the guest: $(ls "$V") $($VMCTL snapshot ls)"
 stop_vmd
 exit 0
