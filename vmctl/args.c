@@ -315,6 +315,14 @@ static int args_positional(struct args *a, const char *s, struct err *e)
 	     r->id == ROUTE_DISK_CLONE) &&
 	    !json_object_get(a->body, "name"))
 		return args_set_body(a, schema_field_find(r->body, "name"), s, e);
+	/* as qemu-img: create NAME SIZE, resize NAME +SIZE */
+	if (r->id == ROUTE_DISK_CREATE && json_object_get(a->body, "name") &&
+	    !json_object_get(a->body, "size"))
+		return args_set_body(a, schema_field_find(r->body, "size"), s, e);
+	if (r->id == ROUTE_DISK_RESIZE && !a->by && (*s == '+' || *s == '-')) {
+		a->by = s;
+		return args_set_body(a, schema_field_find(r->body, "size"), s + 1, e);
+	}
 	if (r->id == ROUTE_FORWARD_CREATE && strchr(s, ':'))
 		return args_forward(a, s, e);
 	for (const struct schema_field *f = r->body && strcmp(r->method, "PATCH") ? r->body->fields
@@ -383,6 +391,9 @@ int args_parse(struct vmctl *v, const struct schema_route *r, int argc, char **a
 			n = out_format(v, argv[++i], e);
 		else if (flags && argv[i][0] == '-' && argv[i][1] == '-')
 			n = args_one_flag(v, a, argc, argv, &i, need, e);
+		else if (flags && r->id == ROUTE_DISK_RESIZE && argv[i][0] == '-' &&
+			 argv[i][1] >= '0' && argv[i][1] <= '9')
+			n = args_positional(a, argv[i], e);
 		else if (flags && argv[i][0] == '-' && argv[i][1])
 			n = err_set(
 			    e, EINVAL, "usage",

@@ -78,3 +78,28 @@ int disk_found(struct vmctl *v, const struct schema_route *route, const char *na
 		out_value(v, NULL, r);
 	return status;
 }
+
+int disk_relative(struct vmctl *v, struct args *a)
+{
+	struct text path = { 0 };
+	struct reply p = { 0 };
+	struct err e = { 0 };
+	json_int_t by = json_integer_value(json_object_get(a->body, "size")), size;
+	int status = EX_DONE;
+
+	text_add(&path, "/v1/disks/");
+	args_encode(&path, a->name);
+	if (client_request(v, "GET", path.s, NULL, NULL, 0, &p, &e) < 0) {
+		out_error(v, &e);
+		status = EX_UNREACHABLE;
+	} else if (p.status >= 300) {
+		status = out_problem(v, &p);
+	} else {
+		size = json_integer_value(json_object_get(p.json, "size"));
+		size = *a->by == '-' ? size - by : size + by;
+		json_object_set_new(a->body, "size", json_integer(size > 0 ? size : 0));
+	}
+	reply_free(&p);
+	text_free(&path);
+	return status;
+}

@@ -479,6 +479,14 @@ static int verb_dispatch(struct vmctl *v, struct args *a)
 		return top_run(v);
 	case ROUTE_NET_LEASES:
 		return a->name ? verb_call(v, r, a) : leases_all(v);
+	case ROUTE_DISK_RESIZE:
+		if (a->by) {
+			int status = disk_relative(v, a);
+
+			if (status)
+				return status;
+		}
+		return verb_call(v, r, a);
 	default:
 		if (!strcmp(r->method, "GET") && (r->flags & RF_CACHED) && !strchr(r->path, '{'))
 			return verb_list(v, r, a);
@@ -534,7 +542,15 @@ int verb_run(struct vmctl *v, int argc, char **argv)
 	for (int i = used; i < argc && strcmp(argv[i], "--"); i++)
 		if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h"))
 			return help_usage(launch ? "launch" : r->cli);
-	if (args_parse(v, r, argc - used, argv + used, &a, &e) < 0) {
+	argc -= used;
+	argv += used;
+	if (r->resource == &schema_disk)
+		argc = qemu_words(r, argc, argv, &argv, &e);
+	if (argc < 0) {
+		out_error(v, &e);
+		return EX_USAGE_;
+	}
+	if (args_parse(v, r, argc, argv, &a, &e) < 0) {
 		out_error(v, &e);
 		args_free(&a);
 		return EX_USAGE_;

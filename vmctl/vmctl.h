@@ -82,6 +82,7 @@ int out_format(struct vmctl *v, const char *s, struct err *e);
 struct args {
 	const struct schema_route *route;
 	const char *name;  /* of the path parameter */
+	const char *by;	   /* disk resize: +SIZE or -SIZE */
 	char joined[256];  /* name made of two words */
 	const char **rest; /* positional arguments that fill nothing: what the verb makes of them */
 	unsigned rest_count;
@@ -125,6 +126,14 @@ int image_of_path(struct vmctl *v, const char *path, const char *kind, char name
 /* ---- disk.c ---- */
 /* says what an operation of check, map or compare found in disk @name; exit code */
 int disk_found(struct vmctl *v, const struct schema_route *route, const char *name, json_t *op);
+
+/* disk_relative() - the size that "+1G" or "-1G" stands for goes into the body; exit code */
+int disk_relative(struct vmctl *v, struct args *a);
+
+/* ---- qemu.c ---- */
+/* qemu_words() - the words of a disk verb with the options of qemu-img as ours. Return: how many, in @words,
+ * which live as long as the process; -EINVAL with @e */
+int qemu_words(const struct schema_route *r, int argc, char **argv, char ***words, struct err *e);
 
 /* ---- stream.c ---- */
 int stream_logs(struct vmctl *v, struct args *a);

@@ -73,7 +73,7 @@ static void clone_chunk_fill(struct chunk *ch)
 		err_set(&e, ENOMEM, "no-memory", "no memory");
 	if (!src && !e.num)
 		err_set(&e, ENOENT, "disk-not-found", "the source was removed");
-	if (e.num) {
+	if (e.num || !l || !src) {
 		free(l);
 		clone_chunk_done(ch, &e, NULL);
 		return;

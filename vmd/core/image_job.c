@@ -40,8 +40,6 @@ static void job_next(struct core *c);
 
 static void job_free(struct image_job *j)
 {
-	if (!j)
-		return;
 	free(j->layers);
 	free(j->labels);
 	free(j);
@@ -192,7 +190,8 @@ struct image_job *image_job_run(struct core *c, const struct job_layer *l, unsig
 		j->labels = calloc(n, sizeof(*j->labels));
 	}
 	if (!j || !j->layers || !j->labels) {
-		job_free(j);
+		if (j)
+			job_free(j);
 		err_set(&e, ENOMEM, "no-memory", "no memory for an image job");
 		done(arg, &e, NULL);
 		return NULL;
