@@ -174,8 +174,11 @@ static void job_start(struct image_job *j)
 
 static void job_next(struct core *c)
 {
-	while (c->jobs_running < JOBS_MAX && !list_empty(&c->jobs_waiting))
-		job_start(list_first(&c->jobs_waiting, struct image_job, node));
+	struct image_job *j;
+
+	while (c->jobs_running < JOBS_MAX &&
+	       (j = list_first(&c->jobs_waiting, struct image_job, node)))
+		job_start(j);
 }
 
 struct image_job *image_job_run(struct core *c, const struct job_layer *l, unsigned n,
