@@ -92,9 +92,9 @@ int blkjob_commit(const struct blkjob *job, const struct blk_spec *top_spec, str
 			off = x[i].off_bytes + x[i].len_bytes;
 		}
 	}
-	if (!r)
+	if (!r && into)
 		r = node_flush(into);
-	if (!r)
+	if (!r && into)
 		r = commit_note_parent(top, into);
 	if (r)
 		job_error(e, r, top->label, "commit");

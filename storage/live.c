@@ -182,7 +182,8 @@ int blk_live_snapshot(const struct blk_live_overlay *v, unsigned n, struct err *
 		struct blockdev *top = live_top(v[i].bd, e);
 
 		live_carry_bitmaps(top, over[i]);
-		live_put_under(top, over[i], shell[i]);
+		if (shell[i]) /* all are there, or r says so */
+			live_put_under(top, over[i], shell[i]);
 	}
 	while (shut)
 		node_gate_open(v[--shut].bd);

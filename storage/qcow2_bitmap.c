@@ -162,7 +162,10 @@ int qcow2_bitmap_list(struct blockdev *bd, struct qcow2_bitmap_info **list, stru
 	n = 0;
 	list_for_each (l, &q->bm) {
 		const struct q2_bitmap_ram *b = container_of(l, struct q2_bitmap_ram, node);
-		struct qcow2_bitmap_info *o = &(*list)[n++];
+		struct qcow2_bitmap_info *o = *list + n++;
+
+		if (!*list) /* counted under the same lock */
+			break;
 
 		memcpy(o->name, b->disk.name, sizeof(o->name));
 		o->granularity = 1ULL << b->disk.granularity_bits;

@@ -623,7 +623,8 @@ static void fig_idle(void)
 /* zstd convert of a file system's worth of ordinary files: this machine's /usr, 512 MiB of it */
 static void fig_convert(void)
 {
-	double ours[RUNS_MAX], peer[RUNS_MAX], size[RUNS_MAX], peer_size[RUNS_MAX];
+	double ours[RUNS_MAX] = { 0 }, peer[RUNS_MAX] = { 0 };
+	double size[RUNS_MAX] = { 0 }, peer_size[RUNS_MAX] = { 0 };
 	struct stat st;
 
 	if (!wanted("storage.convert"))

@@ -113,7 +113,7 @@ static void nth_failure(const char *on, int error, bool sticky, const struct qco
 	for (unsigned nth = 1; nth<4000; nth += nth> 60 && !test_long() ? 7 : 1) {
 		int fd = memfd_create("nth", MFD_CLOEXEC);
 		struct err e = { 0 };
-		struct faulty f;
+		struct faulty f = { 0 };
 		struct q2_check c;
 		unsigned failed;
 		int close_result;
@@ -186,7 +186,7 @@ static void a_full_disk_fails_writes_and_recovers_when_there_is_room(void **stat
 	int fd = memfd_create("full", MFD_CLOEXEC);
 	uint8_t buf[4096], got[4096];
 	struct err e = { 0 };
-	struct faulty f;
+	struct faulty f = { 0 };
 
 	(void)state;
 	assert_int_equal(qcow2_create(fd, &cr, &e), 0);
@@ -226,7 +226,7 @@ static void a_failed_sync_stays_failed(void **state)
 	int fd = memfd_create("sync", MFD_CLOEXEC);
 	uint8_t buf[4096] = { 1 };
 	struct err e = { 0 };
-	struct faulty f;
+	struct faulty f = { 0 };
 
 	(void)state;
 	assert_int_equal(qcow2_create(fd, &cr, &e), 0);
