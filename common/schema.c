@@ -278,6 +278,7 @@ const struct schema_route schema_routes[ROUTE_COUNT] = {
 	R(POOL_LIST, "GET", "/v1/pools", VIEWER, RF_CACHED, &schema_pool, NULL, &list_query, "pool ls", "list pools"),
 	R(POOL_CREATE, "POST", "/v1/pools", ADMIN, 0, &schema_pool, &schema_pool, NULL, "pool create", "make a pool"),
 	R(POOL_GET, "GET", "/v1/pools/{pool}", VIEWER, RF_CACHED, &schema_pool, NULL, &get_query, "pool info", "show a pool"),
+	R(POOL_PATCH, "PATCH", "/v1/pools/{pool}", ADMIN, 0, &schema_pool, &schema_pool, NULL, "pool set", "change a pool's quota or watermark"),
 	R(POOL_DELETE, "DELETE", "/v1/pools/{pool}", ADMIN, ID, &schema_pool, NULL, NULL, "pool rm", "forget an empty pool"),
 
 	R(NET_LIST, "GET", "/v1/networks", VIEWER, RF_CACHED, &schema_network, NULL, &list_query, "net ls", "list networks"),

@@ -7,7 +7,7 @@ start_vmd
 idle_kernel "$T/idle"
 world() {
 	local k
-	for k in guests disks images pools networks tokens; do $VMCTL query GET "/v1/$k" | jq -S 'del(.items[]?.free, .items[]?.allocated)'; done
+	for k in guests disks images pools networks tokens; do $VMCTL query GET "/v1/$k" | jq -S 'del(.items[]? | .free, .size?, .allocated, .used, .provisioned, .overcommit, .volumes)'; done
 	find "$STATE" -type f ! -name 'vmd.db*' ! -name '*.log' | sort
 	pgrep -f "$RUN|vmd-guest" -P "$VMD_PID" | sort
 }

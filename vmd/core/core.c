@@ -185,6 +185,7 @@ void core_free(struct core *c)
 	peer_free(c->priv);
 	loop_timer_stop(&c->retry);
 	loop_timer_stop(&c->sweep);
+	loop_timer_stop(&c->pools);
 	loop_timer_stop(&c->copy);
 	unlinks_free(c);
 	obj_free_all(c);
@@ -224,6 +225,7 @@ struct core *core_new(struct loop *l, int priv_sock, int api_sock, const char *d
 	list_init(&c->jobs_waiting);
 	loop_timer_init(l, &c->retry, core_retry, c);
 	loop_timer_init(l, &c->sweep, core_sweep, c);
+	loop_timer_init(l, &c->pools, NULL, NULL);
 	loop_timer_init(l, &c->copy, core_copy, c);
 	c->macs = json_object();
 	c->ips = json_object();
@@ -277,6 +279,7 @@ void core_begin(struct core *c)
 	c->nets_stale = true;
 	/* priv takes nothing else before it */
 	peer_send(c->priv, MSG_hello, &h);
+	pools_up(c);
 	net_up_all(c);
 	guest_adopt_all(c);
 	loop_timer_after(&c->sweep, SWEEP_NS);

@@ -81,6 +81,8 @@ int disk_chain(struct core *c, struct obj *disk, struct chain_layer *l, unsigned
 		    !(for_job && !strcmp(jstr_or(o->doc, "state", ""), "busy")))
 			return err_set(e, EBUSY, "disk-not-ready", "%s \"%s\" is %s",
 				       kind_name(o->kind), o->name, jstr_or(o->doc, "state", "?"));
+		if (pool_usable(c, jstr_or(o->doc, "pool", "default"), false, e) < 0)
+			return -e->num;
 		l[n++] = (struct chain_layer){ o, o->kind == K_IMAGE };
 		if (o->kind == K_IMAGE)
 			break;
@@ -166,7 +168,7 @@ struct obj *disk_record(struct core *c, const json_t *spec, const char *name, co
 		err_set(e, EINVAL, "bad-name", "\"%s\" is not a name for a disk", name);
 		return NULL;
 	}
-	if (!obj_find(c, K_POOL, pool, e))
+	if (pool_usable(c, pool, true, e) < 0)
 		return NULL;
 	snprintf(full, sizeof(full), "%s/%s", pool, name);
 	if (obj_by_name(c, K_DISK, full)) {

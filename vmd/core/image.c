@@ -32,8 +32,8 @@ int route_image_create(struct core *c, struct req *r, struct err *e)
 		err_hint(e, "vmctl image rm %s, or choose another name", name);
 		return -EEXIST;
 	}
-	if (!obj_find(c, K_POOL, pool, e))
-		return -ENOENT;
+	if (pool_usable(c, pool, true, e) < 0)
+		return -e->num;
 	if (r->dry_run) {
 		req_reply(r, 200, json_incref(r->body), 0, NULL);
 		return 0;

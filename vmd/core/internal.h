@@ -398,7 +398,11 @@ void unlinks_resume(struct core *c, struct obj *pool); /* of the daemon before t
 void unlinks_free(struct core *c);
 struct obj *disk_record(struct core *c, const json_t *spec, const char *name, const char *owner,
 			struct err *e);
+/* ---- pool.c ---- */
 void pool_ensure_default(struct core *c);
+void pools_up(struct core *c); /* opened, and looked at now and then */
+/* pool_usable() - is it there, and, with @room, may something be made in it? */
+int pool_usable(struct core *c, const char *name, bool room, struct err *e);
 void net_up_all(struct core *c);
 /* net_count_guests() - how many interfaces each network has, where that changed */
 void net_count_guests(struct core *c);
@@ -436,10 +440,10 @@ route_fn route_disk_create, route_disk_delete, route_disk_resize, route_disk_att
     route_disk_inspect, route_disk_compact, route_disk_bitmap, route_disk_backup,
     route_disk_restore, route_snapshot_create, route_snapshot_restore, route_snapshot_delete,
     route_image_create, route_image_upload, route_image_delete, route_image_export;
-route_fn route_pool_create, route_pool_get, route_pool_delete, route_net_create, route_net_delete,
-    route_net_leases, route_forward_create, route_forward_delete, route_op_cancel, route_token_list,
-    route_token_create, route_token_delete, route_host_get, route_top, route_doctor, route_metrics,
-    route_version, route_obj_get, route_obj_list;
+route_fn route_pool_create, route_pool_get, route_pool_patch, route_pool_delete, route_net_create,
+    route_net_delete, route_net_leases, route_forward_create, route_forward_delete, route_op_cancel,
+    route_token_list, route_token_create, route_token_delete, route_host_get, route_top,
+    route_doctor, route_metrics, route_version, route_obj_get, route_obj_list;
 
 extern const struct op_ops op_guest_create, op_guest_start, op_guest_stop, op_guest_restart,
     op_guest_reset, op_guest_pause, op_guest_resume, op_guest_delete, op_guest_save, op_disk_create,
@@ -480,7 +484,8 @@ struct core {
 	struct store *store;
 	bool read_only; /* the store refuses: reads go on, writes are answered 503 */
 	char read_only_why[256];
-	struct loop_timer retry, sweep, usage, copy;
+	struct loop_timer retry, sweep, usage, copy, pools;
+	unsigned pool_looks;
 	char db_path[512];
 	struct kind_index kinds[K_COUNT];
 	struct list undo, out, reqs, op_starts, tickets, unlinks;

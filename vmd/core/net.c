@@ -1,4 +1,4 @@
-/* net.c - pools and networks: records here, directories, bridges, NAT and DHCP by priv. */
+/* net.c - networks: records here, bridges, NAT and DHCP by priv. */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <stdio.h>
@@ -66,121 +66,6 @@ int net_ip_pick(struct core *c, struct obj *net, char ip[16], struct err *e)
 	err_set(e, EADDRINUSE, "no-address-left",
 		"network \"%s\": every address of its DHCP range is given out", net->name);
 	return -EADDRINUSE;
-}
-
-/* ---- pools ---- */
-
-void pool_ensure_default(struct core *c)
-{
-	char id[UUID_TEXT_LEN];
-	struct obj *o;
-
-	if (obj_by_name(c, K_POOL, "default"))
-		return;
-	uuid_make(id);
-	o = obj_new(
-	    c, K_POOL, id, "default",
-	    json_pack("{s:s, s:s, s:o}", "name", "default", "state", "ready", "created", jnow()));
-	if (o)
-		obj_put(c, o, PUT_FACT);
-}
-
-struct pool_arg {
-	struct core *c;
-	struct req *r;
-	struct obj *o;
-};
-
-static void pool_opened(void *arg, enum call_event ev, struct wire_buf *b, const struct err *e)
-{
-	struct pool_arg *a = arg;
-	struct msg_result m;
-
-	if (ev == CALL_ITEM)
-		return;
-	obj_before(a->c, a->o);
-	json_object_set_new(a->o->doc, "state", json_string(e ? "error" : "ready"));
-	if (!e && msg_result_decode(&m, b) == 0) {
-		json_object_set_new(a->o->doc, "free", json_integer((json_int_t)m.value));
-		msg_result_close(&m);
-	}
-	if (a->r && e) {
-		obj_del(a->c, a->o, PUT_FACT);
-		req_fail(a->r, e, "path", NULL);
-	} else {
-		if (e)
-			log_error("pool %s: %s", a->o->name, e->detail);
-		obj_put(a->c, a->o, PUT_FACT);
-		if (a->r)
-			req_obj(a->r, a->r->route == ROUTE_POOL_CREATE ? 201 : 200, a->o);
-	}
-	free(a);
-}
-
-static void pool_open(struct core *c, struct obj *o, struct req *r, bool create)
-{
-	struct pool_arg *a = calloc(1, sizeof(*a));
-	struct msg_p_pool_open m = { .create = create };
-
-	if (!a)
-		return;
-	*a = (struct pool_arg){ c, r, o };
-	snprintf(m.pool, sizeof(m.pool), "%.63s", o->name);
-	snprintf(m.path, sizeof(m.path), "%.1023s", jstr_or(o->doc, "path", ""));
-	peer_call(c->priv, MSG_p_pool_open, &m, 0, 15000, pool_opened, a);
-}
-
-int route_pool_create(struct core *c, struct req *r, struct err *e)
-{
-	const char *name = jstr_or(r->body, "name", "");
-	char id[UUID_TEXT_LEN];
-	struct obj *o;
-	json_t *doc;
-
-	if (!name_valid(name))
-		return err_set(e, EINVAL, "bad-name", "\"%s\" is not a name for a pool", name);
-	if (obj_by_name(c, K_POOL, name))
-		return err_set(e, EEXIST, "pool-exists", "a pool named \"%s\" exists already",
-			       name);
-	uuid_make(id);
-	doc = json_deep_copy(r->body);
-	json_object_set_new(doc, "state", json_string("missing"));
-	json_object_set_new(doc, "created", jnow());
-	o = obj_new(c, K_POOL, id, name, doc);
-	if (!o)
-		return err_set(e, ENOMEM, "no-memory", "no memory");
-	obj_put(c, o, PUT_ASKED);
-	if (req_dry(r, o))
-		return 0;
-	pool_open(c, o, r, true);
-	return 0;
-}
-
-int route_pool_get(struct core *c, struct req *r, struct err *e)
-{
-	return route_obj_get(c, r, e);
-}
-
-int route_pool_delete(struct core *c, struct req *r, struct err *e)
-{
-	struct obj *o = obj_find(c, K_POOL, r->name, e);
-
-	if (!o)
-		return -ENOENT;
-	for (int k = K_DISK; k <= K_IMAGE; k++)
-		list_for_each (p, &c->kinds[k].all) {
-			struct obj *d = container_of(p, struct obj, node);
-
-			if (!strcmp(jstr_or(d->doc, "pool", "default"), o->name))
-				return err_set(e, EBUSY, "pool-in-use",
-					       "pool \"%s\" holds %s \"%s\"", o->name,
-					       kind_name(d->kind), d->name);
-		}
-	if (!strcmp(o->name, "default"))
-		return err_set(e, EBUSY, "pool-is-default", "the default pool stays");
-	obj_del(c, o, PUT_ASKED);
-	req_reply(r, 204, NULL, 0, NULL);
-	return 0;
 }
 
 /* ---- networks ---- */
@@ -346,28 +231,8 @@ static void net_take_down(struct core *c, struct obj *o, struct req *r)
 	peer_call(c->priv, MSG_p_net_down, &m, 0, 30000, net_downed, a);
 }
 
-/* A half of an upload whose sender went with the last daemon; the record waits for another try. */
-static void pool_half_uploads(struct core *c, const struct obj *pool)
-{
-	list_for_each (p, &c->kinds[K_IMAGE].all) {
-		struct obj *o = container_of(p, struct obj, node);
-
-		if (!strcmp(jstr_or(o->doc, "state", ""), "uploading") &&
-		    !strcmp(jstr_or(o->doc, "pool", "default"), pool->name))
-			disk_remove_file(c, o, disk_file_gone, NULL);
-	}
-}
-
 void net_up_all(struct core *c)
 {
-	list_for_each (p, &c->kinds[K_POOL].all) {
-		struct obj *o = container_of(p, struct obj, node);
-
-		pool_open(c, o, NULL, false);
-		/* on the same link, before any request makes a file of that name */
-		unlinks_resume(c, o);
-		pool_half_uploads(c, o);
-	}
 	list_for_each (p, &c->kinds[K_NETWORK].all) {
 		struct obj *o = container_of(p, struct obj, node);
 

@@ -70,6 +70,7 @@ static route_fn *const request_routes[ROUTE_COUNT] = {
 	[ROUTE_POOL_LIST] = route_obj_list,
 	[ROUTE_POOL_CREATE] = route_pool_create,
 	[ROUTE_POOL_GET] = route_pool_get,
+	[ROUTE_POOL_PATCH] = route_pool_patch,
 	[ROUTE_POOL_DELETE] = route_pool_delete,
 	[ROUTE_NET_LIST] = route_obj_list,
 	[ROUTE_NET_CREATE] = route_net_create,

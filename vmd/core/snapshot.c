@@ -216,6 +216,8 @@ static int create_disk(struct op *op, const char *snap, const json_t *entry, jso
 	if (strcmp(jstr_or(o->doc, "state", ""), "ready"))
 		return err_set(e, EBUSY, "disk-busy", "disk \"%s\" is %s", o->name,
 			       jstr_or(o->doc, "state", "?"));
+	if (pool_usable(c, jstr_or(o->doc, "pool", "default"), true, e) < 0)
+		return -e->num;
 	if (live && strcmp(jstr_or(o->doc, "format", ""), "qcow2")) {
 		err_set(e, EINVAL, "disk-format",
 			"disk \"%s\" is %s: only qcow2 disks are kept while their guest runs",

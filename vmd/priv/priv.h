@@ -99,6 +99,7 @@ int volume_unlink(struct priv *p, const struct msg_p_volume_unlink *m, struct er
 int volume_rename(struct priv *p, const struct msg_p_volume_rename *m, struct err *e);
 int volume_list(struct priv *p, const struct msg_p_volume_list *m, struct err *e);
 int volume_pool_open(struct priv *p, const struct msg_p_pool_open *m, struct err *e);
+int volume_pool_close(struct priv *p, const struct msg_p_pool_close *m, struct err *e);
 int volume_pool_stat(struct priv *p, const struct msg_p_pool_stat *m, struct err *e);
 
 /* ---- export.c ---- */

@@ -69,6 +69,79 @@ static uint64_t volume_free_bytes(int fd)
 	return fstatvfs(fd, &v) < 0 ? 0 : (uint64_t)v.f_bavail * v.f_frsize;
 }
 
+static void volume_pool_tell(struct priv *p, uint32_t id, int fd)
+{
+	struct statvfs v = { 0 };
+	char text[64];
+
+	if (fstatvfs(fd, &v) < 0)
+		v = (struct statvfs){ 0 };
+	snprintf(text, sizeof(text), "%llu%s", (unsigned long long)v.f_blocks * v.f_frsize,
+		 v.f_flag & ST_RDONLY ? " ro" : "");
+	priv_result(p, id, (uint64_t)v.f_bavail * v.f_frsize, -1, -1, text);
+}
+
+/* A pool's directory says whose it is, so that one whose file system is not mounted, or that was
+ * moved, is not taken for an empty pool. */
+#define VOLUME_MARK ".vmd-pool"
+
+static int volume_mark(int dir, const struct msg_p_pool_open *m, struct err *e)
+{
+	char has[64] = "";
+	_cleanup_close_ int fd =
+	    openat(dir, VOLUME_MARK, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+	ssize_t n = fd >= 0 ? read(fd, has, sizeof(has) - 1) : -1;
+
+	if (n >= 0)
+		has[strcspn(has, "\n")] = '\0';
+	if (!*m->id || (n > 0 && !strcmp(has, m->id)))
+		return 0;
+	if (n > 0 && m->create) {
+		err_set(e, EEXIST, "pool-taken", "pool %s: %.200s is marked as another pool's",
+			m->pool, m->path);
+		err_hint(e, "remove " VOLUME_MARK " in it if no other vmd uses it");
+		return -EEXIST;
+	}
+	if (!m->create || n > 0) {
+		err_set(
+		    e, ENOENT, "pool-moved",
+		    "pool %s: %.200s is there, but it is not the pool (a file system that is not "
+		    "mounted, or another directory)",
+		    m->pool, m->path);
+		err_hint(e, "mount it, or move it back");
+		return -ENOENT;
+	}
+	_cleanup_close_ int out =
+	    openat(dir, VOLUME_MARK, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600);
+
+	if (out < 0 && errno == EROFS)
+		return 0;
+	if (out < 0 || dprintf(out, "%s\n", m->id) < 0 || fsync(out) < 0)
+		return err_set(e, errno, "pool-failed", "pool %s: %.200s cannot be marked: %s",
+			       m->pool, m->path, strerror(errno));
+	return 0;
+}
+
+int volume_pool_close(struct priv *p, const struct msg_p_pool_close *m, struct err *e)
+{
+	struct msg_p_pool_open is = { 0 };
+	struct err other = { 0 };
+
+	memcpy(is.pool, m->pool, sizeof(is.pool));
+	memcpy(is.id, m->id, sizeof(is.id));
+	for (unsigned i = 0; i < p->npools; i++) {
+		if (strcmp(p->pools[i].name, m->pool))
+			continue;
+		if (*is.id && volume_mark(p->pools[i].fd, &is, &other) == 0)
+			unlinkat(p->pools[i].fd, VOLUME_MARK, 0);
+		close(p->pools[i].fd);
+		p->pools[i] = p->pools[--p->npools];
+		break;
+	}
+	priv_ok(p, m->msg_id);
+	return 0;
+}
+
 int volume_pool_open(struct priv *p, const struct msg_p_pool_open *m, struct err *e)
 {
 	const char *rest;
@@ -77,8 +150,7 @@ int volume_pool_open(struct priv *p, const struct msg_p_pool_open *m, struct err
 	if (!name_valid(m->pool))
 		return err_set(e, EINVAL, "bad-name", "\"%s\" is no name for a pool", m->pool);
 	if (!strcmp(m->pool, "default")) {
-		priv_result(p, m->msg_id, volume_free_bytes(volume_pool(p, "default", NULL)->fd),
-			    -1, -1, NULL);
+		volume_pool_tell(p, m->msg_id, volume_pool(p, "default", NULL)->fd);
 		return 0;
 	}
 	/* where no path is given a pool lies beside the default one */
@@ -86,7 +158,7 @@ int volume_pool_open(struct priv *p, const struct msg_p_pool_open *m, struct err
 		char path[400];
 
 		snprintf(path, sizeof(path), "%s/pools/%s", p->cfg->state_dir, m->pool);
-		fd = path_open_dir(path, m->create, 0711);
+		fd = path_open_dir(path, m->create == 1, 0711);
 	} else {
 		root = path_under_roots(p->cfg->pool_roots, m->path, &rest);
 		if (root < 0) {
@@ -97,7 +169,7 @@ int volume_pool_open(struct priv *p, const struct msg_p_pool_open *m, struct err
 			return -EACCES;
 		}
 		fd = path_open_beneath(root, rest, O_RDONLY | O_DIRECTORY, 0);
-		if (fd == -ENOENT && m->create && path_leaf_ok(rest) &&
+		if (fd == -ENOENT && m->create == 1 && path_leaf_ok(rest) &&
 		    mkdirat(root, rest, 0711) == 0)
 			fd = path_open_beneath(root, rest, O_RDONLY | O_DIRECTORY, 0);
 		close(root);
@@ -106,13 +178,15 @@ int volume_pool_open(struct priv *p, const struct msg_p_pool_open *m, struct err
 		return err_set(e, -fd, fd == -ENOENT ? "pool-not-found" : "pool-failed",
 			       "pool %s: cannot open its directory %.200s: %s", m->pool, m->path,
 			       strerror(-fd));
-	int ret = volume_pool_add(p, m->pool, fd, e);
+	int ret = volume_mark(fd, m, e);
 
+	if (!ret)
+		ret = volume_pool_add(p, m->pool, fd, e);
 	if (ret < 0) {
 		close(fd);
 		return ret;
 	}
-	priv_result(p, m->msg_id, volume_free_bytes(fd), -1, -1, NULL);
+	volume_pool_tell(p, m->msg_id, fd);
 	return 0;
 }
 
