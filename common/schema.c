@@ -125,6 +125,7 @@ static const struct schema_field restore_body_fields[] = {
 BODY(restore_body);
 static const struct schema_field export_body_fields[] = {
 	{ .name = "writable", .type = ST_BOOL, .flags = C, .cli = "writable", .dflt = "false", .help = "clients may write (default false)" },
+	{ .name = "bitmap", .type = ST_STRING, .flags = C, .format = "name", .cli = "bitmap", .help = "show this bitmap of the disk, as the context qemu:dirty-bitmap:NAME" },
 	{ 0 },
 };
 BODY(export_body);

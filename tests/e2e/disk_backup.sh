@@ -57,12 +57,20 @@ must $VMCTL disk restore d inc1
 same d "$T/inc1"
 [ "$(file_of d)" != "$V/d.qcow2" ] && [ ! -e "$V/d.qcow2" ] || until_true 5 test ! -e "$V/d.qcow2" || fail "the old file goes"
 refused 'full one first' $VMCTL disk backup d x --incremental --bitmap b
+# the bitmap as NBD clients see it
+uri=$($VMCTL -q disk export d --bitmap nosuch 2>"$T/out") && fail "a bitmap that is not there is not shown: $uri"
+grep -q nosuch "$T/out" || fail "it is named: $(cat "$T/out")"
+until_true 5 eval '[ "$($VMCTL -o json disk info d | jq -r .state)" = ready ]' || fail "and the disk is free again"
 # bitmaps by hand
 must $VMCTL disk bitmap d m1
 must $VMCTL disk bitmap d m2 --granularity 128K
 put d 9 5M 64k
 must $VMCTL disk bitmap d m2 --do merge --source m1
 must $VMCTL disk bitmap d m1 --do remove
+uri=$($VMCTL -q disk export d --bitmap m2) || fail "export with a bitmap: $uri"
+nbdinfo --map=qemu:dirty-bitmap:m2 --json "$uri" >"$T/map" || fail "nbdinfo --map of the bitmap: $(cat "$T/map")"
+jq -e '[.[] | select(.type == 1)] | length == 1 and .[0].offset <= 5242880 and .[0].offset + .[0].length >= 5308416' "$T/map" >/dev/null || fail "it has what was written: $(cat "$T/map")"
+must $VMCTL disk unexport d
 [ "$($VMCTL -o json disk inspect d | jq -c '[."format-specific".data.bitmaps[].name]')" = '["m2"]' ] || fail "inspect lists them: $($VMCTL -o json disk inspect d)"
 refused 'm1\|no bitmap' $VMCTL disk bitmap d m1 --do clear
 must qemu-img check "$(file_of d)"

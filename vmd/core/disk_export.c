@@ -72,6 +72,9 @@ static void export_run(struct op *op)
 		return;
 	d->progress = export_serves;
 	snprintf(d->args, sizeof(d->args), "name=%.200s\nwritable=%d\n", o->name, writable);
+	if (jstr(op->args, "bitmap"))
+		snprintf(d->args + strlen(d->args), sizeof(d->args) - strlen(d->args),
+			 "bitmap=%.200s\n", jstr(op->args, "bitmap"));
 	snprintf(m.id, sizeof(m.id), "%.36s", o->id);
 	/* in its own slot, taken when it comes */
 	d->open++;

@@ -333,7 +333,7 @@ static int image_export(struct image_job *j, struct err *e)
 {
 	struct msg_i_layer *sock = j->layers[1];
 	struct loop *l = loop_new();
-	char name[256];
+	char name[256], bitmap[256];
 	bool writable = image_arg_u64(j, "writable");
 	struct nbd_server *s = NULL;
 	struct blockdev *bd;
@@ -345,15 +345,30 @@ static int image_export(struct image_job *j, struct err *e)
 	}
 	bd = l ? blk_open(j->specs[0], e) : NULL;
 	if (bd) {
-		const char *n = image_arg(j, "name", name);
+		const char *n = image_arg(j, "name", name), *b = image_arg(j, "bitmap", bitmap);
+		const char *const bitmaps[] = { b, NULL };
 		struct nbd_export ex[] = {
-			{ .name = "", .bd = bd, .read_only = !writable },
-			{ .name = n ? n : "disk", .bd = bd, .read_only = !writable },
+			{ .name = "", .bd = bd, .read_only = !writable, .bitmaps = bitmaps },
+			{ .name = n ? n : "disk",
+			  .bd = bd,
+			  .read_only = !writable,
+			  .bitmaps = bitmaps },
 		};
 
 		for (unsigned i = 0; i < j->nlayers[0]; i++)
 			j->layers[0][i].fd = -1; /* the graph's now */
-		s = nbd_server_new(l, sock->fd, ex, ARRAY_SIZE(ex), NULL, e);
+		uint64_t run = 0;
+		bool dirty;
+		int has = b ? blk_bitmap_next(bd, b, 0, &run, &dirty) : 0;
+
+		if (has < 0)
+			err_set(e, -has, has == -ENOENT ? "bitmap-not-found" : "bitmap-stale",
+				"%s: %s bitmap \"%s\"", j->layers[0]->label,
+				has == -ENOENT ? "has no"
+					       : "its disk was not closed in order: do not trust",
+				b);
+		else
+			s = nbd_server_new(l, sock->fd, ex, ARRAY_SIZE(ex), NULL, e);
 	}
 	if (s) {
 		atomic_store(&j->done, 1);
