@@ -68,6 +68,15 @@ put vda e 34
 must $VMCTL disk bitmap top b --do merge --source live
 $VMCTL -o json disk inspect top >"$T/inspect" 2>&1 || fail "inspect of a disk in use: $(cat "$T/inspect")"
 [ "$(jq '."virtual-size"' "$T/inspect")" = $((32 << 20)) ] || fail "inspect of a disk in use: $(cat "$T/inspect")"
+# its snapshot over NBD, with the bitmap, while the guest writes on
+must $VMCTL snapshot create g shot
+put vda g 35
+uri=$($VMCTL -q disk export top.shot --bitmap b) || fail "a layer is exported with its bitmap: $uri"
+nbdinfo --map=qemu:dirty-bitmap:b --json "$uri" >"$T/map" || fail "nbdinfo --map of the bitmap: $(cat "$T/map")"
+jq -e '[.[] | select(.type == 1 and .offset <= 2228224 and .offset + .length >= 2293760)] | length == 1' "$T/map" >/dev/null || fail "it has what was written: $(cat "$T/map")"
+must qemu-io -r -f raw -c 'read -P 0x65 2176k 64k' -c 'read -P 0 2240k 64k' "$uri"
+must $VMCTL disk unexport top.shot
+must $VMCTL snapshot rm g shot
 # a daemon that is killed while it is backed up: the next one knows whether the chain of backups is whole
 for n in 1 2 3; do
 	put vda "$n" 40
