@@ -64,7 +64,7 @@ lib = $(L)/lib$(1).a
 LIBS_ALL_A := $(foreach l,api vmd guest image vmctl devices core storage proto common,$(call lib,$(l)))
 
 # system libraries by program (Debian packages; reasons in ARCHITECTURE.md)
-LIBS_STORAGE := -lz -lzstd
+LIBS_STORAGE := -lz -lzstd -llz4
 LIBS_VMD := -ljansson -lsqlite3 -lwslay -lnl-3 -lnl-route-3 -lnftables -lcap-ng
 CFLAGS_vmd := -isystem /usr/include/libnl3
 LIBS_VMCTL := -ljansson -lwslay

@@ -25,6 +25,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <unistd.h>
 
 #include "common/cleanup.h"
@@ -137,6 +138,18 @@ static int pc_tables(struct pc *pc, struct err *e)
 	return ret;
 }
 
+/* pc_random() - for KASLR; the same each time under virtual time, where each start is the same. */
+static uint64_t pc_random(const struct vm *vm)
+{
+	uint64_t v;
+
+	if (vm->accel_cfg.icount)
+		return 0x9e3779b97f4a7c15;
+	if (getrandom(&v, sizeof(v), GRND_NONBLOCK) != (ssize_t)sizeof(v))
+		return 0; /* the kernel's stub then does it */
+	return v;
+}
+
 /* Tables, generation id, kernel; and the boot vCPU's entry state. vCPUs are at power-on. */
 static int pc_payload(struct pc *pc, struct err *e)
 {
@@ -156,6 +169,7 @@ static int pc_payload(struct pc *pc, struct err *e)
 		.initrd_name = pc->initrd_name,
 		.cmdline = pc->cmdline,
 		.format = pc->format,
+		.random = pc_random(vm),
 		.rsdp = PC_ACPI_BASE,
 		.e820 = map,
 		.ne820 = ARRAY_SIZE(map) - (pc->high_bytes ? 0 : 1),

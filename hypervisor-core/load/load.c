@@ -44,6 +44,8 @@ const char *boot_format_name(enum boot_format f)
 		return "elf";
 	case BOOT_PVH:
 		return "pvh";
+	case BOOT_UNPACKED:
+		return "bzImage, unpacked by the host";
 	}
 	return "unknown";
 }
@@ -337,7 +339,7 @@ int boot_load(struct mem *mem, const struct boot_config *cfg, struct x86_state *
 	}
 	if (bz) {
 		used = BOOT_BZIMAGE;
-		ret = load_bzimage(&j, s);
+		ret = load_bzimage(&j, s, &used);
 	} else {
 		ret = load_elf(&j, s, cfg->format, &used);
 	}

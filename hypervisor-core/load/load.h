@@ -15,7 +15,8 @@
 #include "hypervisor-core/mem.h"
 #include "hypervisor-core/x86_state.h"
 
-enum boot_format { BOOT_AUTO, BOOT_BZIMAGE, BOOT_ELF, BOOT_PVH };
+/* BOOT_UNPACKED is an answer only: a bzImage's kernel that was unpacked here */
+enum boot_format { BOOT_AUTO, BOOT_BZIMAGE, BOOT_ELF, BOOT_PVH, BOOT_UNPACKED };
 
 struct boot_e820 {
 	gpa_t gpa;
@@ -27,8 +28,12 @@ struct boot_config {
 	int kernel_fd, initrd_fd; /* borrowed; initrd -1 = none; regular files or memfds */
 	const char *kernel_name, *initrd_name; /* for messages */
 	const char *cmdline;
-	/* AUTO: by content: bzImage magic, else ELF (PVH note preferred if present) */
+	/* AUTO: by content: bzImage magic (unpacked here if it can be, else by its stub), else ELF
+	 * (PVH note preferred if present) */
 	enum boot_format format;
+	/* chooses the virtual address of a kernel that is unpacked here (KASLR); 0: none is, each
+	 * bzImage's stub does it */
+	uint64_t random;
 	gpa_t rsdp;
 	const struct boot_e820 *e820;
 	unsigned ne820;

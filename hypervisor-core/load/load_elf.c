@@ -3,7 +3,7 @@
  *
  * PVH starts in 32-bit protected mode without paging, EBX at start_info; the plain entry starts in
  * 64-bit mode with a zero page, as a bzImage's stub would do it.
- * Trust: program headers are read one at a time and at most ELF_PHDRS_MAX of them; each part must
+ * Trust: program headers are read one at a time and at most LOAD_PHDRS_MAX of them; each part must
  * lie in the file and in RAM above 1 MiB; notes are walked with lengths that cannot wrap.
  * Sources: System V ABI (ELF64), xen/include/public/arch-x86/hvm/start_info.h, Linux
  * arch/x86/platform/pvh.
@@ -17,7 +17,6 @@
 #include "common/units.h"
 #include "hypervisor-core/load/load_impl.h"
 
-#define ELF_PHDRS_MAX		 64u
 #define ELF_NOTES_BYTES		 65536u
 #define XEN_ELFNOTE_PHYS32_ENTRY 18u
 #define PVH_MAGIC		 0x336ec578u
@@ -42,7 +41,7 @@ static int elf_refuse(struct load_job *j, const char *why)
 		       j->cfg->kernel_name ? j->cfg->kernel_name : "(no name)", why);
 }
 
-static int elf_check(struct load_job *j, const Elf64_Ehdr *h)
+int load_elf_check(struct load_job *j, const Elf64_Ehdr *h)
 {
 	static const struct {
 		uint16_t machine;
@@ -76,7 +75,7 @@ static int elf_check(struct load_job *j, const Elf64_Ehdr *h)
 	if (h->e_type != ET_EXEC && h->e_type != ET_DYN)
 		return elf_refuse(j, h->e_type == ET_REL ? "this is an object file, not a kernel"
 							 : "this ELF file is not executable");
-	if (h->e_phentsize != sizeof(Elf64_Phdr) || h->e_phnum == 0 || h->e_phnum > ELF_PHDRS_MAX)
+	if (h->e_phentsize != sizeof(Elf64_Phdr) || h->e_phnum == 0 || h->e_phnum > LOAD_PHDRS_MAX)
 		return elf_refuse(j, "its ELF program headers make no sense");
 	return 0;
 }
@@ -209,7 +208,7 @@ int load_elf(struct load_job *j, struct x86_state *s, enum boot_format want, enu
 	int ret = load_read(j, 0, &h, sizeof(h));
 
 	if (ret == 0)
-		ret = elf_check(j, &h);
+		ret = load_elf_check(j, &h);
 	if (ret == 0)
 		ret = elf_load_parts(j, &h, &scan);
 	if (ret < 0)

@@ -8,6 +8,8 @@
 #ifndef CORE_LOAD_IMPL_H
 #define CORE_LOAD_IMPL_H
 
+#include <elf.h>
+
 #include "hypervisor-core/load/load.h"
 
 #define LOAD_GDT	 0x500u
@@ -43,9 +45,22 @@ int load_cmdline(const struct load_job *j, size_t most);
 int load_zero_page(const struct load_job *j, const uint8_t *setup_header, size_t len);
 int load_long_mode(const struct load_job *j, struct x86_state *s, gpa_t entry);
 
-int load_bzimage(struct load_job *j, struct x86_state *s);
+int load_bzimage(struct load_job *j, struct x86_state *s, enum boot_format *used);
 int load_elf(struct load_job *j, struct x86_state *s, enum boot_format want,
 	     enum boot_format *used);
+/* load_elf_check() - is it a 64-bit x86 kernel with sane program headers? 0, -ENOEXEC. */
+#define LOAD_PHDRS_MAX 64u
+int load_elf_check(struct load_job *j, const Elf64_Ehdr *h);
+/* load_unpack() - the kernel packed in [off, off+len) of the file: unpacked, placed, and moved to a
+ * random virtual address as its own stub would (not on "nokaslr", nor if it was built without).
+ * Sets kernel_gpa and kernel_end. @align, @init_bytes: of the setup header. False: it cannot be done
+ * here, RAM above 1 MiB may hold a part. */
+struct load_unpacked {
+	gpa_t entry;
+	bool moved;
+};
+bool load_unpack(struct load_job *j, uint64_t off, uint64_t len, uint32_t align,
+		 uint32_t init_bytes, struct load_unpacked *out);
 bool load_is_bzimage(const uint8_t *head, size_t len);
 bool load_is_elf(const uint8_t *head, size_t len);
 

@@ -36,6 +36,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		.kernel_fd = fd,
 		.initrd_fd = size > 2 && data[1] & 1 ? initrd : -1,
 		.cmdline = "quiet",
+		.random = size > 3 ? data[2] : 0,
 		.e820 = e820,
 		.ne820 = 2,
 	};

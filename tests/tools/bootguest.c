@@ -3,7 +3,7 @@
  *	bootguest [--accel auto|kvm|soft] [--kernel K] [--initrd I] [--cmdline C] [--mem MIB] [--cpus N]
  *	          [--disk FILE[,qcow2]]... [--tap-fd N[,vhost]]... [--serials N] [--consoles N] [--console-out N=FILE]
  *	          [--rng] [--timeout S] [--expect TEXT] [--send TEXT=BYTES] [--power-after TEXT] [--cycle-after TEXT]
- *	          [--reboots N] [--model M] [--icount] [--threads-one] [--stats] [--hash] [-v]
+ *	          [--reboots N] [--model M] [--format F] [--icount] [--threads-one] [--stats] [--hash] [-v]
  *
  * Serial port 0 is standard output (and standard input, where that is a pipe or terminal). Exit
  * status: 0 the guest switched itself off, or --expect's text came; 1 it ended otherwise; 2 usage;
@@ -427,6 +427,7 @@ static void guest_stats(struct guest *g)
 
 struct options {
 	const char *accel, *kernel, *initrd, *cmdline, *model;
+	enum boot_format format;
 	unsigned mem_mib, cpus, serials, consoles, timeout_s;
 	bool rng, icount, threads_one, verbose;
 	struct mc_disk disks[MC_DISKS_MAX];
@@ -455,6 +456,7 @@ enum {
 	OPT_CYCLE,
 	OPT_REBOOTS,
 	OPT_MODEL,
+	OPT_FORMAT,
 	OPT_ICOUNT,
 	OPT_ONE,
 	OPT_STATS,
@@ -481,6 +483,7 @@ static const struct option longopts[] = {
 	{ "cycle-after", 1, NULL, OPT_CYCLE },
 	{ "reboots", 1, NULL, OPT_REBOOTS },
 	{ "model", 1, NULL, OPT_MODEL },
+	{ "format", 1, NULL, OPT_FORMAT },
 	{ "icount", 0, NULL, OPT_ICOUNT },
 	{ "threads-one", 0, NULL, OPT_ONE },
 	{ "stats", 0, NULL, OPT_STATS },
@@ -616,6 +619,13 @@ static void parse(int argc, char **argv, struct options *o, struct guest *g)
 		case OPT_REBOOTS:
 			g->reboots = atoi(optarg);
 			break;
+		case OPT_FORMAT:
+			for (o->format = BOOT_PVH; o->format > BOOT_AUTO; o->format--)
+				if (!strcasecmp(optarg, boot_format_name(o->format)))
+					break;
+			if (o->format == BOOT_AUTO && strcmp(optarg, "auto") != 0)
+				exit(2);
+			break;
 		case OPT_MODEL:
 			o->model = optarg;
 			break;
@@ -748,7 +758,8 @@ int main(int argc, char **argv)
 		.rng = o->rng,
 		.cmdline = o->cmdline,
 		.boot = { .kernel_fd = open_or_exit(o->kernel),
-			  .initrd_fd = open_or_exit(o->initrd) },
+			  .initrd_fd = open_or_exit(o->initrd),
+			  .format = o->format },
 	};
 
 	uuid_parse("5c1f7f5e-8e2b-4e0c-9d0a-0123456789ab", mc.uuid);

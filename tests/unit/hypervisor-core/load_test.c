@@ -215,6 +215,42 @@ static void debians_bzimage_gets_its_zero_page_and_initrd(void **state)
 	bench_free(b);
 }
 
+static void debians_kernel_is_unpacked_and_moved(void **state)
+{
+	struct bench *b = bench_new(256 * MIB);
+
+	b->cfg.kernel_fd = kernel_open("vmlinuz");
+	if (b->cfg.kernel_fd < 0)
+		skip();
+	b->cfg.random = 3;
+	assert_int_equal(load(b), 0);
+	assert_int_equal(b->used, BOOT_UNPACKED);
+	assert_int_equal(b->s.rip, 16 * MIB);
+	assert_int_equal(peek(b, 0x7000 + 0x211, 1) & 3, 3);
+	/* as its vmlinux has it, but for the addresses in it */
+	struct bench *v = bench_new(256 * MIB);
+	v->cfg.kernel_fd = kernel_open("vmlinux");
+	v->cfg.format = BOOT_ELF;
+	assert_int_equal(load(v), 0);
+	uint64_t same = 0, moved = 0, other = 0;
+	for (gpa_t at = 16 * MIB; at < 28 * MIB; at += 4) {
+		uint32_t x = (uint32_t)peek(b, at, 4), y = (uint32_t)peek(v, at, 4);
+
+		if (x == y)
+			same++;
+		else if (x == y + 3 * 2 * MIB || x == y - 3 * 2 * MIB)
+			moved++;
+		else
+			other++; /* an address that lies across two words */
+	}
+	assert_true(moved > 1000 && same > 20 * (moved + other));
+	bench_free(v);
+	b->cfg.format = BOOT_BZIMAGE; /* its stub, when asked for */
+	assert_int_equal(load(b), 0);
+	assert_int_equal(b->used, BOOT_BZIMAGE);
+	bench_free(b);
+}
+
 static void debians_bzimage_cut_short_or_in_little_memory_is_refused(void **state)
 {
 	struct bench *b = bench_new(256 * MIB);
@@ -278,6 +314,7 @@ int main(void)
 		cmocka_unit_test(elf_parts_are_placed_and_bss_is_zeroed),
 		cmocka_unit_test(hostile_elf_files_are_refused),
 		cmocka_unit_test(debians_bzimage_gets_its_zero_page_and_initrd),
+		cmocka_unit_test(debians_kernel_is_unpacked_and_moved),
 		cmocka_unit_test(debians_bzimage_cut_short_or_in_little_memory_is_refused),
 		cmocka_unit_test(debians_vmlinux_enters_by_pvh_or_by_its_64_bit_entry),
 	};
