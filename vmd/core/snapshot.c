@@ -192,11 +192,11 @@ static void snap_layer_name(struct core *c, const struct obj *o, const char *sna
 	char full[192];
 
 	for (unsigned n = 0;; n++) {
-		char more[16] = "";
+		char more[12] = "";
 
 		if (n)
 			snprintf(more, sizeof(more), "-%u", n);
-		snprintf(name, 64, "%.30s.%.24s%s", jstr_or(o->doc, "name", "disk"), snap, more);
+		snprintf(name, 64, "%.28s.%.22s%.11s", jstr_or(o->doc, "name", "disk"), snap, more);
 		snprintf(full, sizeof(full), "%s/%s", jstr_or(o->doc, "pool", "default"), name);
 		if (!obj_by_name(c, K_DISK, full))
 			return;
