@@ -72,6 +72,9 @@ int blkjob_commit(const struct blkjob *job, const struct blk_spec *top_spec, str
 		r = err_set(e, EINVAL, "disk-commit", "%s: %s", top->label,
 			    into ? "its parent was not opened for writing"
 				 : "has no parent to commit into");
+	/* an end at any moment leaves a disk that opens */
+	if (!r && top->ops == &qcow2_ops && !top->read_only)
+		r = q2_stamp_lift(top->drv);
 	if (!r && atomic_load(&into->size_bytes) < size)
 		r = blk_resize(into, size, e);
 	if (!r && posix_memalign((void **)&buf, 4096, CHAIN_STEP))
@@ -94,8 +97,11 @@ int blkjob_commit(const struct blkjob *job, const struct blk_spec *top_spec, str
 	}
 	if (!r && into)
 		r = node_flush(into);
-	if (!r && into)
-		r = commit_note_parent(top, into);
+	/* half a commit takes nothing from what the top shows: it stays usable over what it wrote */
+	if (into && !into->read_only) {
+		r2 = commit_note_parent(top, into);
+		r = r ? r : r2;
+	}
 	if (r)
 		job_error(e, r, top->label, "commit");
 	r2 = blk_close(top);

@@ -132,7 +132,8 @@ int blkjob_info(const struct blk_spec *spec, struct text *json, struct err *e)
 	r = info_qcow2(bd, json, e);
 	text_add(json, "}");
 	blk_close(bd);
-	return r ? r : json->error;
+	r = r ? r : json->error;
+	return r ? job_error(e, r, spec->label, "info") : 0;
 }
 
 int blkjob_map(const struct blkjob *job, const struct blk_spec *spec, struct text *json,
@@ -186,10 +187,9 @@ int blkjob_map(const struct blkjob *job, const struct blk_spec *spec, struct tex
 		off = x[n - 1].off_bytes + x[n - 1].len_bytes;
 	}
 	text_add(json, "]");
-	if (r)
-		job_error(e, r, bd->label, "map");
 	blk_close(bd);
-	return r ? r : json->error;
+	r = r ? r : json->error;
+	return r ? job_error(e, r, spec->label, "map") : 0;
 }
 
 int blkjob_check(const struct blk_spec *spec, enum blkjob_repair how, struct blkjob_check *c,
@@ -236,7 +236,8 @@ int blkjob_check(const struct blk_spec *spec, enum blkjob_repair how, struct blk
 			(void)futimens(same, (const struct timespec[]){ was.st_atim, was.st_mtim });
 		close(same);
 	}
-	return r ? r : r2 ? job_error(e, r2, spec->label, "check") : 0;
+	r = r ? r : r2;
+	return r ? job_error(e, r, spec->label, "check") : 0;
 }
 
 /* resize_tail_is_zero() - proof that shrinking loses nothing. */
@@ -305,5 +306,6 @@ int blkjob_snapshot_delete(const struct blk_spec *spec, const char *name, struct
 		return e ? -e->num : -EIO;
 	r = qcow2_snapshot_delete(bd, name, e);
 	r2 = blk_close(bd);
-	return r ? r : r2 ? job_error(e, r2, spec->label, "snapshot delete") : 0;
+	r = r ? r : r2;
+	return r ? job_error(e, r, spec->label, "snapshot delete") : 0;
 }

@@ -329,7 +329,9 @@ int blk_live_commit(struct blockdev *root, unsigned depth, int into_fd, const ch
 	c.run.total = atomic_load(&c.from->size_bytes);
 	c.t0 = clock_mono_ns();
 	node_gate_shut(root);
-	r = c.into->ops->thaw(c.into, into_fd, e);
+	r = c.top->ops == &qcow2_ops ? q2_stamp_lift(c.top->drv) : 0;
+	if (!r)
+		r = c.into->ops->thaw(c.into, into_fd, e);
 	if (!r) {
 		/* the merged map knows only layers that stand still */
 		q2_chain_drop(c.top->drv);
@@ -338,7 +340,7 @@ int blk_live_commit(struct blockdev *root, unsigned depth, int into_fd, const ch
 	}
 	node_gate_open(root);
 	if (c.into->read_only)
-		return r;
+		return job_error(e, r, c.top->label, "commit");
 	if (!r)
 		r = depth ? commit_lower(&c, name, format) : commit_top(&c, e);
 	if (r) {
@@ -347,6 +349,8 @@ int blk_live_commit(struct blockdev *root, unsigned depth, int into_fd, const ch
 		if (!c.into->read_only && c.into->ops->freeze)
 			(void)c.into->ops->freeze(c.into);
 		q2_chain_drop(c.top->drv);
+		if (!depth) /* deeper it stays lifted, for that layer's own note is out of date */
+			(void)q2_stamp_renew(c.top->drv);
 		node_gate_open(root);
 	}
 	return r;

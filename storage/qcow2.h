@@ -348,6 +348,8 @@ int q2_bitmaps_store(struct qcow2 *q); /* at close, after the last request */
 
 /* qcow2_stamp.c */
 int q2_stamp_renew(struct qcow2 *q); /* note what the parent looks like now */
+/* q2_stamp_lift() - before a commit changes a layer below: note, stable, that it does. */
+int q2_stamp_lift(struct qcow2 *q);
 int q2_stamp_check(struct qcow2 *q, const struct blk_spec *spec, struct err *e);
 
 /* qcow2_header.c */

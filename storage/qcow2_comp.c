@@ -10,6 +10,7 @@
 #include <string.h>
 #include <zlib.h>
 #include <zstd.h>
+#include <zstd_errors.h>
 
 #include "common/cleanup.h"
 #include "common/overflow.h"
@@ -30,6 +31,8 @@ static int q2_inflate(void *dst, size_t dst_len, const void *src, size_t src_len
 		return -ENOMEM;
 	r = inflate(&z, Z_FINISH);
 	inflateEnd(&z);
+	if (r == Z_MEM_ERROR)
+		return -ENOMEM; /* nothing is known of the image */
 	/* the sector padding after the stream may look like input that did not fit */
 	return (r == Z_STREAM_END || r == Z_BUF_ERROR) && z.avail_out == 0 ? 0 : -EUCLEAN;
 }
@@ -49,7 +52,8 @@ static int q2_unzstd(void *dst, size_t dst_len, const void *src, size_t src_len)
 		size_t n = ZSTD_decompressStream(d, &out, &in);
 
 		if (ZSTD_isError(n) || (in.pos == before_in && out.pos == before_out))
-			r = -EUCLEAN;
+			r = ZSTD_getErrorCode(n) == ZSTD_error_memory_allocation ? -ENOMEM
+										 : -EUCLEAN;
 	}
 	ZSTD_freeDCtx(d);
 	return r;

@@ -1,9 +1,11 @@
 /* qcow2_stamp_test.c - a parent changed under its overlay is noticed, named and refused. */
 #include "tests/unit/storage/disk_test.h"
 
+#include <signal.h>
 #include <time.h>
 
 #include "storage/job.h"
+#include "storage/live.h"
 #include "storage/qcow2_tools.h"
 
 #define SIZE (8 * MIB)
@@ -149,6 +151,78 @@ static void our_own_commit_and_repair_of_leaks_are_no_change(void **state)
 	assert_int_equal(try_open(false, true, &e), 0);
 }
 
+/* die() - as kill -9 would have it, once something was copied */
+static void die(void *arg, uint64_t done, uint64_t total)
+{
+	(void)arg;
+	if (done > total / 2)
+		raise(SIGKILL);
+}
+
+/* a commit ends by force: @depth -1 with the disk not in use, 0 the top, 1 the layer below it */
+static void killed_commit(int depth)
+{
+	const struct blkjob job = { .progress = die };
+	int st;
+	pid_t pid = fork();
+
+	assert_true(pid >= 0);
+	if (!pid) {
+		struct blk_spec base = spec("base", "file", true),
+				mid = spec("mid", "qcow2", depth >= 0),
+				top = spec("top", "qcow2", false);
+		struct blockdev *bd;
+		struct err e = { 0 };
+
+		mid.backing = &base;
+		top.backing = &mid;
+		if (depth < 0)
+			_exit(blkjob_commit(&job, &top, &e) ? 1 : 2);
+		bd = blk_open(&top, &e);
+		if (!bd)
+			_exit(3);
+		_exit(blk_live_commit(bd, depth, disk_fd(depth ? "base" : "mid", O_RDWR),
+				      depth ? "base" : "mid", depth ? "raw" : "qcow2", &job, &e)
+			  ? 4
+			  : 5);
+	}
+	assert_int_equal(waitpid(pid, &st, 0), pid);
+	if (!WIFSIGNALED(st))
+		fail_msg("depth %d: ended with %d before it was killed", depth, WEXITSTATUS(st));
+}
+
+static void a_commit_that_was_killed_leaves_a_disk_that_opens(void **state)
+{
+	struct blk_spec base, mid, top;
+	struct err e;
+
+	(void)state;
+	for (int depth = -1; depth < 2; depth++) {
+		make();
+		killed_commit(depth);
+		/* what it had copied is surely later than what the overlay remembers */
+		run("touch -d '+2 sec' '%s'", disk_path(depth > 0 ? "base" : "mid"));
+		if (try_open(false, true, &e))
+			fail_msg("depth %d: %s", depth, e.detail);
+		if (try_open(false, true, &e))
+			fail_msg("depth %d, again: %s", depth, e.detail);
+		if (have_qemu())
+			assert_int_equal(qemu_check("top"), 0);
+	}
+	/* one that ends well puts the note back */
+	make();
+	killed_commit(-1);
+	base = spec("base", "file", true);
+	mid = spec("mid", "qcow2", false);
+	top = spec("top", "qcow2", false);
+	mid.backing = &base;
+	top.backing = &mid;
+	assert_int_equal(blkjob_commit(NULL, &top, &e), 0);
+	assert_int_equal(try_open(false, true, &e), 0);
+	scribble("mid");
+	assert_int_equal(try_open(false, false, &e), -ESTALE);
+}
+
 static void a_copy_of_a_parent_with_its_times_is_the_parent(void **state)
 {
 	struct err e;
@@ -167,6 +241,7 @@ int main(void)
 		cmocka_unit_test(a_changed_parent_is_named_and_refused),
 		cmocka_unit_test(an_unsafe_rebase_accepts_it),
 		cmocka_unit_test(our_own_commit_and_repair_of_leaks_are_no_change),
+		cmocka_unit_test(a_commit_that_was_killed_leaves_a_disk_that_opens),
 		cmocka_unit_test(a_copy_of_a_parent_with_its_times_is_the_parent),
 	};
 
