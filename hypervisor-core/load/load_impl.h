@@ -53,7 +53,7 @@ int load_elf(struct load_job *j, struct x86_state *s, enum boot_format want,
 int load_elf_check(struct load_job *j, const Elf64_Ehdr *h);
 /* load_unpack() - the kernel packed in [off, off+len) of the file: unpacked, placed, and moved to a
  * random virtual address as its own stub would (not on "nokaslr", nor if it was built without).
- * Sets kernel_gpa and kernel_end. @align, @init_bytes: of the setup header. False: it cannot be done
+ * Sets kernel_gpa and kernel_end. @align, @init_bytes: of the setup header. False: cannot be done
  * here, RAM above 1 MiB may hold a part. */
 struct load_unpacked {
 	gpa_t entry;
