@@ -266,6 +266,119 @@ static void qemu_writes_are_read_back_by_us(void **state)
 	free(shadow);
 }
 
+/* --- every combination ---------------------------------------------------------------------------
+ */
+
+#define COMBO_SIZE (5 * MIB + 512 * 3)
+
+struct combo {
+	uint32_t cluster;
+	unsigned refcount_bits;
+	bool extended, lazy, zstd;
+};
+
+/* combo_qemu_writes() - some random writes and zeroes by qemu-io; the shadow follows. */
+static void combo_qemu_writes(const char *name, uint8_t *shadow)
+{
+	FILE *script = fopen(disk_path("script"), "w");
+
+	assert_non_null(script);
+	for (int k = 0; k < 40; k++) {
+		uint64_t off = rng_below(COMBO_SIZE / 512 - 200) * 512;
+		uint64_t len = (1 + rng_below(200)) * 512;
+		unsigned pat = 1 + rng_below(255);
+
+		if (k % 5 == 0) {
+			fprintf(script, "write -z %s %llu %llu\n", k % 2 ? "-u" : "",
+				(unsigned long long)off, (unsigned long long)len);
+			pat = 0;
+		} else {
+			fprintf(script, "write -P %u %llu %llu\n", pat, (unsigned long long)off,
+				(unsigned long long)len);
+		}
+		memset(shadow + off, (int)pat, len);
+	}
+	assert_int_equal(fclose(script), 0);
+	assert_int_equal(
+	    run("qemu-io -f qcow2 '%s' <'%s' >/dev/null", disk_path(name), disk_path("script")), 0);
+}
+
+static void combo_we_write(const char *name, uint8_t *shadow)
+{
+	struct blockdev *bd = disk_open(name, "qcow2", NULL, false, BLK_CACHE_WRITEBACK);
+
+	diff_read_all(bd, shadow, COMBO_SIZE);
+	for (int k = 0; k < 60; k++)
+		diff_step(bd, shadow, COMBO_SIZE);
+	assert_int_equal(blk_close(bd), 0);
+}
+
+static void combo_judge(const char *name, const uint8_t *shadow)
+{
+	struct blockdev *bd;
+
+	assert_int_equal(qemu_check(name), 0);
+	assert_int_equal(
+	    run("qemu-img convert -f qcow2 -O raw '%s' '%s'", disk_path(name), disk_path("flat")),
+	    0);
+	diff_file_equals("flat", shadow, COMBO_SIZE);
+	bd = disk_open(name, "qcow2", NULL, true, BLK_CACHE_WRITEBACK);
+	diff_read_all(bd, shadow, COMBO_SIZE);
+	assert_int_equal(blk_close(bd), 0);
+}
+
+static void combo_run(const struct combo *c, uint8_t *shadow)
+{
+	struct qcow2_create cr = { .size_bytes = COMBO_SIZE,
+				   .cluster_size = c->cluster,
+				   .compat = !c->extended,
+				   .lazy_refcounts = c->lazy,
+				   .refcount_bits = c->refcount_bits,
+				   .zstd = c->zstd };
+
+	/* made by us; written in turns */
+	memset(shadow, 0, COMBO_SIZE);
+	disk_create("mine", &cr);
+	combo_we_write("mine", shadow);
+	combo_judge("mine", shadow);
+	combo_qemu_writes("mine", shadow);
+	combo_judge("mine", shadow);
+	/* made by QEMU, compressed, from what that holds; written in turns */
+	assert_int_equal(
+	    run("qemu-img convert -c -f qcow2 -O qcow2 -o cluster_size=%u,refcount_bits=%u,"
+		"extended_l2=%s,lazy_refcounts=%s,compression_type=%s '%s' '%s'",
+		c->cluster, c->refcount_bits, c->extended ? "on" : "off", c->lazy ? "on" : "off",
+		c->zstd ? "zstd" : "zlib", disk_path("mine"), disk_path("theirs")),
+	    0);
+	combo_we_write("theirs", shadow);
+	combo_judge("theirs", shadow);
+}
+
+static void every_combination_of_options_agrees_with_qemu(void **state)
+{
+	uint8_t *shadow = malloc(COMBO_SIZE);
+	unsigned n = 0, done = 0;
+
+	(void)state;
+	if (!have_qemu())
+		skip();
+	for (uint32_t cluster = 512; cluster <= 2 * MIB; cluster *= 2)
+		for (unsigned bits = 1; bits <= 64; bits *= 2)
+			for (int extended = 0; extended <= (cluster >= 16384 ? 1 : 0);
+			     extended++, n++) {
+				/* the two that remain take turns, all four pairs come by */
+				struct combo c = { cluster, bits, extended, n & 1, n & 2 };
+
+				if (n % 3 && !test_long())
+					continue; /* 147 take a minute */
+				rng_seed(1000 + n);
+				combo_run(&c, shadow);
+				done++;
+			}
+	print_message("  %u of %u combinations\n", done, n);
+	free(shadow);
+}
+
 static void a_qcow2_over_a_raw_parent_that_is_shorter_reads_zeroes_past_it(void **state)
 {
 	struct err e = { 0 };
@@ -354,6 +467,7 @@ int main(void)
 		cmocka_unit_test(our_random_writes_are_read_back_by_qemu),
 		cmocka_unit_test(a_chain_of_thirty_reads_as_one),
 		cmocka_unit_test(qemu_writes_are_read_back_by_us),
+		cmocka_unit_test(every_combination_of_options_agrees_with_qemu),
 		cmocka_unit_test(a_qcow2_over_a_raw_parent_that_is_shorter_reads_zeroes_past_it),
 		cmocka_unit_test(resize_keeps_content_and_new_space_reads_zero),
 	};
