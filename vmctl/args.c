@@ -360,8 +360,8 @@ bool args_many(const struct schema_route *r)
 static int args_check_rest(const struct args *a, struct err *e)
 {
 	enum route_id id = a->route->id;
-	unsigned takes =
-	    id == ROUTE_GUEST_CONSOLE || id == ROUTE_IMAGE_CREATE || id == ROUTE_IMAGE_EXPORT;
+	unsigned takes = id == ROUTE_GUEST_CONSOLE || id == ROUTE_IMAGE_CREATE ||
+			 id == ROUTE_IMAGE_EXPORT || id == ROUTE_SNAPSHOT_LIST;
 
 	if (args_many(a->route) || a->rest_count <= takes)
 		return 0;

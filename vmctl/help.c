@@ -79,6 +79,13 @@ static void help_synopsis(const struct schema_route *r, const char *verb, char *
 					if (buf[i] >= 'a' && buf[i] <= 'z')
 						buf[i] = (char)(buf[i] & ~0x20);
 			}
+	/* what may also be a word of its own */
+	if (r->id == ROUTE_SNAPSHOT_LIST)
+		snprintf(buf + n, len - n, " [GUEST]");
+	else if (r->id == ROUTE_SNAPSHOT_CREATE || r->id == ROUTE_DISK_CLONE)
+		snprintf(buf + n, len - n, " [NAME]");
+	else if (r->id == ROUTE_DISK_CREATE)
+		snprintf(buf + n, len - n, " [SIZE]");
 }
 
 typedef void help_flag_fn(const char *flag, const char *value, const char *help);

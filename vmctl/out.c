@@ -283,6 +283,8 @@ void out_items(struct vmctl *v, const struct schema_object *o, json_t *items)
 			const char *s = json_string_value(json_object_get(j, "name"));
 
 			s = s ? s : json_string_value(json_object_get(j, "id"));
+			if (o == &schema_snapshot) /* by what the other verbs take */
+				printf("%s/", json_string_value(json_object_get(j, "guest")));
 			printf("%s\n", s ? s : "-");
 		}
 		return;

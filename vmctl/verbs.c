@@ -170,6 +170,21 @@ static void verb_say(struct vmctl *v, const struct schema_route *r, const struct
 		printf("%s %s: done\n", r->cli, name ? name : "");
 }
 
+/* @guest: only what belongs to it; NULL: all */
+static void verb_list_add(json_t *all, const json_t *items, const char *guest)
+{
+	size_t i;
+	json_t *v;
+
+	json_array_foreach(items, i, v)
+	{
+		const char *of = json_string_value(json_object_get(v, "guest"));
+
+		if (!guest || (of && !strcmp(of, guest)))
+			json_array_append(all, v);
+	}
+}
+
 /* all pages of a list */
 static int verb_list(struct vmctl *v, const struct schema_route *r, struct args *a)
 {
@@ -193,7 +208,8 @@ static int verb_list(struct vmctl *v, const struct schema_route *r, struct args 
 			status = out_problem(v, &p);
 			break;
 		}
-		json_array_extend(all, json_object_get(p.json, "items"));
+		verb_list_add(all, json_object_get(p.json, "items"),
+			      r->id == ROUTE_SNAPSHOT_LIST && a->rest_count ? a->rest[0] : NULL);
 		next = json_string_value(json_object_get(p.json, "next"));
 		if (!next || limited) {
 			out_items(v, r->resource, all);

@@ -26,6 +26,7 @@ must qemu-io -f raw -c 'write -P 9 0 64k' "$V/g-b.raw"
 must $VMCTL snapshot create g one
 [ "$($VMCTL -o json snapshot ls | jq -r '.[] | [.guest, .name, .state, (.disks | length)] | @csv')" = '"g","one","ready",2' ] || fail "ls shows it: $($VMCTL -o json snapshot ls)"
 [ "$($VMCTL -o json snapshot info g/one | jq -r '.live')" = false ] || fail "and that the guest did not run"
+[ "$($VMCTL -q snapshot ls g) $($VMCTL -q snapshot ls h)" = "g/one " ] || fail "ls GUEST, and -q by the name that other verbs take"
 holds g-a 1 0
 put g-a 2 0
 put g-b 8 0
