@@ -102,10 +102,21 @@ $VMCTL -o json snapshot ls | jq -r '.[].name' | while read -r s; do $VMCTL snaps
 [ "$($VMCTL -o json snapshot ls | jq length)" = 0 ] || fail "all removed: $($VMCTL snapshot ls)"
 holds g-a 2 0
 until_true 5 files || fail "no file is left over: $(ls "$V")"
+# a guest in the trash keeps its snapshots; another one that takes its name keeps its own
+must $VMCTL create old --memory 64M --kernel "$T/idle" --disk name=o,size=1M
+must $VMCTL create new --memory 64M --kernel "$T/idle" --disk name=n,size=1M
+must $VMCTL snapshot create old x
+must $VMCTL snapshot create new x
+must $VMCTL delete old
+must $VMCTL rename new old
+[ "$($VMCTL -q snapshot ls old | sort | paste -sd' ')" = 'old/x old/x-2' ] || fail "both are there: $($VMCTL snapshot ls)"
+must $VMCTL snapshot restore old x-2
+must $VMCTL snapshot rm old x-2
+must $VMCTL delete --now old
 must $VMCTL snapshot create h last
 must $VMCTL snapshot create h last2
 must $VMCTL delete --now h
-none() { [ "$(count g-)" = 0 ] && [ "$($VMCTL -o json snapshot ls | jq length)" = 0 ]; }
+none() { [ "$(count g-)" = 0 ] && [ "$($VMCTL -o json snapshot ls | jq '[.[] | select(.guest == "h")] | length')" = 0 ]; }
 until_true 5 none || fail "they go with the guest: $(ls "$V") $($VMCTL snapshot ls)"
 stop_vmd
 exit 0

@@ -606,6 +606,14 @@ void snapshots_follow(struct core *c, const struct obj *guest, const char *name)
 			continue;
 		obj_before(c, o);
 		snprintf(full, sizeof(full), "%.63s/%.63s", name, jstr_or(o->doc, "name", ""));
+		/* a guest in the trash may have had that name, and has its snapshots still */
+		for (unsigned n = 2; obj_rename(c, o, full, PUT_ASKED) < 0; n++) {
+			char own[64];
+
+			snprintf(own, sizeof(own), "%.40s-%u", jstr_or(o->doc, "name", ""), n);
+			snprintf(full, sizeof(full), "%.63s/%s", name, own);
+		}
+		jset_str(o->doc, "name", strchr(full, '/') + 1);
 		json_array_foreach(json_object_get(o->doc, "disks"), i, d)
 		{
 			layer = obj_by_name(c, K_DISK, jstr_or(d, "layer", ""));
@@ -616,7 +624,6 @@ void snapshots_follow(struct core *c, const struct obj *guest, const char *name)
 			obj_put(c, layer, PUT_ASKED);
 		}
 		jset_str(o->doc, "guest", name);
-		obj_rename(c, o, full, PUT_ASKED);
 		obj_put(c, o, PUT_ASKED);
 	}
 }
