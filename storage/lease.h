@@ -10,8 +10,8 @@
  * time must be well above what one read or write of the file can take (four times is the least).
  *
  * Use: lease_take() before the disk is opened for writing, on a thread that may wait; then
- * lease_beat() every stale_ms / 6; ask lease_valid() before each batch of writes, or pause the guest
- * when a beat fails; lease_drop() after the disk was closed. Reading needs no lease.
+ * lease_beat() every stale_ms / 6; ask lease_valid() before each batch of writes, or pause the
+ * guest when a beat fails; lease_drop() after the disk was closed. Reading needs no lease.
  * Threading: one lease, one thread at a time; lease_valid() from any. Trust: the record is written
  * by other hosts of the same pool: checked, bounded, its owner's name printed as text only.
  */
