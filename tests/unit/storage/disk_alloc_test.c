@@ -42,10 +42,11 @@ static struct {
 	long nth;
 	_Atomic long calls, live;
 } mem;
+
+#if OWN_MALLOC
 /* what the C library keeps with a thread's stack is not ours to free */
 static __thread bool in_thread_create;
 
-#if OWN_MALLOC
 void *__libc_malloc(size_t n);
 void *__libc_calloc(size_t n, size_t m);
 void *__libc_realloc(void *p, size_t n);
