@@ -438,6 +438,8 @@ static struct tlbe *tlb_fill(struct cpu *c, const struct op *o, u64 va, unsigned
 		return e;
 	}
 	e->addend = (u64)(uintptr_t)(r->hva + (w.gpa - r->gpa)) - (va & ~PAGE_OFF);
+	if (unlikely(c->dbg_data) && soft_debug_page(c, va))
+		e->rtag |= TLB_SLOW;
 	if (r->flags & MEM_ROM) {
 		e->gpaf |= TF_ROM;
 	} else if (writable) {
@@ -547,6 +549,8 @@ static u64 mmu_ld(struct cpu *c, const struct op *o, u64 va, unsigned size, enum
 		return v;
 	}
 	e = soft_tlb_get(c, o, va, ACC_R, idx);
+	if (unlikely(c->dbg_data))
+		soft_debug_access(c, va, size, false);
 	if (unlikely(e->gpaf & TF_MMIO))
 		return mmio_ld(c, (e->gpaf & ~PAGE_OFF) | (va & PAGE_OFF), size);
 	return host_ld((const u8 *)(uintptr_t)(va + e->addend), size);
@@ -559,6 +563,8 @@ static u8 *st_prepare(struct cpu *c, const struct op *o, struct tlbe *e, u64 va,
 {
 	u64 gpa = (e->gpaf & ~PAGE_OFF) | (va & PAGE_OFF);
 
+	if (unlikely(c->dbg_data))
+		soft_debug_access(c, va, size, true);
 	if (unlikely(e->gpaf & (TF_MMIO | TF_ROM)))
 		return NULL;
 	if (e->wtag != e->rtag) {
@@ -721,7 +727,7 @@ u8 *soft_span(struct cpu *c, const struct op *o, u64 va, unsigned acc, u64 *len)
 	u64 n = MEM_PAGE - (va & PAGE_OFF);
 
 	*len = n;
-	if (e->gpaf & TF_MMIO)
+	if (e->rtag & TLB_SLOW)
 		return NULL;
 	if ((acc & ACC_W) && e->wtag != e->rtag)
 		return NULL;

@@ -172,7 +172,8 @@ static const struct op *movdr_do(struct cpu *c, const struct op *o)
 		c->dr6 = (v & 0xe00f) | 0xffff0ff0;
 	else
 		c->dr7 = (v & 0xffff2bff) | 0x400;
-	NEXT;
+	soft_debug_update(c);
+	LEAVE;
 }
 op_fn *const movdr_op = movdr_do;
 

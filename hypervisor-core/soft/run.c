@@ -174,18 +174,36 @@ static void run_ops(struct cpu *c, const struct op *o)
 		o = o->fn(c, o);
 }
 
-/* run_single() - one instruction, then what follows of it: #DB by TF. */
+static void run_single_end(struct cpu *c)
+{
+	if (c->single)
+		c->icount_limit = c->single_limit;
+	c->single = 0;
+}
+
+/* run_single() - one instruction, what comes before it (#DB by an instruction breakpoint, unless RF
+ * holds it back) and after it (#DB by TF or a data breakpoint). */
 static void run_single(struct cpu *c)
 {
-	bool tf = c->eflags & EFL_TF;
+	u64 lin = c->mode == MODE_64 ? c->r[S_RIP] : (u32)(c->r[S_RIP] + c->seg[X86_CS].base);
+	bool tf = c->eflags & EFL_TF, rf = c->eflags & EFL_RF;
 
-	c->single = 1;
-	run_ops(c, soft_code_single(c));
-	c->single = 0;
-	if (tf) {
-		c->exc_dr6 = 0x4000;
-		soft_raise(c, NULL, EXC_DB);
+	if (unlikely(c->dbg_armed) && !rf) {
+		c->exc_dr6 = soft_debug_fetch(c, lin);
+		if (c->exc_dr6)
+			soft_raise(c, NULL, EXC_DB);
 	}
+	c->eflags &= ~EFL_RF; /* for one instruction, which may be the IRET that sets it */
+	c->single = 1;
+	c->single_limit = c->icount_limit;
+	c->icount_limit =
+	    0; /* a jump comes back here instead of running on in its target's block */
+	run_ops(c, soft_code_single(c));
+	run_single_end(c);
+	c->exc_dr6 = (tf ? 0x4000 : 0) | c->dbg_hit;
+	c->dbg_hit = 0;
+	if (c->exc_dr6)
+		soft_raise(c, NULL, EXC_DB);
 }
 
 /* soft_run_some() - run until the vCPU must leave, sleeps (where @may_sleep is false), or its
@@ -200,8 +218,9 @@ bool soft_run_some(struct cpu *c, bool may_sleep)
 	c->env = &env;
 	why = _setjmp(env);
 	if (why) {
-		c->single = 0;
+		run_single_end(c);
 		c->inhibit = 0;
+		c->dbg_hit = 0; /* of an instruction that did not complete */
 		soft_fix_rip(c);
 		if (why == JMP_EXC) {
 			restart_single = false;
@@ -250,7 +269,7 @@ bool soft_run_some(struct cpu *c, bool may_sleep)
 			run_sleep(c);
 			continue;
 		}
-		if (unlikely(c->eflags & EFL_TF)) {
+		if (unlikely((c->eflags & EFL_TF) || c->dbg_armed)) {
 			run_single(c);
 			continue;
 		}
@@ -282,6 +301,7 @@ void soft_cpu_reset(struct cpu *c, bool init_only)
 	memset(c->dr, 0, sizeof(c->dr));
 	c->dr6 = 0xffff0ff0;
 	c->dr7 = 0x400;
+	soft_debug_update(c);
 	c->cpl = 0;
 	c->irq_wait = c->inhibit = c->halted = 0;
 	c->nmi_pending = c->nmi_masked = false;

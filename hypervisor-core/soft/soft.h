@@ -255,6 +255,8 @@ struct cpu {
 	u16 gdt_limit, idt_limit;
 	u64 cr0, cr2, cr3, cr4, efer;
 	u64 dr[4], dr6, dr7;
+	bool dbg_armed, dbg_data; /* a breakpoint is armed; one of data (debug.c) */
+	u8 dbg_hit;		  /* data breakpoints that the running instruction met */
 	u8 cr8;
 	u64 star, lstar, cstar, fmask, kernel_gs, tsc_aux, tsc_adjust, tsc_offset;
 	u64 pat, mtrr_def, sysenter[3], misc_enable, mcg_status;
@@ -310,7 +312,8 @@ struct cpu {
 	enum x86_mp_state mp;
 	u8 sipi_vector;
 	u64 icount_limit, icount_base;
-#define SOFT_ICOUNT_NS 4 /* virtual ns an instruction */
+	u64 single_limit; /* icount_limit while one instruction runs alone */
+#define SOFT_ICOUNT_NS 4  /* virtual ns an instruction */
 
 	struct vm *vm;
 	struct vcpu *v;
@@ -376,6 +379,13 @@ void soft_rmw_end(struct cpu *c, const struct op *o);
  */
 u8 *soft_span(struct cpu *c, const struct op *o, u64 va, unsigned acc, u64 *len);
 void soft_tlb_drop_write(struct cpu *c, u64 pfn);
+
+/* ---- debug.c: DR0-DR3. update(): DR0-DR7 were written. page(): must @va's page be slow?
+ * access(): notes the data breakpoints met. fetch(): DR6 bits of those on the instruction there */
+void soft_debug_update(struct cpu *c);
+bool soft_debug_page(const struct cpu *c, u64 va);
+void soft_debug_access(struct cpu *c, u64 va, unsigned size, bool write);
+unsigned soft_debug_fetch(const struct cpu *c, u64 lin);
 
 /* ---- block.c */
 int soft_code_init(struct cpu *c);

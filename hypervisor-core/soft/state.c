@@ -101,6 +101,7 @@ int soft_vcpu_set_state(struct vcpu *v, const struct x86_state *s, struct err *e
 	memcpy(c->dr, s->dr, sizeof(c->dr));
 	c->dr6 = s->dr6;
 	c->dr7 = s->dr7;
+	soft_debug_update(c);
 	if (s->xsave_len >= 512) {
 		u64 bv = s->xsave_len >= 576 ? *(const m64 *)(s->xsave + 512) : 3;
 		struct fximg f;
@@ -141,7 +142,7 @@ int soft_vcpu_set_state(struct vcpu *v, const struct x86_state *s, struct err *e
 	c->shutdown = false;
 	c->exc_nested = 0;
 	c->fault_op = NULL;
-	c->single = 0;
+	c->single = 0; /* no instruction is under way */
 	if (s->mp_state == X86_MP_SIPI)
 		soft_attn(c, ATTN_SIPI);
 	/* RAM may be another one: nothing decoded or translated stays */

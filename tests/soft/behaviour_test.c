@@ -202,6 +202,254 @@ static void soft_16_bit_call_without_a_stack_is_a_stack_fault(void **state)
 	guest_free(g);
 }
 
+/* DR7: breakpoint @n on, of @kind (0 execute, 1 write, 3 access), @len coded as there */
+#define DR7(n, kind, len) (1ULL << (2 * (n)) | (u64)((kind) | (len) << 2) << (16 + 4 * (n)))
+
+static void soft_debug_registers_break_where_they_should(void **state)
+{
+	static const struct {
+		const char *what;
+		u8 code[16];
+		u8 n;
+		u64 dr[4], dr7, rflags;
+		int vec;
+		u64 rip, dr6; /* rip: offset in the code */
+	} t[] = {
+		{ "an instruction, before it",
+		  { 0x90, 0x90, 0xb0, 7, 0xcc },
+		  5,
+		  { CODE_VA + 2 },
+		  DR7(0, 0, 0),
+		  2,
+		  EXC_DB,
+		  2,
+		  1 },
+		{ "not with RF",
+		  { 0x90, 0x90, 0xcc },
+		  3,
+		  { CODE_VA },
+		  DR7(0, 0, 0),
+		  0x10002,
+		  EXC_BP,
+		  3,
+		  0 },
+		{ "RF holds one back, not the next",
+		  { 0x90, 0x90, 0xcc },
+		  3,
+		  { CODE_VA, CODE_VA + 1 },
+		  DR7(0, 0, 0) | DR7(1, 0, 0),
+		  0x10002,
+		  EXC_DB,
+		  1,
+		  2 },
+		{ "none that is off",
+		  { 0x90, 0xc6, 0x07, 1, 0xcc },
+		  5,
+		  { CODE_VA, DATA_VA },
+		  DR7(1, 1, 0) & ~0xffULL,
+		  2,
+		  EXC_BP,
+		  5,
+		  0 },
+		{ "a byte written",
+		  { 0xc6, 0x07, 1, 0x90, 0xcc },
+		  5,
+		  { 0, 0, DATA_VA },
+		  DR7(2, 1, 0),
+		  2,
+		  EXC_DB,
+		  3,
+		  4 },
+		{ "not its neighbours",
+		  { 0xc6, 0x47, 1, 1, 0xc6, 0x47, 0xff, 1, 0xcc },
+		  9,
+		  { DATA_VA + 0x10, 0, 0, 0 },
+		  DR7(0, 1, 0),
+		  2,
+		  EXC_PF,
+		  4,
+		  0 },
+		{ "a byte of eight",
+		  { 0xc6, 0x47, 15, 1, 0xcc },
+		  5,
+		  { DATA_VA + 8 },
+		  DR7(0, 1, 2),
+		  2,
+		  EXC_DB,
+		  4,
+		  1 },
+		{ "four of which one is met",
+		  { 0x48, 0x89, 0x47, 1, 0xcc },
+		  5,
+		  { 0, DATA_VA + 8 },
+		  DR7(1, 1, 3),
+		  2,
+		  EXC_DB,
+		  4,
+		  2 },
+		{ "eight bytes that end before",
+		  { 0x48, 0x89, 0x07, 0xcc },
+		  4,
+		  { DATA_VA + 8 },
+		  DR7(0, 1, 3),
+		  2,
+		  EXC_BP,
+		  4,
+		  0 },
+		{ "a read where reads count",
+		  { 0x8b, 0x07, 0xcc },
+		  3,
+		  { 0, 0, 0, DATA_VA },
+		  DR7(3, 3, 3),
+		  2,
+		  EXC_DB,
+		  2,
+		  8 },
+		{ "not where writes count",
+		  { 0x8b, 0x07, 0xcc },
+		  3,
+		  { DATA_VA },
+		  DR7(0, 1, 3),
+		  2,
+		  EXC_BP,
+		  3,
+		  0 },
+		{ "a locked add",
+		  { 0xf0, 0xff, 0x07, 0xcc },
+		  4,
+		  { DATA_VA },
+		  DR7(0, 1, 3),
+		  2,
+		  EXC_DB,
+		  3,
+		  1 },
+		{ "across pages",
+		  { 0x48, 0x89, 0x87, 0xfc, 0x0f, 0, 0, 0xcc },
+		  8,
+		  { DATA_VA + 0x1000 },
+		  DR7(0, 1, 0),
+		  2,
+		  EXC_DB,
+		  7,
+		  1 },
+		{ "16 bytes of SSE",
+		  { 0x0f, 0x11, 0x47, 4, 0xcc },
+		  5,
+		  { DATA_VA + 0x10 },
+		  DR7(0, 1, 0),
+		  2,
+		  EXC_DB,
+		  4,
+		  1 },
+		{ "a string store",
+		  { 0xb9, 0, 2, 0, 0, 0xf3, 0xaa, 0xcc },
+		  8,
+		  { DATA_VA + 0x100 },
+		  DR7(0, 1, 0),
+		  2,
+		  EXC_DB,
+		  7,
+		  1 },
+		{ "a string load",
+		  { 0xb9, 0, 2, 0, 0, 0xf3, 0xa4, 0xcc },
+		  8,
+		  { DATA_VA + 0x1100 },
+		  DR7(0, 3, 0),
+		  2,
+		  EXC_DB,
+		  7,
+		  1 },
+		{ "a push",
+		  { 0x50, 0xcc },
+		  2,
+		  { STACK_VA + 0x7f8 },
+		  DR7(0, 1, 2),
+		  2,
+		  EXC_DB,
+		  1,
+		  1 },
+		{ "two at once",
+		  { 0x89, 0x07, 0xcc },
+		  3,
+		  { DATA_VA, DATA_VA + 3 },
+		  DR7(0, 1, 0) | DR7(1, 3, 0),
+		  2,
+		  EXC_DB,
+		  2,
+		  3 },
+		{ "beside a single step",
+		  { 0x89, 0x07, 0x90, 0xcc },
+		  4,
+		  { DATA_VA },
+		  DR7(0, 1, 3),
+		  0x102,
+		  EXC_DB,
+		  2,
+		  0x4001 },
+		{ "not what faulted",
+		  { 0x01, 0x87, 0xfe, 0x1f, 0, 0, 0xcc },
+		  7,
+		  { DATA_VA + 0x1ffe },
+		  DR7(0, 3, 0),
+		  2,
+		  EXC_PF,
+		  0,
+		  0 },
+		{ "a step over a jump",
+		  { 0xeb, 1, 0x90, 0x90, 0x90, 0xcc },
+		  6,
+		  { 0 },
+		  0,
+		  0x102,
+		  EXC_DB,
+		  3,
+		  0x4000 },
+		{ "in a loop",
+		  { 0xb1, 9, 0xfe, 0xc9, 0x75, 0xfc, 0xc6, 0x07, 1, 0xcc },
+		  10,
+		  { DATA_VA },
+		  DR7(0, 1, 0),
+		  2,
+		  EXC_DB,
+		  9,
+		  1 },
+	};
+	struct guest *g = guest_new();
+
+	(void)state;
+	for (unsigned i = 0; i < sizeof(t) / sizeof(t[0]); i++) {
+		struct x86_state s = g->base;
+		u64 rip = 0, rsp, fl;
+
+		memset(g->code, 0xcc, 0x1000);
+		memcpy(g->code, t[i].code, t[i].n);
+		s.rip = CODE_VA;
+		s.gpr[X86_RSP] = STACK_VA + 0x800;
+		s.gpr[X86_RDI] = DATA_VA;
+		s.gpr[X86_RSI] = DATA_VA + 0x1000;
+		s.xsave_len = 0;
+		memcpy(s.dr, t[i].dr, sizeof(s.dr));
+		s.dr6 = 0xffff0ff0;
+		s.dr7 = t[i].dr7 | 0x400;
+		s.rflags = t[i].rflags;
+		/* the second time its code is known: jumps are linked */
+		s.dr7 = 0x400;
+		s.rflags = 2;
+		guest_run(g, &s, &rip, &rsp, &fl);
+		memset(g->data, 0, 0x2000);
+		s.dr7 = t[i].dr7 | 0x400;
+		s.rflags = t[i].rflags;
+		int vec = guest_run(g, &s, &rip, &rsp, &fl);
+		if (vec == EXC_PF) /* the frame has an error code */
+			rip = CODE_VA + t[i].rip;
+		if (vec != t[i].vec || rip != CODE_VA + t[i].rip ||
+		    (g->c->dr6 & 0xe00f) != t[i].dr6)
+			fail_msg("%s: vector %d at +%lld, DR6 %llx", t[i].what, vec,
+				 (long long)(rip - CODE_VA), (unsigned long long)g->c->dr6);
+	}
+	guest_free(g);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -213,6 +461,7 @@ int main(void)
 		cmocka_unit_test(soft_state_survives_get_and_set),
 		cmocka_unit_test(soft_unmasked_underflow_of_an_exact_result_faults),
 		cmocka_unit_test(soft_x87_store_beside_running_code_pops_once),
+		cmocka_unit_test(soft_debug_registers_break_where_they_should),
 		cmocka_unit_test(soft_16_bit_call_without_a_stack_is_a_stack_fault),
 	};
 
