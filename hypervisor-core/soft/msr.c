@@ -208,7 +208,6 @@ bool soft_msr_read(struct cpu *c, u32 msr, u64 *val)
 	case 0x17:	 /* platform id */
 	case 0x8b:	 /* microcode revision */
 	case 0x1d9:	 /* debugctl */
-	case 0xc0010015: /* hwcr */
 	case 0xc0010010: /* syscfg */
 	case 0xc001001f: /* nb_cfg */
 	case 0xc0011022: /* dc_cfg */
@@ -216,6 +215,9 @@ bool soft_msr_read(struct cpu *c, u32 msr, u64 *val)
 	case 0xc0011029:			  /* de_cfg */
 	case 0xc0010114:			  /* vm_cr */
 		*val = msr == 0xc0011029 ? 2 : 0; /* lfence serialises */
+		return true;
+	case 0xc0010015: /* hwcr: the TSC counts at P0's frequency, as a constant one does */
+		*val = 1 << 24;
 		return true;
 	}
 	return false;

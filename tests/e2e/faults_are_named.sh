@@ -6,7 +6,7 @@
 . "$(dirname "$0")/../lib/e2e.sh"
 # a mount namespace of its own: full file systems, and /dev/kvm replaced
 [ -n "${E2E_MNT:-}" ] || { [ "$(id -u)" -eq 0 ] || skip "needs root"; rm -rf "$T"; E2E_MNT=1 exec unshare -m -- "$0" "$@"; }
-requires root gcc jq
+requires root gcc jq openssl
 quiet() { "$@" >"$T/out" 2>&1 || { cat "$T/out" >&2; return 1; }; }
 refused() { # WHAT TEXT COMMAND...
 	local what=$1 text=$2
@@ -106,6 +106,19 @@ for g in spin spinport spinoff; do
 	check "resume $g" quiet timeout 10 $VMCTL resume $g
 	check "stop $g" quiet timeout 20 $VMCTL stop --force $g
 	state_is $g stopped || fail "$g is stopped: $(state_of $g)"
+done
+# code that is none, code where devices are, page tables of random bytes: the guest's end is recorded, or it spins and can be stopped
+head -c 65536 /dev/zero | openssl enc -aes-128-ctr -K 00112233445566778899aabbccddeeff -iv 00000000000000000000000000000000 >"$T/random" || fail "openssl"
+guest garbage ".incbin \"$T/random\""
+guest intommio 'mov $0xfee00000, %eax; jmp *%rax'
+guest intonothing 'mov $0xfff0000000, %rax; mov $0x83, %ebx; jmp *%rax'
+guest wildtables "lea random(%rip), %rax; add \$4095, %rax; and \$-4096, %rax; mov %rax, %cr3; jmp .; .balign 4096; random: .incbin \"$T/random\""
+guest wildroot 'mov $0x0ffffffffff000, %rax; mov %rax, %cr3; jmp .'
+ended() { case $(state_of "$1") in crashed) ;; running) check "stop $1" quiet timeout 20 $VMCTL stop --force "$1" ;; *) return 1 ;; esac; }
+for g in garbage intommio intonothing wildtables wildroot; do
+	until_true 3 state_is $g crashed
+	ended $g || fail "$g has a recorded end: $(state_of $g)"
+	state_is $g stopped || $VMCTL -o json info $g | jq -e '.state_reason | length > 0' >/dev/null || fail "$g: with its reason: $($VMCTL -o json info $g)"
 done
 guest deaf 'cli; 1: jmp 1b'
 check "a graceful stop becomes a forced one" quiet timeout 30 $VMCTL stop --timeout 1s deaf

@@ -1,6 +1,6 @@
 /* fuzz_soft.c - arbitrary guest code, page tables and descriptors on the software CPU: whatever
- * they are, the host stays whole. First byte: mode (0 real, 1 protected, 2 long, 3 long in ring 3);
- * the rest is memory, spread over the places that matter: code at 0x1000, tables at 0x2000 and up.
+ * they are, the host stays whole. First byte: mode (bits 0-1: 0 real, 1 protected, 2 long, 3 long in
+ * ring 3; bit 2: single-stepped; bit 3: breakpoints of DR0-DR3 as the next 16 bytes say); the rest is memory, spread over the places that matter: code at 0x1000, tables at 0x2000 and up.
  */
 #include <stdint.h>
 #include <stdlib.h>
@@ -100,6 +100,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 			s->seg[X86_CS] = (struct x86_seg){ 0, 0xffffffff, 0x2b, 0xa0fb };
 			s->seg[X86_SS] = (struct x86_seg){ 0, 0xffffffff, 0x23, 0xc0f3 };
 		}
+	}
+	if (data[0] & 4)
+		s->rflags |= 0x100;
+	if (data[0] & 8 && size > 16) {
+		for (int i = 0; i < 4; i++)
+			s->dr[i] = (uint64_t)data[1 + i] << 8 | data[5 + i];
+		memcpy(&s->dr7, data + 9, 4);
 	}
 	s->mp_state = X86_MP_RUNNABLE;
 	accel_soft.vcpu_set_state(vm->vcpus[0], s, &e);
