@@ -193,7 +193,8 @@ fuzz:
 	@tests/deps
 	@$(MAKE) --no-print-directory -j$(JOBS) BUILD=$(FUZZ_BUILD) CC=clang-14 OPT=-O1 \
 		SAN="-fsanitize=address,undefined -fno-sanitize-recover=undefined" CFLAGS="-fsanitize=fuzzer-no-link $(CFLAGS)" fuzz-explorers
-	@tests/fuzz/explore $(FUZZ_BUILD) $(T)
+	@[ -z "$(T)" ] || $(MAKE) --no-print-directory -j$(JOBS) $(BUILD)/tests/soft/differential_test $(BUILD)/tests/tools/softsteps
+	@tests/fuzz/explore $(FUZZ_BUILD) $(or $(T),0) $(BUILD)
 
 lint:
 	@tests/deps
