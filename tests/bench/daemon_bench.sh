@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # daemon_bench.sh - figures of the daemon as a whole: its start with 10,000 guests on record, reads over the socket meanwhile defined, a command
-# of vmctl from start to end, a jail from fork to exec. ONLY=daemon, vmctl or jail narrows.
+# of vmctl from start to end, a jail from fork to exec, an idle guest's VMM in memory. ONLY=daemon, vmctl, jail or vmm narrows.
 . "$VMD_TOP/tests/lib/e2e.sh"
 only=${ONLY:-}
 wanted() { case $1 in "$only"*) return 0 ;; esac; case $only in "$1"*) return 0 ;; esac; return 1; }
@@ -52,5 +52,32 @@ if wanted vmctl; then
 fi
 if wanted jail; then
 	"$BUILD/tests/jail/jail_battery" 2>/dev/null | sed -n 's/^jail set-up, fork to exec: p50 \([0-9]*\) us, p99 \([0-9]*\) us (\([0-9]*\) runs)$/{"figure":"jail.setup","unit":"us","ours":\1,"runs":\3,"ours_p99":\2,"note":"fork to exec, all layers"}/p'
+fi
+# private PID RAM: KiB of private memory that was written, guest RAM (the mapping's name) left out
+private() { awk -v name="$2" '/^[0-9a-f]+-/ { ram = index($0, name) } /^Private_Dirty/ && !ram { s += $2 } END { print s }' "/proc/$1/smaps"; }
+if wanted vmm; then
+	idle_kernel "$T/idle"
+	start_vmd
+	for accel in kvm soft; do
+		[ $accel = soft ] || [ -w /dev/kvm ] || continue
+		$VMCTL launch m --accel $accel --memory 64M --kernel "$T/idle" --serial log >/dev/null || fail "launch"
+		ours=$(private "$($VMCTL -o json info m | jq .pid)" memfd:ram)
+		peer='' qaccel=$([ $accel = kvm ] && echo kvm || echo tcg)
+		# the peer is not even let run: what it takes to be there
+		if command -v qemu-system-x86_64 >/dev/null; then
+			qemu-system-x86_64 -nodefaults -no-user-config -display none -machine microvm,memory-backend=ram -accel "$qaccel" -m 64 -S \
+				-object memory-backend-memfd,id=ram,size=64M,share=on -serial null -qmp "unix:$T/qmp,server=on,wait=off" 2>/dev/null &
+			qemu=$!
+			HELPERS="${HELPERS:-} $qemu"
+			until_true 10 [ -S "$T/qmp" ] || fail "qemu"
+			k=$(private $qemu memfd:)
+			peer=",\"peer\":$k,\"peer_name\":\"qemu-microvm $qaccel, not started\",\"ratio\":$(awk "BEGIN { printf \"%.3f\", $ours / $k }")"
+			kill $qemu
+			rm -f "$T/qmp"
+		fi
+		echo "{\"figure\":\"vmm.memory.$accel\",\"unit\":\"KiB\",\"ours\":$ours$peer,\"runs\":1,\"note\":\"Private_Dirty of a halted guest's VMM but for guest RAM; target 512, aim 128\"}"
+		$VMCTL delete --now --force m >/dev/null
+	done
+	stop_vmd
 fi
 exit 0
