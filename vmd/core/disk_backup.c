@@ -361,7 +361,8 @@ static int bitmap_prepare(struct op *op, struct err *e)
 			       jstr_or(o->doc, "format", "raw"));
 	if (disk_no_layer(o, e) < 0)
 		return -e->num;
-	return disk_live(op->c, o, NULL) ? 0 : disk_take(op->c, o, e);
+	json_object_set_new(op->args, "live", json_boolean(disk_live(op->c, o, NULL) != NULL));
+	return jbool(op->args, "live", false) ? 0 : disk_take(op->c, o, e);
 }
 
 static void bitmap_live_done(void *arg, enum call_event ev, struct wire_buf *b, const struct err *e)
@@ -387,6 +388,10 @@ static void bitmap_run(struct op *op)
 		snprintf(m.source, sizeof(m.source), "%.255s", source);
 		m.value = (uint64_t)granularity;
 		peer_call(g->link, MSG_g_disk_job, &m, 0, 0, bitmap_live_done, op);
+		return;
+	}
+	if (jbool(op->args, "live", false)) {
+		disk_live_gone(op);
 		return;
 	}
 	d = disk_job_new(op, "bitmap");

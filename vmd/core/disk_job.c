@@ -371,7 +371,8 @@ static int resize_prepare(struct op *op, struct err *e)
 		err_hint(e, "stop the guest and use --shrink");
 		return -EINVAL;
 	}
-	return disk_live_guest(op) ? 0 : disk_take_write(op->c, op->target, e);
+	json_object_set_new(op->args, "live", json_boolean(disk_live_guest(op) != NULL));
+	return jbool(op->args, "live", false) ? 0 : disk_take_write(op->c, op->target, e);
 }
 
 static void resize_live_done(void *arg, enum call_event ev, struct wire_buf *b, const struct err *e)
@@ -387,6 +388,10 @@ static void resize_run(struct op *op)
 	size_t i;
 	json_t *d;
 
+	if (!g && jbool(op->args, "live", false)) {
+		disk_live_gone(op);
+		return;
+	}
 	if (!g) {
 		struct disk_job *j = disk_job_new(op, "resize");
 

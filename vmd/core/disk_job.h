@@ -53,6 +53,8 @@ int disk_verb(struct core *c, struct req *r, const struct op_ops *ops, struct er
 struct guest *disk_live(struct core *c, const struct obj *o, char entry[32]);
 /* disk_live_progress() - of a g_disk_job's call: true where it was only how far it is */
 bool disk_live_progress(struct op *op, enum call_event ev, struct wire_buf *b);
+/* disk_live_gone() - @op was prepared for a guest's process, without taking the disk, and that process is gone */
+void disk_live_gone(struct op *op);
 void disk_live_cancel(struct op *op); /* the job named after it, if there is one */
 int disk_live_rebase_check(struct op *op, const struct obj *parent, struct err *e);
 void disk_live_rebase(struct op *op, const struct obj *parent);

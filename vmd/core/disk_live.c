@@ -46,6 +46,15 @@ void disk_live_cancel(struct op *op)
 	peer_send(g->link, MSG_g_disk_cancel, &m);
 }
 
+void disk_live_gone(struct op *op)
+{
+	struct err e = { 0 };
+
+	err_set(&e, ECONNRESET, "guest-died", "the guest of disk \"%s\" ended", op->target->name);
+	err_hint(&e, "repeat the command");
+	op_finish(op, &e);
+}
+
 /* ---- rebase of a disk in use: its process pulls up what lies between it and its new parent ---- */
 
 int disk_live_rebase_check(struct op *op, const struct obj *parent, struct err *e)
@@ -84,14 +93,10 @@ void disk_live_rebase(struct op *op, const struct obj *parent)
 {
 	struct msg_g_disk_job m = { .fd = -1, .depth = (uint64_t)jint(op->args, "depth", 0) };
 	struct guest *g = disk_live(op->c, op->target, m.name);
-	struct err e = { 0 };
 	char pool[64], file[128];
 
 	if (!g) {
-		err_set(&e, ECONNRESET, "guest-died", "the guest of disk \"%s\" ended",
-			op->target->name);
-		err_hint(&e, "repeat the command");
-		op_finish(op, &e);
+		disk_live_gone(op);
 		return;
 	}
 	snprintf(m.job, sizeof(m.job), "%.36s", op->o->id);
