@@ -8,7 +8,6 @@
 requires root jq cpio busybox qemu-img mkfs.ext4 losetup
 kernels=$TOP/.lab/kernels
 [ -e "$kernels/cloud/done" ] || "$TOP/tests/lab/kernels" "$kernels" cloud >/dev/null 2>&1 || skip "needs the cloud kernel (apt-get download)"
-quiet() { "$@" >"$T/out" 2>&1 || { cat "$T/out" >&2; return 1; }; }
 cat >"$T/init" <<'I'
 #!/bin/sh
 /bin/busybox mount -t proc proc /proc

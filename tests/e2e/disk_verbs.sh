@@ -4,7 +4,6 @@
 requires root jq qemu-img qemu-io
 start_vmd
 V=$STATE/pools/default
-quiet() { "$@" >"$T/out" 2>&1; }
 refused() { # CODE TEXT COMMAND...: fails with that exit status and says so
 	local want=$1 text=$2 rc
 	shift 2

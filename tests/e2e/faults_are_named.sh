@@ -7,7 +7,6 @@
 # a mount namespace of its own: full file systems, and /dev/kvm replaced
 [ -n "${E2E_MNT:-}" ] || { [ "$(id -u)" -eq 0 ] || skip "needs root"; rm -rf "$T"; E2E_MNT=1 exec unshare -m -- "$0" "$@"; }
 requires root gcc jq openssl
-quiet() { "$@" >"$T/out" 2>&1 || { cat "$T/out" >&2; return 1; }; }
 refused() { # WHAT TEXT COMMAND...
 	local what=$1 text=$2
 	shift 2

@@ -6,7 +6,6 @@
 in_own_netns
 requires root jq dnsmasq nft
 start_vmd
-quiet() { "$@" >"$T/out" 2>&1 || { cat "$T/out" >&2; return 1; }; }
 refused() { # WHAT TEXT COMMAND...
 	local what=$1 text=$2
 	shift 2

@@ -8,7 +8,6 @@ in_own_netns
 requires root jq curl dnsmasq nft cpio python3 busybox
 kernels=$TOP/.lab/kernels
 [ -e "$kernels/cloud/done" ] || "$TOP/tests/lab/kernels" "$kernels" cloud >/dev/null 2>&1 || skip "needs the cloud kernel (apt-get download)"
-quiet() { "$@" >"$T/out" 2>&1 || { cat "$T/out" >&2; return 1; }; }
 refused() { # WHAT TEXT COMMAND...
 	local what=$1 text=$2
 	shift 2

@@ -6,7 +6,6 @@
 requires root gcc jq python3
 idle_kernel "$T/idle"
 start_vmd
-quiet() { "$@" >"$T/out" 2>&1 || { cat "$T/out" >&2; return 1; }; }
 check "launch" quiet $VMCTL launch a --accel soft --memory 32M --kernel "$T/idle" --serial log
 field() { sed -n "s/^$2:[[:space:]]*//p" "/proc/$1/status"; }
 # the unit's list, as a mask

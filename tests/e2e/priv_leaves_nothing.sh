@@ -17,7 +17,6 @@ for b in sys.argv[1].encode():
 print("%08x" % (c ^ 0xffffffff))
 P
 )
-quiet() { "$@" >"$T/out" 2>&1 || { cat "$T/out" >&2; return 1; }; }
 groups() { find /sys/fs/cgroup -type d -path "*/$inst*" 2>/dev/null | wc -l; }
 fds() { find "/proc/$1/fd" -mindepth 1 | wc -l; }
 count() {

@@ -20,7 +20,6 @@ S
 gcc -nostdlib -static -no-pie -Wl,-Ttext=0x1000000 -Wl,--build-id=none -o "$T/flood" "$T/flood.S" || fail "no kernel could be made"
 idle_kernel "$T/idle"
 
-quiet() { "$@" >"$T/out" 2>&1 || { cat "$T/out" >&2; return 1; }; }
 check "launch" quiet $VMCTL launch quiet --accel soft --memory 64M --kernel "$T/idle" --serial log
 until_true 5 sh -c "$VMCTL logs quiet | grep -q idle" || fail "logs shows what the port said: $($VMCTL logs quiet)"
 for i in 1 2 3 4 5; do

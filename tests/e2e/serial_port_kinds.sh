@@ -8,7 +8,6 @@ requires root jq gcc socat python3
 mkdir "$T/ports"
 printf 'serial_roots = %s:/dev/pts\n' "$T/ports" >"$T/vmd.conf"
 start_vmd --config "$T/vmd.conf"
-quiet() { "$@" >"$T/out" 2>&1 || { cat "$T/out" >&2; return 1; }; }
 # says "port" and then gives back each letter that it hears, on each of the two first ports
 cat >"$T/echo.S" <<'S'
 	.globl _start

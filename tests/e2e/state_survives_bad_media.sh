@@ -5,7 +5,6 @@
 . "$(dirname "$0")/../lib/e2e.sh"
 requires root gcc jq sqlite3
 idle_kernel "$T/idle"
-quiet() { "$@" >"$T/out" 2>&1 || { cat "$T/out" >&2; return 1; }; }
 refused() { # WHAT TEXT COMMAND...
 	local what=$1 text=$2
 	shift 2

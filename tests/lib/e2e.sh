@@ -27,6 +27,8 @@ check() {
 	shift
 	"$@" || fail "$what (exit $? of: $*)"
 }
+# quiet COMMAND...: its output goes to $T/out, and is shown where it fails
+quiet() { "$@" >"$T/out" 2>&1 || { cat "$T/out" >&2; return 1; }; }
 until_true() {
 	local end=$((SECONDS + $1))
 	shift

@@ -222,11 +222,18 @@ static void restart_run(struct op *op)
 {
 	struct guest *g = op_guest(op);
 
-	if (!gstate_has_process(g->state)) {
+	/* after the daemon's restart: what runs now may be what was to be started */
+	if (!gstate_has_process(g->state) || jbool(op->args, "stopped", false))
 		start_run(op);
-		return;
-	}
-	stop_run(op);
+	else
+		stop_run(op);
+}
+
+static void restart_stopped(struct op *op)
+{
+	json_object_set_new(op->args, "stopped", json_true());
+	obj_put(op->c, op->o, PUT_FACT);
+	start_run(op);
 }
 
 const struct op_ops op_guest_restart = { "restart",   true,	    restart_prepare,
@@ -241,8 +248,7 @@ void guest_op_gone(struct guest *g)
 	if (op->ops == &op_guest_stop) {
 		op_finish(op, NULL);
 	} else if (op->ops == &op_guest_restart) {
-		guest_set_state(g, G_STARTING, NULL);
-		guest_start_begin(g, start_done);
+		restart_stopped(op);
 	} else if (op->ops == &op_guest_delete) {
 		op->ops->run(op);
 	} else if (op->ops == &op_guest_save) {
