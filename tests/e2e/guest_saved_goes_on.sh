@@ -96,6 +96,8 @@ until_true 20 eval '[ "$(log c | grep -ac "^00000001")" = 2 ]' || fail "it began
 must $VMCTL save c
 must $VMCTL delete c
 $VMCTL disk resize d 32M >"$T/out" 2>&1 && fail "the disk of a saved guest in the trash stays as it is"
+$VMCTL disk detach d >"$T/out" 2>&1 && fail "and with it"
+grep -q 'hint: vmctl undelete' "$T/out" || fail "which says the way out: $(cat "$T/out")"
 grep -q 'undelete c' "$T/out" || fail "the way out is named: $(cat "$T/out")"
 must $VMCTL undelete c
 [ "$(state_of c)" = saved ] || fail "it comes out of the trash as it went in: $(get guests/c)"

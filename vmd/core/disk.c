@@ -463,7 +463,8 @@ int route_disk_detach(struct core *c, struct req *r, struct err *e)
 	if (!*jstr_or(o->doc, "guest", ""))
 		return err_set(e, EBUSY, "disk-not-attached", "disk \"%s\" belongs to no guest",
 			       o->name);
-	if (g && gstate_check(g->name, ((struct guest *)g->mem)->state, GV_DETACH, e) < 0)
+	if ((g && gstate_check(g->name, ((struct guest *)g->mem)->state, GV_DETACH, e) < 0) ||
+	    guest_saved_needs(c, o, e) < 0)
 		return -e->num;
 	obj_before(c, o);
 	jset_str(o->doc, "guest", NULL);

@@ -198,25 +198,15 @@ void disk_job_sent(struct disk_job *d)
 int disk_take(struct core *c, struct obj *o, struct err *e)
 {
 	const char *guest = jstr(o->doc, "guest");
-	struct obj *g = guest ? obj_by_name(c, K_GUEST, guest) : NULL, *saved;
+	struct obj *g = guest ? obj_by_name(c, K_GUEST, guest) : NULL;
 
 	if (strcmp(jstr_or(o->doc, "state", ""), "ready"))
 		return err_set(e, EBUSY, "disk-busy", "disk \"%s\" is %s", o->name,
 			       jstr_or(o->doc, "state", "?"));
 	if (jstr(o->doc, "snapshot")) /* any number may read it; who would change it asks first */
 		return 0;
-	saved = guest_saved_with(c, o);
-	if (saved) {
-		const char *name = jstr_or(saved->doc, "name", "?");
-
-		err_set(e, EBUSY, "disk-in-use",
-			"disk \"%s\" is what the saved guest \"%s\" goes on with", o->name, name);
-		err_hint(e,
-			 *saved->name ? "vmctl start %s, or vmctl discard %s"
-				      : "vmctl undelete %s, or vmctl delete --now %s",
-			 name, name);
-		return -EBUSY;
-	}
+	if (guest_saved_needs(c, o, e) < 0)
+		return -e->num;
 	if (g && gstate_has_process(((struct guest *)g->mem)->state)) {
 		err_set(e, EBUSY, "disk-in-use", "disk \"%s\" is in use by guest \"%s\"", o->name,
 			guest);

@@ -44,7 +44,7 @@ bool guest_saved(const struct guest *g)
 	return jstr(g->o->doc, "saved") != NULL;
 }
 
-struct obj *guest_saved_with(struct core *c, const struct obj *disk)
+static struct obj *guest_saved_with(struct core *c, const struct obj *disk)
 {
 	size_t i;
 	json_t *d;
@@ -62,6 +62,22 @@ struct obj *guest_saved_with(struct core *c, const struct obj *disk)
 		}
 	}
 	return NULL;
+}
+
+int guest_saved_needs(struct core *c, const struct obj *disk, struct err *e)
+{
+	const struct obj *saved = guest_saved_with(c, disk);
+	const char *name = saved ? jstr_or(saved->doc, "name", "?") : NULL;
+
+	if (!saved)
+		return 0;
+	err_set(e, EBUSY, "disk-in-use", "disk \"%s\" is what the saved guest \"%s\" goes on with",
+		disk->name, name);
+	err_hint(e,
+		 *saved->name ? "vmctl start %s, or vmctl discard %s"
+			      : "vmctl undelete %s, or vmctl delete --now %s",
+		 name, name);
+	return -EBUSY;
 }
 
 static void saved_files_go(struct guest *g)

@@ -313,8 +313,8 @@ void guest_claim_addresses(struct core *c, const json_t *doc, const char *uuid);
 bool guest_saved(const struct guest *g);
 /* its files: 0 state, 1 memory */
 void guest_saved_file(const struct obj *o, unsigned which, char pool[64], char file[128]);
-/* guest_saved_with() - the guest, also in the trash, whose saved state needs @disk as it is; or NULL */
-struct obj *guest_saved_with(struct core *c, const struct obj *disk);
+/* guest_saved_needs() - 0, or -EBUSY: the saved state of a guest, also of one in the trash, needs @disk as it is */
+int guest_saved_needs(struct core *c, const struct obj *disk, struct err *e);
 void guest_saved_drop(struct guest *g);
 /* guest_saved_consume() - it is used up, and that is written when this returns 0: it may run. */
 int guest_saved_consume(struct guest *g, struct err *e);

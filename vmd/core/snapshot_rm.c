@@ -75,10 +75,8 @@ static int rm_busy(struct core *c, struct obj *o, struct err *e)
 	if (strcmp(jstr_or(o->doc, "state", ""), "ready"))
 		return err_set(e, EBUSY, "disk-busy", "disk \"%s\" is %s", o->name,
 			       jstr_or(o->doc, "state", "?"));
-	if (guest_saved_with(c, o))
-		return err_set(e, EBUSY, "disk-in-use",
-			       "disk \"%s\" is what the saved guest \"%s\" goes on with", o->name,
-			       jstr_or(guest_saved_with(c, o)->doc, "name", "?"));
+	if (guest_saved_needs(c, o, e) < 0)
+		return -e->num;
 	obj_before(c, o);
 	json_object_set_new(o->doc, "state", json_string("busy"));
 	obj_put(c, o, PUT_ASKED);
