@@ -170,7 +170,7 @@ bool help_group(const char *group)
 
 int help_run(struct vmctl *v, int argc, char **argv)
 {
-	char two[128];
+	char two[128], said[128];
 	struct err e = { 0 };
 	const char *near;
 
@@ -190,8 +190,8 @@ int help_run(struct vmctl *v, int argc, char **argv)
 			printf("vmctl %s %s\n  %s\n", x->name, x->usage, x->help);
 			return EX_DONE;
 		}
-	near = suggest(two, verb_names());
-	err_set(&e, 2, "usage", "there is no verb \"%s\"", two);
+	near = verb_nearest(argv[0], argc > 1 ? argv[1] : "", said);
+	err_set(&e, 2, "usage", "there is no verb \"%s\"", said);
 	if (near)
 		err_hint(&e, "did you mean \"%s\"?", near);
 	out_error(v, &e);

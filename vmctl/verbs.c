@@ -371,12 +371,9 @@ static int version_run(struct vmctl *v)
 static int verb_unknown(struct vmctl *v, int argc, char **argv)
 {
 	struct err e = { 0 };
-	char two[128];
+	char said[128];
 	const char *near;
 
-	snprintf(two, sizeof(two), "%s %s", argv[0], argc > 1 && argv[1][0] != '-' ? argv[1] : "");
-	if (two[strlen(two) - 1] == ' ')
-		two[strlen(two) - 1] = '\0';
 	if (!strcmp(argv[0], "destroy")) {
 		err_set(&e, EINVAL, "usage",
 			"there is no verb destroy, because it means different things in different "
@@ -387,12 +384,12 @@ static int verb_unknown(struct vmctl *v, int argc, char **argv)
 		out_error(v, &e);
 		return EX_USAGE_;
 	}
-	near = suggest(two, verb_names());
-	if (!near)
-		near = suggest(argv[0], verb_names());
-	err_set(&e, EINVAL, "usage", "there is no verb \"%s\"", two);
+	near = verb_nearest(argv[0], argc > 1 && argv[1][0] != '-' ? argv[1] : "", said);
+	err_set(&e, EINVAL, "usage", "there is no verb \"%s\"", said);
 	if (near)
 		err_hint(&e, "did you mean \"%s\"?", near);
+	else if (strchr(said, ' '))
+		err_hint(&e, "vmctl %s lists its verbs", argv[0]);
 	else
 		err_hint(&e, "vmctl help");
 	out_error(v, &e);

@@ -110,6 +110,9 @@ void args_encode(struct text *t, const char *s);
 int verb_run(struct vmctl *v, int argc, char **argv);
 int verb_call(struct vmctl *v, const struct schema_route *r, struct args *a);
 const char *const *verb_names(void); /* NULL-terminated: "create", "image ls", ... */
+/* verb_nearest() - what may be meant by two words that are no verb (@second may be empty), or NULL; @said: what of them to
+ * call unknown */
+const char *verb_nearest(const char *first, const char *second, char said[128]);
 const struct schema_route *verb_route(const char *words);
 struct verb_extra {
 	const char *name, *usage, *help;

@@ -65,5 +65,22 @@ exec 5>&-
 grep -q 'disconnected from e' "$T/tty" || fail "the console says goodbye: $(cat -v "$T/tty")"
 check "stop" $VMCTL stop --force e >/dev/null 2>&1
 check "delete" $VMCTL delete --now e >/dev/null 2>&1
+# words of other tools, a verb without its group, slips of the keys
+while IFS='|' read -r typed meant; do
+	# shellcheck disable=SC2086
+	$VMCTL $typed >"$T/out" 2>&1
+	[ $? -eq 2 ] && grep -qF "$meant" "$T/out" || fail "vmctl $typed brings \"$meant\": $(cat "$T/out")"
+done <<'END'
+detach a|did you mean "disk detach"?
+disk delete d|did you mean "disk rm"?
+list|did you mean "ls"?
+shutdown e|did you mean "stop"?
+strat e|did you mean "start"?
+snapshot revert e|did you mean "snapshot restore"?
+disk clne d|did you mean "disk clone"?
+disk frobnicate d|vmctl disk lists its verbs
+help strat|did you mean "start"?
+frobnicate|vmctl help
+END
 stop_vmd
 exit 0
