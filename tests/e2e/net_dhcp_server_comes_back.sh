@@ -18,11 +18,40 @@ bridge=$($VMCTL -o json query GET /v1/networks/lan | jq -r .bridge)
 ip -o link show type bridge dev "$bridge" >/dev/null 2>&1 || fail "it makes its bridge: $bridge"
 until_true 5 server || fail "a DHCP server runs"
 first=$(server)
-[ "$(stat -c %u "/proc/$first")" -ne 0 ] || fail "the DHCP server gave up root"
+gave_up_root() { [ "$(stat -c %u "/proc/$first")" -ne 0 ]; }
+until_true 5 gave_up_root || fail "the DHCP server gave up root"
 other() { local s; s=$(server) && [ "$s" != "$first" ] && [ "$(wc -w <<<"$s")" -eq 1 ]; }
 kill -KILL "$first"
 until_true 10 other || fail "a DHCP server that was killed is started again"
 grep -q 'network lan: dnsmasq ended by signal 9' "$T/vmd.log" || fail "and the log says so"
+# the bridge has an address of its own, that does not follow its ports
+address() { ip -o link show dev "$bridge" | grep -o 'link/ether [^ ]*'; }
+mac=$(address)
+ip tuntap add dev vlow mode tap && ip link set vlow address 02:00:00:00:00:01 master "$bridge" && ip link set vlow up || fail "ip tuntap add"
+[ "$(address)" = "$mac" ] || fail "the bridge keeps its address: $mac, $(address)"
+ip link del vlow
+# taps that cannot be made: what should be /dev/net/tun is something else; the bridge has no port left
+idle_kernel "$T/idle"
+check "create" quiet $VMCTL create g --accel soft --memory 32M --kernel "$T/idle" --serial null --net lan
+tap_failed() { # TEXT
+	refused "a start without a tap" "$1" $VMCTL start g
+	grep -q 'hint:' "$T/out" || fail "with the way out: $(cat "$T/out")"
+	[ "$(state_of g)" = failed ] || fail "which is recorded: $(state_of g)"
+	! ip -o link show type tun | grep -q ' vt[0-9a-f]*:' || fail "and no tap is left: $(ip -o link show type tun)"
+	[ -z "$(find "$RUN/guests" -name '*.sock')" ] || fail "nor a process"
+}
+if [ -e /dev/net/tun ]; then
+	mount --bind /dev/null /dev/net/tun || fail "mount --bind"
+	tap_failed '/dev/net/tun'
+	umount /dev/net/tun
+fi
+for i in {1..512}; do printf 'link add p%s master %s type veth peer name q%s\nlink set q%s master %s\n' "$i" "$bridge" "$i" "$i" "$bridge"; done >"$T/ports"
+ip -batch "$T/ports" 2>/dev/null # the last ones find no room
+tap_failed 'takes no more ports'
+for i in {1..512}; do echo "link del p$i"; done >"$T/ports"
+ip -batch "$T/ports" || fail "ip link del"
+check "with a port free it starts" quiet $VMCTL start g
+check "delete" quiet $VMCTL delete --now --force g
 # a stuck one does not hold up the daemon
 kill -STOP "$(server)"
 nft list tables | grep -q vmd || fail "the NAT rules are there"

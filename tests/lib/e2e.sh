@@ -49,11 +49,11 @@ requires() {
 		esac
 	done
 }
-# in_own_netns - run the rest of the script in a network namespace of its own (call before anything else)
+# in_own_netns - run the rest of the script in a network and a mount namespace of its own (call before anything else)
 in_own_netns() {
 	[ -z "${E2E_NETNS:-}" ] || return 0
 	rm -rf "$T"
-	E2E_NETNS=1 exec unshare -n -- bash -c 'ip link set lo up; exec "$0" "$@"' "$0" "$@"
+	E2E_NETNS=1 exec unshare -n -m -- bash -c 'ip link set lo up; exec "$0" "$@"' "$0" "$@"
 }
 start_vmd() {
 	mkdir -p "$STATE" "$RUN"

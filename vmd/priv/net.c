@@ -24,6 +24,7 @@
 #include <unistd.h>
 
 #include "common/cleanup.h"
+#include "common/hash.h"
 #include "common/log.h"
 #include "common/overflow.h"
 #include "common/text.h"
@@ -157,16 +158,37 @@ static bool net_is_ours(struct nl_sock *sk, const char *ifname, const char *alia
 	return yes;
 }
 
+/* net_bridge_address() - locally administered, of the network's own mark: a bridge without one of its own
+ * takes the lowest of its ports', and changes under its guests' ARP caches as those come and go */
+static struct nl_addr *net_bridge_address(const char *alias)
+{
+	uint8_t sum[32];
+	struct sha256 h;
+
+	sha256_init(&h);
+	sha256_add(&h, alias, strlen(alias));
+	sha256_end(&h, sum);
+	sum[0] = (uint8_t)((sum[0] & ~1u) | 2);
+	return nl_addr_build(AF_LLC, sum, 6);
+}
+
 static int net_bridge_make(struct nl_sock *sk, const struct priv *p, const struct priv_net *n,
 			   struct err *e)
 {
 	struct rtnl_link *l = rtnl_link_bridge_alloc();
+	struct nl_addr *mac;
 	char alias[96];
 
-	if (!l)
-		return err_set(e, ENOMEM, "no-memory", "out of memory");
 	net_alias(p, n->name, alias);
+	mac = net_bridge_address(alias);
+	if (!l || !mac) {
+		rtnl_link_put(l);
+		nl_addr_put(mac);
+		return err_set(e, ENOMEM, "no-memory", "out of memory");
+	}
 	rtnl_link_set_name(l, n->bridge);
+	rtnl_link_set_addr(l, mac);
+	nl_addr_put(mac);
 	int ret = rtnl_link_add(sk, l, NLM_F_CREATE | NLM_F_EXCL);
 
 	rtnl_link_put(l);
@@ -470,7 +492,10 @@ static int net_tap_open(const char *ifname, bool multi, struct err *e)
 		if (errno == EBUSY)
 			return err_set(e, EBUSY, "tap-busy", "tap %s is in use by another process",
 				       ifname);
-		return err_set(e, errno, "tap-failed", "tap %s: %s", ifname, strerror(errno));
+		err_set(e, errno, "tap-failed", "tap %s of /dev/net/tun: %s", ifname,
+			strerror(errno));
+		err_hint(e, "ls -l /dev/net/tun (a character device, 10, 200); modprobe tun");
+		return -e->num;
 	}
 	return take_fd(&fd);
 }
