@@ -162,11 +162,11 @@ int qcow2_bitmap_list(struct blockdev *bd, struct qcow2_bitmap_info **list, stru
 	n = 0;
 	list_for_each (l, &q->bm) {
 		const struct q2_bitmap_ram *b = container_of(l, struct q2_bitmap_ram, node);
-		struct qcow2_bitmap_info *o = *list + n++;
+		struct qcow2_bitmap_info *o;
 
 		if (!*list) /* counted under the same lock */
 			break;
-
+		o = *list + n++;
 		memcpy(o->name, b->disk.name, sizeof(o->name));
 		o->granularity = 1ULL << b->disk.granularity_bits;
 		o->in_use = b->disk.flags & Q2_BITMAP_IN_USE;

@@ -280,7 +280,8 @@ static int main_parse(struct main_args *a, int argc, char **argv)
 			ret = main_add_path(a, "socket", optarg);
 			break;
 		case OPT_SET:
-			ret = strchr(optarg, '=') ? main_add_set(a, NULL, optarg) : -EINVAL;
+			ret =
+			    optarg && strchr(optarg, '=') ? main_add_set(a, NULL, optarg) : -EINVAL;
 			break;
 		case OPT_FOREGROUND:
 			break;
