@@ -263,30 +263,31 @@ static int main_parse(struct main_args *a, int argc, char **argv)
 	int c, ret = 0;
 
 	while ((c = getopt_long(argc, argv, "", main_options, NULL)) >= 0) {
+		const char *arg = optarg ? optarg : "";
+
 		switch (c) {
 		case OPT_USER:
 			a->user = true;
 			break;
 		case OPT_CONFIG:
-			a->config = optarg;
+			a->config = arg;
 			break;
 		case OPT_STATE:
-			ret = main_add_path(a, "state_dir", optarg);
+			ret = main_add_path(a, "state_dir", arg);
 			break;
 		case OPT_RUN:
-			ret = main_add_path(a, "run_dir", optarg);
+			ret = main_add_path(a, "run_dir", arg);
 			break;
 		case OPT_SOCKET:
-			ret = main_add_path(a, "socket", optarg);
+			ret = main_add_path(a, "socket", arg);
 			break;
 		case OPT_SET:
-			ret =
-			    optarg && strchr(optarg, '=') ? main_add_set(a, NULL, optarg) : -EINVAL;
+			ret = strchr(arg, '=') ? main_add_set(a, NULL, arg) : -EINVAL;
 			break;
 		case OPT_FOREGROUND:
 			break;
 		case OPT_RESTORE:
-			a->restore = optarg ? optarg : "";
+			a->restore = arg;
 			break;
 		case OPT_CHECK:
 			a->check = true;
