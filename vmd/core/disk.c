@@ -307,7 +307,7 @@ static void make_opened(void *arg, enum call_event ev, struct wire_buf *b, const
 			 jstr_or(parent->doc, "format", "raw"));
 	}
 	image_job_run(k->c, &(struct job_layer){ 0, 0, "qcow2", o->name, m.fd, false }, 1, "create",
-		      args, NULL, make_job_done, k);
+		      args, NULL, make_job_done, k, NULL);
 	msg_result_close(&m);
 }
 

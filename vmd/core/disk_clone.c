@@ -83,7 +83,7 @@ static void clone_chunk_fill(struct chunk *ch)
 	volume_file(src, pool, file);
 	snprintf(args, sizeof(args), "format=qcow2\nsize=%lld\nbacking=%s\nbacking_format=%s\n",
 		 (long long)jint(op->args, "size", 0), file, jstr_or(src->doc, "format", "raw"));
-	image_job_run(op->c, l, ch->n, "create-many", args, NULL, clone_chunk_done, ch);
+	image_job_run(op->c, l, ch->n, "create-many", args, NULL, clone_chunk_done, ch, NULL);
 	free(l);
 }
 

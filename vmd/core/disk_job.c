@@ -62,7 +62,6 @@ static void disk_job_done(void *arg, const struct err *e, json_t *out)
 {
 	struct disk_job *d = arg;
 
-	d->job = NULL;
 	disk_job_end(d, e, out);
 }
 
@@ -82,8 +81,8 @@ void disk_job_go(struct disk_job *d)
 		d->ready(d);
 		return;
 	}
-	d->job = image_job_run(op->c, d->layers, d->n, d->verb, d->args,
-			       d->progress ? d->progress : disk_job_progress, disk_job_done, d);
+	image_job_run(op->c, d->layers, d->n, d->verb, d->args,
+		      d->progress ? d->progress : disk_job_progress, disk_job_done, d, &d->job);
 }
 
 static void disk_job_layer(void *arg, enum call_event ev, struct wire_buf *b, const struct err *e)

@@ -137,7 +137,7 @@ static void check_opened(void *arg, enum call_event ev, struct wire_buf *b, cons
 		return;
 	}
 	image_job_run(op->c, &(struct job_layer){ 0, 0, "qcow2", op->target->name, m.fd, true }, 1,
-		      "info", "no_backing=1\n", NULL, check_done, op);
+		      "info", "no_backing=1\n", NULL, check_done, op, NULL);
 	msg_result_close(&m);
 }
 

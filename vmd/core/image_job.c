@@ -34,6 +34,7 @@ struct image_job {
 	job_progress_fn *progress;
 	job_fn *done;
 	void *arg;
+	struct image_job **slot; /* where its owner keeps it; may be NULL */
 };
 
 static void job_next(struct core *c);
@@ -58,7 +59,9 @@ static void job_end(struct image_job *j, const struct err *e)
 	close_fd(&j->pidfd);
 	for (unsigned i = 0; i < j->n; i++)
 		close_fd(&j->layers[i].fd);
-	j->done(j->arg, e, out);
+	if (j->slot)
+		*j->slot = NULL;
+	j->done(j->arg, e, out); /* the slot may go with it */
 	json_decref(out);
 	text_free(&j->out);
 	job_free(j);
@@ -170,6 +173,12 @@ static void job_start(struct image_job *j)
 	j->started = true;
 	memcpy(m.job, j->id, sizeof(j->id));
 	j->spawn = peer_call(c->priv, MSG_p_image_spawn, &m, 0, 20000, job_spawned, j);
+	if (!j->spawn) {
+		struct err e = { 0 };
+
+		err_set(&e, ENOMEM, "no-memory", "no memory for an image job");
+		job_end(j, &e);
+	}
 }
 
 static void job_next(struct core *c)
@@ -181,9 +190,9 @@ static void job_next(struct core *c)
 		job_start(j);
 }
 
-struct image_job *image_job_run(struct core *c, const struct job_layer *l, unsigned n,
-				const char *verb, const char *args, job_progress_fn *progress,
-				job_fn *done, void *arg)
+void image_job_run(struct core *c, const struct job_layer *l, unsigned n, const char *verb,
+		   const char *args, job_progress_fn *progress, job_fn *done, void *arg,
+		   struct image_job **slot)
 {
 	struct image_job *j = calloc(1, sizeof(*j));
 	struct err e = { 0 };
@@ -197,9 +206,12 @@ struct image_job *image_job_run(struct core *c, const struct job_layer *l, unsig
 			job_free(j);
 		err_set(&e, ENOMEM, "no-memory", "no memory for an image job");
 		done(arg, &e, NULL);
-		return NULL;
+		return;
 	}
 	j->c = c;
+	j->slot = slot;
+	if (slot)
+		*slot = j;
 	j->pidfd = -1;
 	j->progress = progress;
 	j->done = done;
@@ -219,7 +231,6 @@ struct image_job *image_job_run(struct core *c, const struct job_layer *l, unsig
 		job_start(j);
 	else
 		job_next(c);
-	return j;
 }
 
 void image_job_cancel(struct image_job *j)

@@ -348,10 +348,11 @@ struct job_layer {
 	int fd;
 	bool read_only;
 };
-/* image_job_run() - spawn a jailed vmd-image, give it the layers (fds borrowed), run @verb. */
-struct image_job *image_job_run(struct core *c, const struct job_layer *l, unsigned n,
-				const char *verb, const char *args, job_progress_fn *progress,
-				job_fn *done, void *arg);
+/* image_job_run() - spawn a jailed vmd-image, give it the layers (fds borrowed), run @verb. @done is called once, for want of memory
+ * before this returns. @slot (or NULL) holds the job until then. */
+void image_job_run(struct core *c, const struct job_layer *l, unsigned n, const char *verb,
+		   const char *args, job_progress_fn *progress, job_fn *done, void *arg,
+		   struct image_job **slot);
 void image_job_cancel(struct image_job *j);
 const char *disk_driver(const char *format);
 /* volume_file() - pool and file name of a disk or image object. */

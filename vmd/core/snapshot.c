@@ -105,7 +105,7 @@ static void snap_opened(void *arg, enum call_event ev, struct wire_buf *b, const
 	snprintf(args, sizeof(args), "format=qcow2\nsize=%lld\nbacking=%s\nbacking_format=%s\n",
 		 (long long)jint(d, "size", 0), file, jstr_or(parent->doc, "format", "raw"));
 	image_job_run(c, &(struct job_layer){ 0, 0, "qcow2", jstr_or(d, "file", ""), m.fd, false },
-		      1, "create", args, NULL, snap_created, f);
+		      1, "create", args, NULL, snap_created, f, NULL);
 	msg_result_close(&m);
 }
 
