@@ -7,7 +7,7 @@ V=$STATE/pools/default
 refused() { # CODE TEXT COMMAND...: fails with that exit status and says so
 	local want=$1 text=$2 rc
 	shift 2
-	quiet "$@"
+	"$@" >"$T/out" 2>&1
 	rc=$?
 	[ $rc -eq "$want" ] || fail "exit $want of: $* (was $rc): $(cat "$T/out")"
 	grep -q "$text" "$T/out" || fail "\"$text\" in the answer to: $*: $(cat "$T/out")"

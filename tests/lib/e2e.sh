@@ -27,8 +27,8 @@ check() {
 	shift
 	"$@" || fail "$what (exit $? of: $*)"
 }
-# quiet COMMAND...: its output goes to $T/out, and is shown where it fails
-quiet() { "$@" >"$T/out" 2>&1 || { cat "$T/out" >&2; return 1; }; }
+# quiet COMMAND...: its output goes to $T/out, and is shown where it fails; its exit status
+quiet() { "$@" >"$T/out" 2>&1 || { local rc=$?; cat "$T/out" >&2; return $rc; }; }
 until_true() {
 	local end=$((SECONDS + $1))
 	shift
