@@ -161,7 +161,8 @@ static int file_open(struct blockdev *bd, const struct blk_spec *spec, struct er
 		if (r == -EBUSY) {
 			err_set(e, EBUSY, "disk-in-use", "%s: another process has this disk open",
 				bd->label);
-			err_hint(e, "stop the guest or qemu-img that holds it");
+			err_hint(e, "stop the guest or qemu-img that holds it; fuser -v on its "
+				    "file tells which");
 			return -EBUSY;
 		}
 		if (r)
