@@ -131,6 +131,8 @@ static void peer_message(void *arg, struct wire_conn *conn, struct wire_buf *b)
 	int r = proto_permit(b, p->role, PROTO_CORE, p->state);
 	struct call *k;
 
+	if (p->c->priv_lost)
+		return; /* nothing is recorded any more: the next daemon asks again */
 	if (r < 0) {
 		log_warn("%s: message 0x%04x refused: %s", p->label, b->type, strerror(-r));
 		return;
@@ -242,9 +244,15 @@ size_t peer_queued(const struct peer *p)
 	return p->conn ? wire_conn_queued(p->conn) : 0;
 }
 
+/* What could not be recorded must not be followed by a next step. */
+static bool peer_mute(const struct peer *p)
+{
+	return !p->conn || p->c->priv_lost;
+}
+
 int peer_send(struct peer *p, uint16_t type, const void *msg)
 {
-	return p && p->conn ? proto_send(p->conn, type, msg, 0) : -EPIPE;
+	return p && !peer_mute(p) ? proto_send(p->conn, type, msg, 0) : -EPIPE;
 }
 
 static void call_unsent(void *arg)
@@ -271,7 +279,7 @@ struct call *peer_call(struct peer *p, uint16_t type, const void *msg, uint16_t 
 	while (!k->id || call_find(p, k->id));
 	list_add_tail(&p->calls[k->id % PEER_CALLS], &k->node);
 	loop_timer_init(p->c->loop, &k->timer, call_timeout, k);
-	r = p->conn ? proto_send(p->conn, type, msg, k->id) : -EPIPE;
+	r = peer_mute(p) ? -EPIPE : proto_send(p->conn, type, msg, k->id);
 	if (r < 0) {
 		/* told from the loop: the caller is still in the middle of its own step */
 		k->timer.fn = call_unsent;
