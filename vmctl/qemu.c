@@ -92,8 +92,11 @@ static void qemu_add(struct qemu_out *o, const char *flag, const char *value)
 	size_t len = strlen(flag) + (value ? strlen(value) : 0) + 2;
 	char *word = malloc(len);
 
-	if (word)
-		snprintf(word, len, "%s%s%s", flag, value ? "=" : "", value ? value : "");
+	if (!word) {
+		fputs("vmctl: out of memory\n", stderr);
+		exit(EX_FAILED_);
+	}
+	snprintf(word, len, "%s%s%s", flag, value ? "=" : "", value ? value : "");
 	o->words[o->n++] = word;
 }
 
@@ -184,6 +187,13 @@ int qemu_words(const struct schema_route *r, int argc, char **argv, char ***word
 	}
 	if (o.compress)
 		qemu_add(&o, "--compress", o.codec ? o.codec : "zlib");
-	*words = o.words;
+	*words = o.words; /* the room was cleared: a NULL ends them */
 	return ret < 0 ? ret : o.n;
+}
+
+void qemu_words_free(char **words)
+{
+	for (char **w = words; w && *w; w++)
+		free(*w);
+	free(words);
 }

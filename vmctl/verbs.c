@@ -523,13 +523,37 @@ static int verb_each(struct vmctl *v, struct args *a)
 	return status;
 }
 
+static int verb_words(struct vmctl *v, const struct schema_route *r, bool launch, int argc,
+		      char **argv)
+{
+	struct args a = { 0 };
+	struct err e = { 0 };
+	int status;
+
+	if (args_parse(v, r, argc, argv, &a, &e) < 0) {
+		out_error(v, &e);
+		args_free(&a);
+		return EX_USAGE_;
+	}
+	a.follow_up = launch;
+	status = args_many(r) ? verb_each(v, &a) : verb_dispatch(v, &a);
+	if (launch && !status && !v->dry_run && v->out == OUT_TABLE && !v->quiet) {
+		const char *name = json_string_value(json_object_get(a.body, "name"));
+
+		printf("guest %s runs; next:\n  vmctl console %s\n  vmctl info %s\n  vmctl logs "
+		       "%s\n  vmctl stop %s\n",
+		       name, name, name, name, name);
+	}
+	args_free(&a);
+	return status;
+}
+
 int verb_run(struct vmctl *v, int argc, char **argv)
 {
 	const struct schema_route *r = NULL;
 	bool launch = !strcmp(argv[0], "launch");
 	struct err e = { 0 };
-	struct args a;
-	char two[128];
+	char **ours = NULL, two[128];
 	int used = 2, status;
 
 	if (!strcmp(argv[0], "help"))
@@ -557,26 +581,12 @@ int verb_run(struct vmctl *v, int argc, char **argv)
 			return help_usage(launch ? "launch" : r->cli);
 	argc -= used;
 	argv += used;
-	if (r->resource == &schema_disk)
-		argc = qemu_words(r, argc, argv, &argv, &e);
-	if (argc < 0) {
+	if (r->resource != &schema_disk)
+		return verb_words(v, r, launch, argc, argv);
+	argc = qemu_words(r, argc, argv, &ours, &e);
+	if (argc < 0)
 		out_error(v, &e);
-		return EX_USAGE_;
-	}
-	if (args_parse(v, r, argc, argv, &a, &e) < 0) {
-		out_error(v, &e);
-		args_free(&a);
-		return EX_USAGE_;
-	}
-	a.follow_up = launch;
-	status = args_many(r) ? verb_each(v, &a) : verb_dispatch(v, &a);
-	if (launch && !status && !v->dry_run && v->out == OUT_TABLE && !v->quiet) {
-		const char *name = json_string_value(json_object_get(a.body, "name"));
-
-		printf("guest %s runs; next:\n  vmctl console %s\n  vmctl info %s\n  vmctl logs "
-		       "%s\n  vmctl stop %s\n",
-		       name, name, name, name, name);
-	}
-	args_free(&a);
+	status = argc < 0 ? EX_USAGE_ : verb_words(v, r, launch, argc, ours);
+	qemu_words_free(ours);
 	return status;
 }

@@ -135,8 +135,9 @@ int disk_relative(struct vmctl *v, struct args *a);
 
 /* ---- qemu.c ---- */
 /* qemu_words() - the words of a disk verb with the options of qemu-img as ours. Return: how many, in @words,
- * which live as long as the process; -EINVAL with @e */
+ * to be freed also after an error; -EINVAL, -ENOMEM with @e */
 int qemu_words(const struct schema_route *r, int argc, char **argv, char ***words, struct err *e);
+void qemu_words_free(char **words);
 
 /* ---- stream.c ---- */
 int stream_logs(struct vmctl *v, struct args *a);
