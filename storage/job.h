@@ -69,6 +69,10 @@ int blkjob_resize(const struct blkjob *job, const struct blk_spec *spec, uint64_
  */
 int blkjob_commit(const struct blkjob *job, const struct blk_spec *top, struct err *e);
 
+/* blkjob_carry_bitmaps() - the enabled bitmaps of @from's top layer also in @to's: of a new layer over it,
+ * which shows the same. Both without their backing. @to is stable afterwards. */
+int blkjob_carry_bitmaps(const struct blk_spec *from, const struct blk_spec *to, struct err *e);
+
 /* blkjob_compact() - give space back to the host without changing what the disk shows: clusters of
  * zeroes, clusters that say what the parent says, holes where nothing is referenced, and the file's
  * end. *freed: host bytes. In place and safe at any moment; nothing else may use the disk. */

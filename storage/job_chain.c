@@ -14,6 +14,7 @@
 #include "common/overflow.h"
 #include "common/units.h"
 #include "storage/job_util.h"
+#include "storage/live_util.h"
 #include "storage/qcow2.h"
 #include "storage/qcow2_tools.h"
 
@@ -213,4 +214,32 @@ int blkjob_rebase(const struct blkjob *job, const struct blk_spec *top_spec,
 	blk_close(parent);
 	r2 = blk_close(top);
 	return r ? r : r2 ? job_error(e, r2, top_spec->label, "rebase") : 0;
+}
+
+int blkjob_carry_bitmaps(const struct blk_spec *from, const struct blk_spec *to, struct err *e)
+{
+	static const char *const alone[] = { "backing=ignore", NULL };
+	struct blk_spec old = *from, new = *to;
+	struct blockdev *a, *b = NULL;
+	int r = 0;
+
+	old.opts = new.opts = alone;
+	old.backing = new.backing = NULL;
+	a = blk_open(&old, e);
+	if (a)
+		b = blk_open(&new, e);
+	if (!b)
+		r = -e->num;
+	else
+		live_carry_bitmaps(a, b);
+	if (b) {
+		int closed = blk_close(b);
+
+		if (closed)
+			r = err_set(e, -closed, "disk-close", "%s: cannot be made stable: %s",
+				    new.label, strerror(-closed));
+	}
+	if (a)
+		blk_close(a);
+	return r;
 }

@@ -102,6 +102,25 @@ $VMCTL -o json snapshot ls | jq -r '.[].name' | while read -r s; do $VMCTL snaps
 [ "$($VMCTL -o json snapshot ls | jq length)" = 0 ] || fail "all removed: $($VMCTL snapshot ls)"
 holds g-a 2 0
 until_true 5 files || fail "no file is left over: $(ls "$V")"
+# a bitmap goes on over a snapshot, and ends where the disk is put back: the next incremental backup is right, or refused
+nbd_put() { # OFFSET BYTE
+	local uri
+	uri=$($VMCTL -q disk export g-a --writable) || fail "export: $uri"
+	must qemu-io -f raw -c "write -P $2 $1 64k" -c flush "$uri"
+	must $VMCTL disk unexport g-a
+}
+must $VMCTL disk backup g-a full --bitmap bm
+nbd_put 4M 11
+must $VMCTL snapshot create h marked
+nbd_put 5M 12
+must $VMCTL disk backup g-a inc --bitmap bm --incremental
+must $VMCTL disk compare inc g-a
+[ "$($VMCTL -o json disk map inc | jq '[.[] | select(.depth == 0) | .length] | add')" -le $((1 << 20)) ] || fail "only what changed: $($VMCTL -o json disk map inc)"
+must $VMCTL snapshot restore h marked
+refused 'full one first' $VMCTL disk backup g-a inc2 --bitmap bm --incremental
+must $VMCTL snapshot rm h marked
+must $VMCTL disk rm inc
+must $VMCTL disk rm full
 # a guest in the trash keeps its snapshots; another one that takes its name keeps its own
 must $VMCTL create old --memory 64M --kernel "$T/idle" --disk name=o,size=1M
 must $VMCTL create new --memory 64M --kernel "$T/idle" --disk name=n,size=1M

@@ -81,15 +81,67 @@ static void snap_created(void *arg, const struct err *e, json_t *out)
 	snap_file_done(arg, e);
 }
 
+static struct guest *snap_guest(struct op *op)
+{
+	struct guest *g = op->target ? op->target->mem : NULL;
+
+	return g && g->link ? g : NULL;
+}
+
+static struct obj *snap_parent(const struct snap_file *f)
+{
+	json_t *d = json_array_get(snapshot_disks(f->s->op), f->i);
+
+	return obj_by_id(f->s->op->c, K_DISK, jstr_or(d, "parent", ""));
+}
+
+/* The overlay's file is open, and its parent's at @under where the parent's bitmaps go on in it. */
+static void snap_write(struct snap_file *f, struct obj *parent, int under)
+{
+	struct core *c = f->s->op->c;
+	json_t *d = json_array_get(snapshot_disks(f->s->op), f->i);
+	char args[512], pool[64], file[128];
+	_cleanup_close_ int fd = take_fd(&f->fd);
+	struct job_layer l[2] = {
+		{ 0, 0, "qcow2", jstr_or(d, "file", ""), fd, false },
+		{ 1, 0, "qcow2", parent->name, under, true },
+	};
+
+	volume_file(parent, pool, file);
+	snprintf(args, sizeof(args), "format=qcow2\nsize=%lld\nbacking=%s\nbacking_format=%s\n",
+		 (long long)jint(d, "size", 0), file, jstr_or(parent->doc, "format", "raw"));
+	image_job_run(c, l, under >= 0 ? 2 : 1, "create", args, NULL, snap_created, f, NULL);
+}
+
+static void snap_parent_opened(void *arg, enum call_event ev, struct wire_buf *b,
+			       const struct err *e)
+{
+	struct snap_file *f = arg;
+	struct obj *parent = snap_parent(f);
+	struct msg_result m;
+	struct err bad = { 0 };
+
+	if (ev == CALL_ITEM)
+		return;
+	if (!e && (msg_result_decode(&m, b) < 0 || !parent)) {
+		err_set(&bad, EPROTO, "bad-message", "priv gave no file, or the disk is gone");
+		e = &bad;
+	}
+	if (e) {
+		snap_file_done(f, e);
+		return;
+	}
+	snap_write(f, parent, m.fd);
+	msg_result_close(&m);
+}
+
 static void snap_opened(void *arg, enum call_event ev, struct wire_buf *b, const struct err *e)
 {
 	struct snap_file *f = arg;
-	struct core *c = f->s->op->c;
-	json_t *d = json_array_get(snapshot_disks(f->s->op), f->i);
+	struct op *op = f->s->op;
 	struct msg_result m;
 	struct err bad = { 0 };
-	struct obj *parent = obj_by_id(c, K_DISK, jstr_or(d, "parent", ""));
-	char args[512], pool[64], file[128];
+	struct obj *parent = snap_parent(f);
 
 	if (ev == CALL_ITEM)
 		return;
@@ -101,12 +153,21 @@ static void snap_opened(void *arg, enum call_event ev, struct wire_buf *b, const
 		snap_file_done(f, e);
 		return;
 	}
-	volume_file(parent, pool, file);
-	snprintf(args, sizeof(args), "format=qcow2\nsize=%lld\nbacking=%s\nbacking_format=%s\n",
-		 (long long)jint(d, "size", 0), file, jstr_or(parent->doc, "format", "raw"));
-	image_job_run(c, &(struct job_layer){ 0, 0, "qcow2", jstr_or(d, "file", ""), m.fd, false },
-		      1, "create", args, NULL, snap_created, f, NULL);
+	close_fd(&f->fd);
+	f->fd = m.fd;
+	m.fd = -1;
 	msg_result_close(&m);
+	/* A disk that is put back is not what its newest backup was made of: its bitmaps end. A
+	 * running guest's process carries them over itself, up to the last write. */
+	if (op->ops == &op_snapshot_create && !snap_guest(op) &&
+	    !strcmp(jstr_or(parent->doc, "format", ""), "qcow2")) {
+		struct msg_p_volume_open v = { .mode = VOLUME_READ };
+
+		volume_file(parent, v.pool, v.name);
+		peer_call(op->c->priv, MSG_p_volume_open, &v, 0, 30000, snap_parent_opened, f);
+	} else {
+		snap_write(f, parent, -1);
+	}
 }
 
 static void snap_old_gone(void *arg, enum call_event ev, struct wire_buf *b, const struct err *e)
@@ -288,13 +349,6 @@ static void create_switched(void *arg, enum call_event ev, struct wire_buf *b, c
 	if (e && !strcmp(e->code, "peer-gone"))
 		e = NULL;
 	op_finish(op, e);
-}
-
-static struct guest *snap_guest(struct op *op)
-{
-	struct guest *g = op->target ? op->target->mem : NULL;
-
-	return g && g->link ? g : NULL;
 }
 
 static void create_send(struct op *op, const struct err *e)
@@ -570,6 +624,8 @@ static void restore_commit(struct op *op)
 			continue;
 		volume_file(o, pool, old);
 		snap_moved(c, o, d, layer);
+		if (o->rt)
+			json_object_del(o->rt, "bitmaps"); /* the new file has none */
 		volume_remove_later(c, pool, old);
 	}
 	if (op->target)

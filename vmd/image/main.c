@@ -156,6 +156,13 @@ static int image_create(struct image_job *j, struct err *e)
 	}
 	if (fsync(l->fd) < 0)
 		return err_set(e, errno, "create-failed", "%s: %s", l->label, strerror(errno));
+	/* side 1: what the new one lies over, whose bitmaps go on in it */
+	if (j->nlayers[1] && !strcmp(j->layers[1][0].driver, "qcow2")) {
+		int ret = blkjob_carry_bitmaps(j->specs[1], j->specs[0], e);
+
+		j->layers[0][0].fd = j->layers[1][0].fd = -1;
+		return ret;
+	}
 	return 0;
 }
 
