@@ -28,6 +28,7 @@
 #define NBDC_TIMEOUT_MS	  30000u
 #define NBDC_REPLIES_MAX  256u /* answers to one option */
 #define NBDC_REPLY_MAX	  65536u
+#define NBDC_STATUS_KEPT  1024u
 #define NBDC_STATUS_MAX	  (1u << 20) /* bytes of one block status reply: 131,072 extents */
 #define NBDC_META_ID_NONE UINT32_MAX
 
@@ -57,6 +58,11 @@ struct nbdc {
 	bool reading;
 	_Atomic int dead; /* -errno, for good */
 	uint64_t cookie;
+	/* The last block status of an export that is read-only, so that it holds: who asks chunk by chunk does
+	 * not have the server look at all that lies behind each time. */
+	pthread_mutex_t status_lock;
+	struct blk_extent *status;
+	unsigned nstatus;
 };
 
 /* --- the socket
@@ -612,6 +618,55 @@ static int nbdc_flush(struct blockdev *bd)
 	return r;
 }
 
+/* nbdc_status_known() - what the last reply tells from @off on; 0: nothing */
+static unsigned nbdc_status_known(const struct nbdc *n, uint64_t off, struct blk_extent *ext,
+				  unsigned max)
+{
+	unsigned found = 0;
+
+	for (unsigned i = 0; i < n->nstatus && found < max; i++) {
+		struct blk_extent x = n->status[i];
+		uint64_t end = x.off_bytes + x.len_bytes;
+
+		if (end <= off || (!found && x.off_bytes > off))
+			continue;
+		if (x.off_bytes < off) {
+			x.len_bytes = end - off;
+			x.off_bytes = off;
+		}
+		ext[found++] = x;
+	}
+	return found;
+}
+
+static int nbdc_extents_kept(struct nbdc *n, uint64_t off, uint64_t left, struct blk_extent *ext,
+			     unsigned max)
+{
+	struct nbdc_call c = { .type = NBD_CMD_BLOCK_STATUS,
+			       .off = off,
+			       .len = (uint32_t)MIN(left, GIB),
+			       .max = NBDC_STATUS_KEPT };
+	int r;
+
+	pthread_mutex_lock(&n->status_lock);
+	r = (int)nbdc_status_known(n, off, ext, max);
+	if (!n->status)
+		n->status = calloc(NBDC_STATUS_KEPT, sizeof(*n->status));
+	if (!r && !n->status)
+		r = -ENOMEM;
+	if (!r) {
+		n->nstatus = 0;
+		c.ext = n->status;
+		r = nbdc_call(n, &c, 0, (struct blk_buf){ 0 });
+		if (!r) {
+			n->nstatus = c.n;
+			r = (int)nbdc_status_known(n, off, ext, max);
+		}
+	}
+	pthread_mutex_unlock(&n->status_lock);
+	return r;
+}
+
 static int nbdc_extents(struct blockdev *bd, uint64_t off, struct blk_extent *ext, unsigned max)
 {
 	struct nbdc *n = bd->drv;
@@ -627,6 +682,8 @@ static int nbdc_extents(struct blockdev *bd, uint64_t off, struct blk_extent *ex
 		ext[0] = (struct blk_extent){ off, left, BLK_EXT_DATA, 0 };
 		return 1;
 	}
+	if (n->flags & NBD_EXPORT_READ_ONLY)
+		return nbdc_extents_kept(n, off, left, ext, max);
 	r = nbdc_call(n, &c, max == 1 ? NBD_CMD_FLAG_REQ_ONE : 0, (struct blk_buf){ 0 });
 	return r ? r : (int)c.n;
 }
@@ -643,6 +700,8 @@ static void nbdc_free(struct nbdc *n)
 {
 	pthread_mutex_destroy(&n->lock);
 	pthread_mutex_destroy(&n->send_lock);
+	pthread_mutex_destroy(&n->status_lock);
+	free(n->status);
 	pthread_cond_destroy(&n->cond);
 	free(n);
 }
@@ -663,6 +722,7 @@ static int nbdc_open(struct blockdev *bd, const struct blk_spec *spec, struct er
 	list_init(&n->calls);
 	pthread_mutex_init(&n->lock, NULL);
 	pthread_mutex_init(&n->send_lock, NULL);
+	pthread_mutex_init(&n->status_lock, NULL);
 	pthread_cond_init(&n->cond, NULL);
 	r = spec_opt_u64(spec, "timeout-ms", NBDC_TIMEOUT_MS, 3600000, &timeout, e);
 	if (!r && strlen(name) > NBD_NAME_MAX)

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -92,12 +93,17 @@ static int image_send(struct vmctl *v, json_t *j, int fd, uint64_t size, bool ma
 
 static void image_guess(json_t *j, const char *path)
 {
-	const char *dot = strrchr(path, '.');
+	static const char *const ends[][2] = { { ".qcow2", "qcow2" }, { ".vmdk", "vmdk" },
+					       { ".vdi", "vdi" },     { ".vhdx", "vhdx" },
+					       { ".vhd", "vpc" },     { ".vpc", "vpc" } };
+	const char *dot = strrchr(path, '.'), *format = "raw";
 
 	/* by name only: content is never guessed */
+	for (size_t i = 0; dot && i < sizeof(ends) / sizeof(ends[0]); i++)
+		if (!strcasecmp(dot, ends[i][0]))
+			format = ends[i][1];
 	if (!json_object_get(j, "format"))
-		json_object_set_new(j, "format",
-				    json_string(dot && !strcmp(dot, ".qcow2") ? "qcow2" : "raw"));
+		json_object_set_new(j, "format", json_string(format));
 	if (!json_object_get(j, "kind") && dot && !strcmp(dot, ".iso"))
 		json_object_set_new(j, "kind", json_string("iso"));
 }

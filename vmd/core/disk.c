@@ -23,7 +23,7 @@ const char *disk_driver(const char *format)
 void volume_file(const struct obj *o, char pool[64], char file[128])
 {
 	snprintf(pool, 64, "%.63s", jstr_or(o->doc, "pool", "default"));
-	if (o->kind == K_DISK && jstr(o->doc, "file")) {
+	if (jstr(o->doc, "file")) {
 		snprintf(file, 128, "%.127s", jstr(o->doc, "file"));
 		return;
 	}

@@ -2,7 +2,8 @@
  *
  * A record is made first (state "uploading"), then api is handed a descriptor, writes and hashes
  * what comes, and says length and SHA-256; a qcow2 is then examined in vmd-image, which refuses
- * backing and data files and names the virtual size.
+ * backing and data files and names the virtual size. What other makers' formats hold becomes a qcow2
+ * first (image_foreign.c).
  */
 #include <errno.h>
 #include <stdio.h>
@@ -141,10 +142,24 @@ static void check_opened(void *arg, enum call_event ev, struct wire_buf *b, cons
 	msg_result_close(&m);
 }
 
+static void upload_run(struct op *op);
+
+static void upload_converted(struct op *op, const struct err *e)
+{
+	if (e)
+		op_finish(op, e);
+	else
+		upload_run(op);
+}
+
 static void upload_run(struct op *op)
 {
 	struct msg_p_volume_open m = { 0 };
 
+	if (image_is_foreign(op->target)) {
+		image_foreign_run(op, upload_converted);
+		return;
+	}
 	volume_file(op->target, m.pool, m.name);
 	peer_call(op->c->priv, MSG_p_volume_open, &m, 0, 30000, check_opened, op);
 }
@@ -162,8 +177,9 @@ static void upload_abort(struct op *op, const struct err *e)
 		image_set(op->c, op->target, "error");
 }
 
-const struct op_ops op_image_upload = { "image-check", true,	     NULL, upload_run,
-					upload_commit, upload_abort, NULL };
+const struct op_ops op_image_upload = { "image-check",	     true,	    NULL,
+					upload_run,	     upload_commit, upload_abort,
+					image_foreign_cancel };
 
 static void image_file_gone(void *arg, const struct err *e)
 {

@@ -392,6 +392,12 @@ void disk_file_gone(void *arg, const struct err *e);
 /* disk_remove_file() - the file of a disk or image goes, once this round is written, over restarts. */
 void disk_remove_file(struct core *c, struct obj *o, void (*done)(void *arg, const struct err *e),
 		      void *arg);
+/* ---- image_foreign.c ---- */
+typedef void foreign_done_fn(struct op *op, const struct err *e);
+bool image_is_foreign(const struct obj *o);
+/* image_foreign_run() - @op's target becomes a qcow2; @done once. Takes op->data. */
+void image_foreign_run(struct op *op, foreign_done_fn *done);
+void image_foreign_cancel(struct op *op);
 /* volume_remove_later() - as disk_remove_file(), of a file that is no disk's or image's. */
 void volume_remove_later(struct core *c, const char *pool, const char *file);
 void unlinks_send(struct core *c);		       /* the round is written */

@@ -28,7 +28,8 @@
 #include "common/units.h"
 #include "vmd/priv/priv.h"
 
-#define SWEEP_NS (100 * NS_PER_MS)
+#define SWEEP_NS	     (100 * NS_PER_MS)
+#define FOREIGN_MEMORY_BYTES (512ull << 20)
 
 struct guest_proc {
 	struct list node;
@@ -362,62 +363,152 @@ int guests_spawn(struct priv *p, const struct msg_p_guest_spawn *m, struct err *
 	return ret;
 }
 
+/* The last uid of the range: jobs share it, each alone in its namespaces. */
+static uid_t guest_job_uid(const struct priv *p)
+{
+	return p->root ? (uid_t)(p->cfg->guest_uid_first + p->cfg->guest_uid_count - 1) : getuid();
+}
+
+/* guest_job() - jail the program of @s for core's job @job; @sock: core's end, taken in any case. */
+static int guest_job(struct priv *p, const char *job, uint32_t id, struct jail_spec *s, int sock,
+		     uint64_t memory_max_bytes, struct err *e)
+{
+	struct cgroup_limits lim = { .cpu_shares = 256, .memory_max_bytes = memory_max_bytes };
+	struct guest_proc *g;
+	int ret, ncg, log_fd = -1;
+
+	g = guest_find(p, job) || !uuid_valid(job) ? NULL : guest_new(p, job);
+	if (!g) {
+		close(sock);
+		return err_set(e, EINVAL, "bad-uuid", "\"%.36s\" is not the UUID of a new job",
+			       job);
+	}
+	s->layers = guest_layers(p);
+	s->root_dir = p->guests->root_dir;
+	s->nofile_max = 1024;
+	s->nproc_max = 64;
+	s->uid = guest_job_uid(p);
+	g->image = true;
+	g->spawn_id = id;
+	g->begun_ns = clock_mono_ns();
+	g->sock = sock;
+	g->log = guest_log_new(p, p->guests->dir_fd, job, &log_fd, e);
+	ret = g->log ? 0 : -e->num;
+	if (!ret) {
+		ncg = cgroup_make(p, job, &lim, s->cgroup_fds, e);
+		ret = ncg < 0 ? ncg : 0;
+		s->ncgroups = ncg > 0 ? (unsigned)ncg : 0;
+		s->log_fd = log_fd;
+	}
+	if (!ret)
+		ret = guest_jail(g, s, e);
+	for (unsigned i = 0; i < s->ncgroups; i++)
+		close(s->cgroup_fds[i]);
+	close_fd(&log_fd);
+	if (ret < 0) {
+		guest_leftovers(p, job);
+		guest_free(g);
+	}
+	return ret;
+}
+
 int guests_image_spawn(struct priv *p, const struct msg_p_image_spawn *m, struct err *e)
 {
-	struct cgroup_limits lim = { .cpu_shares = 256 };
 	char *argv[] = { (char *)"vmd-image", NULL };
-	int sv[2], ret, ncg, log_fd = -1;
+	int sv[2];
 
-	if (!uuid_valid(m->job) || guest_find(p, m->job))
-		return err_set(e, EINVAL, "bad-uuid", "\"%.36s\" is not the UUID of a new job",
-			       m->job);
 	if (p->guests->image_exe < 0)
 		return err_set(e, ENOENT, "no-image-binary", "%s cannot be opened",
 			       p->cfg->image_binary);
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sv) < 0)
 		return err_set(e, errno, "no-socket", "job %s: %s", m->job, strerror(errno));
-	struct guest_proc *g = guest_new(p, m->job);
-	struct jail_spec s = { .exe_fd = p->guests->image_exe,
-			       .layers = guest_layers(p),
-			       .root_dir = p->guests->root_dir,
-			       .argv = argv,
-			       .fds = { sv[1] },
-			       .nfds = 1,
-			       .nofile_max = 1024,
-			       .nproc_max = 64,
-			       /* the last uid of the range: jobs share it, each alone in its
-			        * namespaces */
-			       .uid = p->root ? (uid_t)(p->cfg->guest_uid_first +
-							p->cfg->guest_uid_count - 1)
-					      : getuid() };
+	struct jail_spec s = {
+		.exe_fd = p->guests->image_exe, .argv = argv, .fds = { sv[1] }, .nfds = 1
+	};
+	int ret = guest_job(p, m->job, m->msg_id, &s, sv[0], 0, e);
 
-	if (!g) {
-		close(sv[0]);
-		close(sv[1]);
-		return err_set(e, ENOMEM, "no-memory", "job %s: out of memory", m->job);
+	close(sv[1]);
+	return ret;
+}
+
+/* A listening socket without a name, and a connection to it: what systemd's socket activation hands over,
+ * and core's end. */
+static int guest_listening_pair(int *listener, int *sock, struct err *e)
+{
+	struct sockaddr_un sa = { .sun_family = AF_UNIX };
+	socklen_t len = sizeof(sa.sun_family);
+
+	*listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	*sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	/* an address of the kernel's choice in the abstract namespace: not a file, and one backlog place */
+	if (*listener >= 0 && *sock >= 0 && bind(*listener, (struct sockaddr *)&sa, len) == 0 &&
+	    listen(*listener, 1) == 0) {
+		len = sizeof(sa);
+		if (getsockname(*listener, (struct sockaddr *)&sa, &len) == 0 &&
+		    connect(*sock, (struct sockaddr *)&sa, len) == 0)
+			return 0;
 	}
-	g->image = true;
-	g->spawn_id = m->msg_id;
-	g->begun_ns = clock_mono_ns();
-	g->sock = sv[0];
-	g->log = guest_log_new(p, p->guests->dir_fd, m->job, &log_fd, e);
-	ret = g->log ? 0 : -e->num;
-	if (!ret) {
-		ncg = cgroup_make(p, m->job, &lim, s.cgroup_fds, e);
-		ret = ncg < 0 ? ncg : 0;
-		s.ncgroups = ncg > 0 ? (unsigned)ncg : 0;
-		s.log_fd = log_fd;
+	err_set(e, errno, "no-socket", "no socket for a job: %s", strerror(errno));
+	close_fd(listener);
+	close_fd(sock);
+	return -e->num;
+}
+
+int guests_foreign_spawn(struct priv *p, const struct msg_p_foreign_spawn *m, struct err *e)
+{
+	static const char *const formats[] = { "vmdk", "vdi", "vhdx", "vpc" };
+	char format[32];
+	char *argv[] = { (char *)"qemu-nbd",   (char *)"--read-only", format,
+			 (char *)"--shared=1", (char *)"/in",	      NULL };
+	/* in its namespace it is process 1 */
+	char *env[] = { (char *)"LISTEN_FDS=1", (char *)"LISTEN_PID=1", (char *)"PATH=/usr/bin",
+			NULL };
+	struct msg_p_volume_open v = { .mode = 0 };
+	int listener = -1, sock = -1, ret;
+	bool known = false;
+
+	for (size_t i = 0; i < ARRAY_SIZE(formats); i++)
+		known |= !strcmp(formats[i], m->format);
+	if (!known)
+		return err_set(e, EINVAL, "bad-format", "\"%s\" is no format that is imported",
+			       m->format);
+	if (!(guest_layers(p) & JAIL_MOUNT))
+		return err_set(
+		    e, EPERM, "no-jail",
+		    "images of other makers are read in a jail, and user namespaces are not "
+		    "allowed here");
+	_cleanup_close_ int exe = open(FOREIGN_READER, O_PATH | O_CLOEXEC);
+
+	if (exe < 0) {
+		err_set(e, errno, "no-qemu-nbd", "%s, which reads %s files, is missing: %s",
+			FOREIGN_READER, m->format, strerror(errno));
+		err_hint(e, "apt install qemu-utils");
+		return -e->num;
 	}
-	if (!ret)
-		ret = guest_jail(g, &s, e);
-	for (unsigned i = 0; i < s.ncgroups; i++)
-		close(s.cgroup_fds[i]);
-	close_fd(&sv[1]);
-	close_fd(&log_fd);
-	if (ret < 0) {
-		guest_leftovers(p, m->job);
-		guest_free(g);
-	}
+	memcpy(v.pool, m->pool, sizeof(v.pool));
+	memcpy(v.name, m->name, sizeof(v.name));
+	_cleanup_close_ int in = volume_fd(p, &v, e);
+
+	if (in < 0)
+		return in;
+	if (p->root && (fchown(in, guest_job_uid(p), guest_job_uid(p)) < 0 || fchmod(in, 0400) < 0))
+		return err_set(e, errno, "volume-failed",
+			       "volume %s: cannot be given to the job: %s", m->name,
+			       strerror(errno));
+	ret = guest_listening_pair(&listener, &sock, e);
+	if (ret < 0)
+		return ret;
+	snprintf(format, sizeof(format), "--format=%s", m->format);
+	struct jail_spec s = { .exe_fd = exe,
+			       .argv = argv,
+			       .env = env,
+			       .programs = true,
+			       .in_fd = in,
+			       .fds = { listener },
+			       .nfds = 1 };
+
+	ret = guest_job(p, m->job, m->msg_id, &s, sock, FOREIGN_MEMORY_BYTES, e);
+	close(listener);
 	return ret;
 }
 

@@ -10,6 +10,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/sched.h>
 #include <linux/securebits.h>
 #include <sched.h>
@@ -117,6 +118,74 @@ static int jail_empty_root(const char *dir)
 	return chdir("/");
 }
 
+static int jail_bind(const char *from, const char *to, bool exec)
+{
+	const unsigned long flags =
+	    MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | (exec ? 0 : MS_NOEXEC);
+
+	if (mount(from, to, NULL, MS_BIND | MS_REC, NULL) < 0)
+		return -1;
+	return mount(NULL, to, NULL, MS_REMOUNT | flags, NULL);
+}
+
+/* A descriptor's mount is that of the namespace it was opened in, and cannot be bound here: by its path, then,
+ * and what is there now must be that file. */
+static int jail_bind_fd(int fd, const char *to)
+{
+	char link[64], path[PATH_MAX];
+	struct stat want, is;
+	ssize_t n;
+
+	snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+	n = readlink(link, path, sizeof(path) - 1);
+	if (n < 0)
+		return -1;
+	path[n] = '\0';
+	if (jail_bind(path, to, false) < 0 || fstat(fd, &want) < 0 || stat(to, &is) < 0)
+		return -1;
+	errno = ESTALE;
+	return want.st_dev == is.st_dev && want.st_ino == is.st_ino ? 0 : -1;
+}
+
+/* jail_programs_root() - /usr as it is on the host, the links that lead into it, and the one file that the
+ * program is for. Nothing of /etc, /var, /proc, /sys or /dev. */
+static int jail_programs_root(const char *dir, int in_fd)
+{
+	static const char *const links[] = { "bin", "sbin", "lib", "lib32", "lib64", "libx32" };
+	const unsigned long flags = MS_NOSUID | MS_NODEV;
+	char from[64], to[256];
+	int fd;
+
+	if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
+	    mount("none", dir, "tmpfs", flags, "size=64k,nr_inodes=32,mode=755") < 0 ||
+	    chdir(dir) < 0 || mkdir("usr", 0755) < 0 || jail_bind("/usr", "usr", true) < 0)
+		return -1;
+	for (size_t i = 0; i < ARRAY_SIZE(links); i++) {
+		ssize_t n;
+
+		snprintf(from, sizeof(from), "/%s", links[i]);
+		n = readlink(from, to, sizeof(to) - 1);
+		if (n > 0) {
+			to[n] = '\0';
+			if (symlink(to, links[i]) < 0)
+				return -1;
+		} else if (errno == EINVAL &&
+			   (mkdir(links[i], 0755) < 0 || jail_bind(from, links[i], true) < 0)) {
+			return -1; /* a host whose /lib is a directory of its own */
+		}
+	}
+	fd = open("in", O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0444);
+	if (fd < 0)
+		return -1;
+	close(fd);
+	if (jail_bind_fd(in_fd, "in") < 0 ||
+	    mount(NULL, ".", NULL, MS_REMOUNT | MS_RDONLY | flags, NULL) < 0)
+		return -1;
+	if (syscall(__NR_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0)
+		return -1;
+	return chdir("/");
+}
+
 static int jail_rlimits(const struct jail_spec *s)
 {
 	const struct {
@@ -208,7 +277,8 @@ static enum jail_step jail_child(const struct jail_spec *s, gid_t gid, int *stat
 	for (unsigned i = 0; i < s->ncgroups; i++)
 		if (write(s->cgroup_fds[i], "0", 1) < 0)
 			return STEP_CGROUP;
-	if ((s->layers & JAIL_MOUNT) && jail_empty_root(s->root_dir) < 0)
+	if ((s->layers & JAIL_MOUNT) && (s->programs ? jail_programs_root(s->root_dir, s->in_fd)
+						     : jail_empty_root(s->root_dir)) < 0)
 		return STEP_ROOT;
 	if ((s->layers & JAIL_RLIMIT) && jail_rlimits(s) < 0)
 		return STEP_RLIMIT;
@@ -228,7 +298,7 @@ static enum jail_step jail_child(const struct jail_spec *s, gid_t gid, int *stat
 		return STEP_FDS;
 	char *const no_env[] = { NULL };
 
-	syscall(__NR_execveat, exe, "", s->argv, no_env, AT_EMPTY_PATH);
+	syscall(__NR_execveat, exe, "", s->argv, s->env ? s->env : no_env, AT_EMPTY_PATH);
 	return STEP_EXEC;
 }
 

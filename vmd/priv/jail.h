@@ -44,6 +44,11 @@ struct jail_spec {
 	uid_t uid; /* and gid */
 	/* an empty directory to mount the empty root over, in the child's namespace only */
 	const char *root_dir;
+	/* the root is not empty: the host's programs and libraries in it, read-only (/usr and what
+	 * leads there), and the file @in_fd as /in; for a program of the distribution */
+	bool programs;
+	int in_fd;
+	char *const *env;      /* NULL: none */
 	int log_fd;	       /* becomes 1 and 2 */
 	int fds[JAIL_FDS_MAX]; /* become 3, 4, ... */
 	unsigned nfds;

@@ -94,6 +94,8 @@ bool path_leaf_ok(const char *name); /* one component of plain letters, not hidd
 
 /* ---- volume.c ---- */
 int volume_default_pool(struct priv *p, struct err *e);
+/* volume_fd() - a volume by name, as volume_open()'s @mode says: a regular file's descriptor, or -errno */
+int volume_fd(struct priv *p, const struct msg_p_volume_open *m, struct err *e);
 int volume_open(struct priv *p, const struct msg_p_volume_open *m, struct err *e);
 int volume_unlink(struct priv *p, const struct msg_p_volume_unlink *m, struct err *e);
 int volume_rename(struct priv *p, const struct msg_p_volume_rename *m, struct err *e);
@@ -121,6 +123,8 @@ int guests_limit(struct priv *p, const struct msg_p_guest_limit *m, struct err *
 int guests_log_open(struct priv *p, const struct msg_p_log_open *m, struct err *e);
 int guests_forget(struct priv *p, const struct msg_p_guest_forget *m, struct err *e);
 int guests_image_spawn(struct priv *p, const struct msg_p_image_spawn *m, struct err *e);
+#define FOREIGN_READER "/usr/bin/qemu-nbd"
+int guests_foreign_spawn(struct priv *p, const struct msg_p_foreign_spawn *m, struct err *e);
 
 struct guest_log; /* fifo → bounded, rate-limited file */
 /* guest_log_new() - make or find the fifo @dir_fd/UUID.log; @write_fd (may be NULL): its end for

@@ -183,6 +183,8 @@ int probe_host(struct priv *p, const struct msg_p_host_probe *m, struct err *e)
 		   p->cfg->image_binary, "set image_binary in vmd.conf");
 	probe_fact(p, id, "dnsmasq", access(p->cfg->dnsmasq, X_OK) == 0, p->cfg->dnsmasq,
 		   "apt install dnsmasq-base; without it there is no DHCP");
+	probe_fact(p, id, "qemu-nbd", access(FOREIGN_READER, X_OK) == 0, FOREIGN_READER,
+		   "apt install qemu-utils; without it no VMDK, VDI, VHDX or VHD is imported");
 	if (fstatvfs(p->state_fd, &v) == 0) {
 		uint64_t room = (uint64_t)v.f_bavail * v.f_frsize;
 

@@ -229,7 +229,7 @@ static int volume_errno(struct err *e, int num, const char *pool, const char *na
 		       strerror(num));
 }
 
-int volume_open(struct priv *p, const struct msg_p_volume_open *m, struct err *e)
+int volume_fd(struct priv *p, const struct msg_p_volume_open *m, struct err *e)
 {
 	static const int modes[] = { O_RDONLY, O_RDWR, O_RDWR | O_CREAT | O_EXCL };
 	struct priv_pool *pool = volume_pool(p, m->pool, e);
@@ -255,6 +255,18 @@ int volume_open(struct priv *p, const struct msg_p_volume_open *m, struct err *e
 		return err_set(e, EINVAL, "volume-not-file",
 			       "pool %s: \"%s\" is not a regular file", m->pool, m->name);
 	fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
+	return take_fd(&fd);
+}
+
+int volume_open(struct priv *p, const struct msg_p_volume_open *m, struct err *e)
+{
+	_cleanup_close_ int fd = volume_fd(p, m, e);
+	struct stat st;
+
+	if (fd < 0)
+		return fd;
+	if (fstat(fd, &st) < 0)
+		return volume_errno(e, errno, m->pool, m->name);
 	priv_result(p, m->msg_id, (uint64_t)st.st_size, fd, -1, NULL);
 	return 0;
 }
