@@ -2,6 +2,7 @@
  * a second.
  * One JSON object a line (make bench). The guest is one instruction loop in ring 3
  * (tests/native/guest.h). */
+#include "tests/bench/only.h"
 #include "tests/native/guest.h"
 
 #include <sys/ioctl.h>
@@ -39,12 +40,11 @@ static void wait_reads(struct guest *g, struct probe_dev *d)
 		loop_run_once(g->loop, 0);
 }
 
-int main(void)
+static void bench_life(void)
 {
-	double made[RUNS], gone[RUNS], kick[RUNS], rate;
+	double made[RUNS], gone[RUNS];
 	struct probe_dev d = { 0 };
 
-	guest_skip_without_kvm();
 	for (unsigned i = 0; i < RUNS; i++) {
 		uint64_t start = clock_mono_ns();
 		struct guest *g = guest_new(1, first);
@@ -61,8 +61,12 @@ int main(void)
 	report("kvm.create_to_first_exit", made, RUNS,
 	       "16 MiB, 1 vCPU, threads and event loop included");
 	report("kvm.teardown", gone, RUNS, "spinning guest");
+}
 
-	struct guest *g = guest_new(1, idle);
+static void bench_pause(struct guest *g)
+{
+	double kick[RUNS];
+
 	for (unsigned i = 0; i < RUNS; i++) {
 		guest_start(g);
 		uint64_t seen = guest_peek64(g, GUEST_DATA);
@@ -73,8 +77,11 @@ int main(void)
 		kick[i] = since_us(start);
 	}
 	report("kvm.pause_spinning_guest", kick, RUNS, "vm_pause to its report on the main loop");
-	/* the run area's copy of the registers (KVM_CAP_SYNC_REGS) could save three of the calls in
-	 * these */
+}
+
+/* the run area's copy of the registers (KVM_CAP_SYNC_REGS) could save three of the calls in these */
+static int bench_state(struct guest *g)
+{
 	struct x86_state *s = malloc(sizeof(*s));
 	double get[RUNS], set[RUNS], regs[RUNS];
 	int fd = kvm_vcpu_of(g->vm->vcpus[0])->fd;
@@ -98,9 +105,15 @@ int main(void)
 	report("kvm.vcpu_get_state", get, RUNS, "all of a parked vCPU");
 	report("kvm.vcpu_set_state", set, RUNS, "all of a parked vCPU");
 	report("kvm.get_regs", regs, RUNS, "one call of those; what SYNC_REGS saves up to 3 of");
-	guest_free(g);
+	return 0;
+}
 
-	g = guest_new(1, first);
+static void bench_exits(void)
+{
+	struct probe_dev d = { 0 };
+	struct guest *g = guest_new(1, first);
+	double rate;
+
 	atomic_store(&d.writes, 0);
 	bus_add(g->vm->pio, 0x510, 1, &probe_ops, &d, "bench", 0);
 	guest_start(g);
@@ -113,5 +126,30 @@ int main(void)
 	       "locked device and back\"}\n",
 	       rate);
 	guest_free(g);
-	return 0;
+}
+
+int main(void)
+{
+	bool life = bench_wanted("kvm.create_to_first_exit") || bench_wanted("kvm.teardown");
+	bool pause = bench_wanted("kvm.pause_spinning_guest");
+	bool state = bench_wanted("kvm.vcpu_") || bench_wanted("kvm.get_regs");
+	bool exits = bench_wanted("kvm.port_io_exit");
+	int r = 0;
+
+	if (!life && !pause && !state && !exits)
+		return 0;
+	guest_skip_without_kvm();
+	if (life)
+		bench_life();
+	if (pause || state) {
+		struct guest *g = guest_new(1, idle);
+
+		/* the state is read of a vCPU that has run and is parked */
+		bench_pause(g);
+		r = state ? bench_state(g) : 0;
+		guest_free(g);
+	}
+	if (exits)
+		bench_exits();
+	return r;
 }

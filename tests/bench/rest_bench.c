@@ -14,6 +14,7 @@
 #include "api/api.h"
 #include "common/log.h"
 #include "common/units.h"
+#include "tests/bench/only.h"
 #include "vmd/proto.h"
 
 #define GUESTS 1000
@@ -80,6 +81,8 @@ int main(void)
 	pid_t pid;
 
 	snprintf(un.sun_path, sizeof(un.sun_path), "/tmp/vmd-rest-bench.%d", getpid());
+	if (!bench_wanted("rest."))
+		return 0;
 	if (!s || !p || bind(lfd, (struct sockaddr *)&un, sizeof(un)) < 0 || listen(lfd, 64) < 0 ||
 	    socketpair(AF_UNIX, SOCK_SEQPACKET, 0, priv) < 0 ||
 	    socketpair(AF_UNIX, SOCK_SEQPACKET, 0, core) < 0)
@@ -126,13 +129,17 @@ int main(void)
 		return 1;
 	while (ask(fd, "GET /v1/healthz HTTP/1.1\r\nHost: localhost\r\n\r\n") == 503)
 		;
-	bench(fd, "rest.get.latency", "GET /v1/guests/web-0500 HTTP/1.1\r\nHost: localhost\r\n\r\n",
-	      GETS, &per_s);
-	printf("{\"figure\":\"rest.get.reads\",\"unit\":\"1/"
-	       "s\",\"ours\":%.0f,\"runs\":%u,\"note\":\"one client, one request in flight\"}\n",
-	       per_s, GETS);
-	bench(fd, "rest.list.latency", "GET /v1/guests HTTP/1.1\r\nHost: localhost\r\n\r\n", LISTS,
-	      &waste);
+	if (bench_wanted("rest.get.")) {
+		bench(fd, "rest.get.latency",
+		      "GET /v1/guests/web-0500 HTTP/1.1\r\nHost: localhost\r\n\r\n", GETS, &per_s);
+		printf("{\"figure\":\"rest.get.reads\",\"unit\":\"1/"
+		       "s\",\"ours\":%.0f,\"runs\":%u,\"note\":\"one client, one request in "
+		       "flight\"}\n",
+		       per_s, GETS);
+	}
+	if (bench_wanted("rest.list.latency"))
+		bench(fd, "rest.list.latency", "GET /v1/guests HTTP/1.1\r\nHost: localhost\r\n\r\n",
+		      LISTS, &waste);
 	close(fd);
 	close(core[0]);
 	close(priv[0]);

@@ -4,7 +4,7 @@
  * "ratio" is ours over the peer's for rates (above 1 is better), and for times and sizes ours over
  * the peer's too (below 1 is better). Figures named *.of_raw give our rate over QEMU's on a raw
  * file.
- * Usage: storage_bench [ONLY-prefix]; TMPDIR says where (default /var/tmp); BENCH_RUNS how often.
+ * TMPDIR says where (default /var/tmp), BENCH_RUNS how often, ONLY which.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -22,13 +22,13 @@
 #include "storage/blockdev.h"
 #include "storage/job.h"
 #include "storage/live.h"
+#include "tests/bench/only.h"
 
 #define DISK	 (2 * GIB)
 #define STRIDE	 1327181824ULL
 #define RUNS_MAX 15
 
 static char dir[200];
-static const char *only;
 static unsigned runs = 5;
 static const char *const aio_opts[] = { "aio=on", NULL };
 
@@ -271,11 +271,6 @@ static void figure(const char *name, const char *unit, double *ours, double *pee
 	fflush(stdout);
 }
 
-static bool wanted(const char *name)
-{
-	return !only || strncmp(name, only, strlen(only)) == 0;
-}
-
 /* bytes written to the disk under the directory: /proc/diskstats would count others; ours by
  * getrusage is rounded. The file system's own counter is taken from /proc/self/io around our run.
   */
@@ -304,7 +299,7 @@ static void fig_raw(bool write)
 	double ours[RUNS_MAX], peer[RUNS_MAX];
 	const char *name = write ? "storage.raw.write_qd64" : "storage.raw.read_qd64";
 
-	if (!wanted(name))
+	if (!bench_wanted(name))
 		return;
 	raw_make("raw");
 	for (unsigned i = 0; i < runs; i++) {
@@ -328,7 +323,7 @@ static void fig_fresh(unsigned flush_every)
 	unsigned depth = flush_every ? 32 : 64;
 	char of_raw[100];
 
-	if (!wanted(name))
+	if (!bench_wanted(name))
 		return;
 	raw_make("raw");
 	raw_make("base");
@@ -390,7 +385,7 @@ static void fig_chain(void)
 	struct blk_spec specs[21];
 	char names[21][16];
 
-	if (!wanted(name))
+	if (!bench_wanted(name))
 		return;
 	raw_make("raw");
 	for (unsigned i = 0; i < 20; i++) {
@@ -459,7 +454,7 @@ static void fig_after_snapshot(void)
 	static const char *const opts[] = { "backing=ignore", "aio=on", NULL };
 	double ours[RUNS_MAX], peer[RUNS_MAX], raw[RUNS_MAX], took[RUNS_MAX];
 
-	if (!wanted(name))
+	if (!bench_wanted("storage.snapshot."))
 		return;
 	raw_make("raw");
 	sh("qemu-img convert -f raw -O qcow2 '%s' '%s' && cp --reflink=auto '%s' '%s'", path("raw"),
@@ -504,7 +499,7 @@ static void fig_clones(void)
 	double ours[RUNS_MAX] = { 0 }, peer[RUNS_MAX] = { 0 };
 	double size[RUNS_MAX] = { 0 }, peer_size[RUNS_MAX] = { 0 };
 
-	if (!wanted("storage.clones"))
+	if (!bench_wanted("storage.clones"))
 		return;
 	for (unsigned i = 0; i < runs; i++) {
 		struct stat st;
@@ -604,7 +599,7 @@ static void fig_idle(void)
 	double ours[RUNS_MAX];
 	unsigned n = 100;
 
-	if (!wanted("storage.idle"))
+	if (!bench_wanted("storage.idle"))
 		return;
 	for (unsigned i = 0; i < runs; i++) {
 		for (unsigned k = 0; k < n; k++) {
@@ -627,7 +622,7 @@ static void fig_convert(void)
 	double size[RUNS_MAX] = { 0 }, peer_size[RUNS_MAX] = { 0 };
 	struct stat st;
 
-	if (!wanted("storage.convert"))
+	if (!bench_wanted("storage.convert"))
 		return;
 	sh("{ tar cf - -C / usr/lib usr/share usr/bin 2>/dev/null || true; } | head -c 512M >'%s' "
 	   "&& truncate -s 1G '%s'",
@@ -669,11 +664,12 @@ static void fig_convert(void)
 	       MIN(runs, 3u), false, "");
 }
 
-int main(int argc, char **argv)
+int main(void)
 {
 	const char *base = getenv("TMPDIR"), *n = getenv("BENCH_RUNS");
 
-	only = argc > 1 && argv[1][0] ? argv[1] : NULL;
+	if (!bench_wanted("storage."))
+		return 0;
 	if (n && atoi(n) > 0)
 		runs = MIN((unsigned)atoi(n), RUNS_MAX);
 	snprintf(dir, sizeof(dir), "%.150s/vmd-bench-XXXXXX", base ? base : "/var/tmp");

@@ -24,12 +24,14 @@
 #include "common/units.h"
 #include "storage/blockdev.h"
 #include "storage/nbd_server.h"
+#include "tests/bench/only.h"
 
 #define DISK	 (1 * GIB)
 #define RUNS_MAX 15
 
 static char dir[100], image[160], sock[160];
 static unsigned runs = 3;
+static bool image_ready; /* the one that the next figures serve */
 
 static void die(const char *what)
 {
@@ -180,18 +182,26 @@ static void figure(bool write, enum server peer)
 {
 	double ours[RUNS_MAX] = { 0 }, theirs[RUNS_MAX] = { 0 };
 	bool qcow2 = peer == QEMU;
+	char name[64];
 
+	snprintf(name, sizeof(name), "storage.nbd.%s.%s_4k_qd32", write ? "write" : "read",
+		 peer == QEMU ? "qemu" : "nbdkit");
+	if (!bench_wanted(name))
+		return;
+	if (!image_ready)
+		image_make(qcow2);
+	image_ready = true;
 	for (unsigned i = 0; i < runs; i++) {
 		ours[i] = measure(OURS, qcow2, write);
 		theirs[i] = measure(peer, qcow2, write);
 	}
 	qsort(ours, runs, sizeof(*ours), cmp_double);
 	qsort(theirs, runs, sizeof(*theirs), cmp_double);
-	printf("{\"figure\":\"storage.nbd.%s.%s_4k_qd32\",\"unit\":\"ops/s\",\"ours\":%.6g,"
+	printf("{\"figure\":\"%s\",\"unit\":\"ops/s\",\"ours\":%.6g,"
 	       "\"peer\":%.6g,\"peer_name\":\"%s\",\"ratio\":%.3f,\"runs\":%u,\"ours_p99\":%.6g,"
 	       "\"note\":\"%s; target ratio 1.5\"}\n",
-	       write ? "write" : "read", peer == QEMU ? "qemu" : "nbdkit", ours[runs / 2],
-	       theirs[runs / 2], peer == QEMU ? "qemu-nbd io_uring" : "nbdkit file",
+	       name, ours[runs / 2], theirs[runs / 2],
+	       peer == QEMU ? "qemu-nbd io_uring" : "nbdkit file",
 	       ours[runs / 2] / theirs[runs / 2], runs, ours[0],
 	       peer == QEMU ? "same qcow2 file, O_DIRECT"
 			    : "same raw file, both through the page cache");
@@ -208,9 +218,9 @@ static bool have(const char *cmd)
 
 int main(void)
 {
-	const char *base = getenv("TMPDIR"), *n = getenv("BENCH_RUNS"), *only = getenv("ONLY");
+	const char *base = getenv("TMPDIR"), *n = getenv("BENCH_RUNS");
 
-	if (only && strncmp(only, "storage.nbd", MIN(strlen(only), strlen("storage.nbd"))) != 0)
+	if (!bench_wanted("storage.nbd."))
 		return 0;
 	if (n && strtoul(n, NULL, 10) > 0)
 		runs = (unsigned)MIN(strtoul(n, NULL, 10), (unsigned long)RUNS_MAX);
@@ -222,12 +232,12 @@ int main(void)
 	snprintf(image, sizeof(image), "%s/image", dir);
 	snprintf(sock, sizeof(sock), "%s/sock", dir);
 	if (have("command -v qemu-nbd >/dev/null")) {
-		image_make(true);
+		image_ready = false;
 		figure(false, QEMU);
 		figure(true, QEMU);
 	}
 	if (have("command -v nbdkit >/dev/null")) {
-		image_make(false);
+		image_ready = false;
 		figure(false, NBDKIT);
 		figure(true, NBDKIT);
 	}

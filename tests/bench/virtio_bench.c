@@ -26,6 +26,7 @@
 #include "common/units.h"
 #include "devices/virtio_devices.h"
 #include "storage/blockdev.h"
+#include "tests/bench/only.h"
 /* its objects belong to the unit tests' programs; here it is a part of the bench */
 #include "tests/unit/devices/virtio_driver.c"
 
@@ -128,7 +129,7 @@ static void bench_blk(void)
 	data = vd_alloc(&m, 4096 * 64, 4096);
 	status = vd_alloc(&m, 64, 1);
 	for (unsigned k = 0; k < ARRAY_SIZE(kinds); k++) {
-		for (unsigned i = 0; i < RUNS; i++) {
+		for (unsigned i = 0; i < RUNS && bench_wanted(kinds[k].figure); i++) {
 			uint64_t start = clock_mono_ns();
 
 			blk_request(&d, hdr, data, status, kinds[k].type, 8 * (i * 7919 % 16384));
@@ -136,12 +137,16 @@ static void bench_blk(void)
 			used_wait(&d, 0, 1);
 			us[i] = (double)(clock_mono_ns() - start) / 1e3;
 		}
-		report(kinds[k].figure, us, RUNS, kinds[k].note);
+		if (bench_wanted(kinds[k].figure))
+			report(kinds[k].figure, us, RUNS, kinds[k].note);
 	}
 	/* a batch of 32 a kick: what a request costs when the way is shared */
 	for (unsigned k = 0; k < 2; k++) {
+		const char *figure = k ? "virtio.blk.read_4k_batch" : "virtio.blk.write_4k_batch";
 		uint64_t start = clock_mono_ns();
 
+		if (!bench_wanted(figure))
+			continue;
 		for (unsigned i = 0; i < RUNS; i += 32) {
 			for (unsigned j = 0; j < 32; j++)
 				blk_request(&d, hdr + 16 * j, data + 4096ull * j, status + j,
@@ -149,8 +154,8 @@ static void bench_blk(void)
 			vd_kick(&d, 0);
 			used_wait(&d, 0, 32);
 		}
-		report_mean(k ? "virtio.blk.read_4k_batch" : "virtio.blk.write_4k_batch",
-			    clock_mono_ns() - start, RUNS, "32 a kick, a request's share, memfd");
+		report_mean(figure, clock_mono_ns() - start, RUNS,
+			    "32 a kick, a request's share, memfd");
 	}
 	vd_machine_fini(&m);
 	free(us);
@@ -191,6 +196,8 @@ static void bench_tx(struct vd *d, unsigned len, const char *figure)
 	unsigned total = 10 * RUNS;
 	uint64_t start;
 
+	if (!bench_wanted(figure))
+		return;
 	/* to nobody, of a type nobody listens to: the host's stack lets it go at once */
 	memset(frame, 0x02, 12);
 	frame[12] = 0x88;
@@ -214,6 +221,8 @@ static void bench_rx(struct vd *d, int packet, unsigned len, const char *figure)
 	uint64_t start;
 	gpa_t buf = vd_alloc(d->m, 2048 * 64, 4096);
 
+	if (!bench_wanted(figure))
+		return;
 	for (unsigned j = 0; j < 64; j++)
 		msg[j] = (struct mmsghdr){ .msg_hdr = { .msg_iov = &v, .msg_iovlen = 1 } };
 	start = clock_mono_ns();
@@ -276,7 +285,9 @@ static void bench_net(void)
 int main(void)
 {
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	bench_blk();
-	bench_net();
+	if (bench_wanted("virtio.blk."))
+		bench_blk();
+	if (bench_wanted("virtio.net."))
+		bench_net();
 	return 0;
 }
