@@ -13,7 +13,8 @@
 /* context ids: 1 base:allocation, 2 + i the export's bitmap i; a bit each in nbd_conn.meta */
 #define NBD_META_ALLOCATION 1u
 #define NBD_META_BITMAP	    2u
-#define NBD_IN_BYTES	    (NBD_OPT_LEN_MAX + 64)
+#define NBD_IN_BYTES	    (64 * 1024u) /* more than the longest option */
+#define NBD_SPARES	    32u		 /* buffers of a page that a connection keeps */
 
 struct nbd_server {
 	struct loop *loop;
@@ -56,6 +57,8 @@ struct nbd_conn {
 	struct list out;
 	struct nbd_request *payload; /* write whose data is arriving */
 	size_t payload_len, payload_got;
+	void *spare[NBD_SPARES];
+	unsigned nspares;
 	size_t in_len;
 	uint8_t in[NBD_IN_BYTES];
 };

@@ -1,7 +1,7 @@
 /* nbd_server.c - transmission: requests in, disk I/O, replies out (handshake: nbd_handshake.c).
  *
- * A connection reads into one small buffer; a write's payload goes straight to the request's own
- * memory. Requests are answered as they complete, in any order. When too many requests or bytes are
+ * A connection reads into one buffer of its own; what is missing of a long write's payload goes
+ * straight to the request's memory, in the same call. Requests are answered as they complete, in any order. When too many requests or bytes are
  * in flight, the socket is simply not read. A connection that ends waits for its requests.
  * Threading, trust: nbd_server.h.
  */
@@ -18,6 +18,7 @@
 #include "storage/nbd_conn.h"
 
 #define NBD_STATUS_EXTENTS 128
+#define NBD_PAGE	   4096u
 #define NBD_OUT_MAX	   1024u /* answers waiting for the client to read */
 
 void nbd_put16(uint8_t *p, uint16_t v)
@@ -56,9 +57,30 @@ uint64_t nbd_get64(const uint8_t *p)
 /* --- sending -------------------------------------------------------------------------------------
  */
 
-static void nbd_msg_free(struct nbd_msg *m)
+/* nbd_data_new() - memory for @len bytes. Pages are kept for the next request: to give them back to
+ * the system and take them again costs more than the copy into them. NULL: out of memory. */
+static void *nbd_data_new(struct nbd_conn *c, uint64_t len)
 {
-	free(m->data);
+	void *p;
+
+	if (len <= NBD_PAGE && c->nspares)
+		return c->spare[--c->nspares];
+	return posix_memalign(&p, NBD_PAGE, ALIGN_UP(MAX(len, 1ULL), (uint64_t)NBD_PAGE)) ? NULL
+											  : p;
+}
+
+/* nbd_data_free() - @len: as it was asked for. */
+static void nbd_data_free(struct nbd_conn *c, void *p, uint64_t len)
+{
+	if (p && len <= NBD_PAGE && c->nspares < NBD_SPARES)
+		c->spare[c->nspares++] = p;
+	else
+		free(p);
+}
+
+static void nbd_msg_free(struct nbd_conn *c, struct nbd_msg *m)
+{
+	nbd_data_free(c, m->data, m->data_len);
 	free(m);
 }
 
@@ -125,7 +147,7 @@ static bool nbd_send_some(struct nbd_conn *c)
 		list_del(&m->node);
 		c->out_count--;
 		c->inflight_bytes -= m->charged;
-		nbd_msg_free(m);
+		nbd_msg_free(c, m);
 	}
 	return !list_empty(&c->out);
 }
@@ -230,7 +252,7 @@ static void nbd_answer_read(struct nbd_conn *c, struct nbd_request *q)
 		nbd_put64(h + n, q->r.off_bytes);
 		nbd_put32(h + n + 8, len);
 		n += 12;
-		free(q->data);
+		nbd_data_free(c, q->data, len);
 		q->data = NULL;
 		len = 0;
 	} else {
@@ -255,7 +277,7 @@ static void nbd_request_done(struct blk_req *r, int result)
 		nbd_answer_read(c, q);
 	else
 		nbd_answer(c, q->cookie, result, q->charged);
-	free(q->data);
+	nbd_data_free(c, q->data, q->charged);
 	free(q);
 	/* answers that complete together leave together */
 	if (!blk_queue_more(c->queue))
@@ -374,12 +396,13 @@ static int nbd_request_check(struct nbd_conn *c, struct nbd_request *q, uint32_t
 
 static void nbd_request_submit(struct nbd_conn *c, struct nbd_request *q, int r)
 {
-	if (!r && q->type == NBD_CMD_READ && q->r.len_bytes &&
-	    posix_memalign(&q->data, 4096, ALIGN_UP(q->r.len_bytes, 512ULL)))
-		r = -ENOMEM;
+	if (!r && q->type == NBD_CMD_READ && q->r.len_bytes) {
+		q->data = nbd_data_new(c, q->r.len_bytes);
+		r = q->data ? 0 : -ENOMEM;
+	}
 	if (r || (!q->r.len_bytes && q->r.op != BLK_FLUSH && q->type != NBD_CMD_READ)) {
 		nbd_answer(c, q->cookie, r, q->charged);
-		free(q->data);
+		nbd_data_free(c, q->data, q->charged);
 		free(q);
 		return;
 	}
@@ -425,7 +448,8 @@ static bool nbd_request_head(struct nbd_conn *c, const uint8_t *p)
 		return true;
 	}
 	/* the payload comes next, refused or not */
-	if (posix_memalign(&q->data, 4096, ALIGN_UP((size_t)len, (size_t)512))) {
+	q->data = nbd_data_new(c, len);
+	if (!q->data) {
 		free(q);
 		return false;
 	}
@@ -465,13 +489,10 @@ static ssize_t nbd_consume(struct nbd_conn *c, const uint8_t *p, size_t n)
 
 static void nbd_process(struct nbd_conn *c)
 {
-	struct blk_queue *q = c->queue; /* NULL in the handshake, which submits nothing */
 	ssize_t used;
 
 	if (nbd_full(c) && !c->payload)
 		return;
-	if (q)
-		blk_queue_plug(q);
 	do {
 		used = c->handshaking ? nbd_handshake(c, c->in, c->in_len)
 				      : nbd_consume(c, c->in, c->in_len);
@@ -480,41 +501,49 @@ static void nbd_process(struct nbd_conn *c)
 			c->in_len = 0;
 			break;
 		}
-		memmove(c->in, c->in + used, c->in_len - used);
 		c->in_len -= used;
+		if (c->in_len)
+			memmove(c->in, c->in + used, c->in_len);
 	} while (used && c->in_len && !c->closing && !nbd_full(c));
-	if (q)
-		blk_queue_unplug(q);
 }
 
 static void nbd_receive(struct nbd_conn *c)
 {
+	struct blk_queue *q = c->queue; /* NULL in the handshake, which submits nothing */
+
+	/* what is received together reaches kernel and workers together */
+	if (q)
+		blk_queue_plug(q);
 	for (int rounds = 0; rounds < 4 && !c->closing && !c->eof; rounds++) {
+		struct iovec v[2];
+		struct msghdr h = { .msg_iov = v };
+		size_t direct = 0, room = sizeof(c->in) - c->in_len;
 		ssize_t n;
 
-		if (c->payload && !c->in_len)
-			n = recv(c->sock, (char *)c->payload->data + c->payload_got,
-				 c->payload_len - c->payload_got, MSG_DONTWAIT);
-		else if (c->in_len < sizeof(c->in))
-			n = recv(c->sock, c->in + c->in_len, sizeof(c->in) - c->in_len,
-				 MSG_DONTWAIT);
-		else
+		if (c->payload && !c->in_len) {
+			direct = c->payload_len - c->payload_got;
+			v[h.msg_iovlen++] =
+			    (struct iovec){ (char *)c->payload->data + c->payload_got, direct };
+		}
+		if (!room)
 			break;
+		v[h.msg_iovlen++] = (struct iovec){ c->in + c->in_len, room };
+		n = recvmsg(c->sock, &h, MSG_DONTWAIT);
 		if (n < 0 && (errno == EAGAIN || errno == EINTR))
 			break;
 		if (n <= 0) {
 			c->eof = true;
 			break;
 		}
-		if (c->payload && !c->in_len) {
-			c->payload_got += n;
-			if (c->payload_got == c->payload_len)
-				nbd_process(c);
-		} else {
-			c->in_len += n;
+		c->payload_got += MIN((size_t)n, direct);
+		c->in_len += n - MIN((size_t)n, direct);
+		if (!direct || c->payload_got == c->payload_len)
 			nbd_process(c);
-		}
+		if ((size_t)n < direct + room)
+			break; /* that was all there is; more wakes the loop again */
 	}
+	if (q)
+		blk_queue_unplug(q);
 }
 
 /* --- connections
@@ -532,8 +561,10 @@ static void nbd_conn_end(struct nbd_conn *c)
 		struct nbd_msg *m = list_first(&c->out, struct nbd_msg, node);
 
 		list_del(&m->node);
-		nbd_msg_free(m);
+		nbd_msg_free(c, m);
 	}
+	while (c->nspares)
+		free(c->spare[--c->nspares]);
 	if (c->payload) {
 		free(c->payload->data);
 		free(c->payload);

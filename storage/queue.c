@@ -24,6 +24,8 @@
 
 #define AIO_SLOTS  128
 #define CACHED_MAX (128u << 10) /* a longer copy is better made by a worker, beside others */
+#define LANE_BATCH 8u
+#define LANE_BYTES (256u << 10)
 
 struct aio_slot {
 	struct iocb cb;
@@ -49,6 +51,7 @@ struct blk_queue {
 	struct list lane;
 	bool lane_runs;
 	struct pool_job lane_job;
+	bool lane_waits; /* loop's thread: to be started when the plug is pulled */
 	/* kernel AIO: made with the first request that can use it */
 	bool aio, aio_ready;
 	aio_context_t ctx;
@@ -64,18 +67,24 @@ struct queue_job {
 };
 _Static_assert(sizeof(struct queue_job) <= sizeof(((struct blk_req *)0)->drv), "drv too small");
 
-static void queue_finish(struct blk_queue *q, struct blk_req *r, int result)
+/* queue_finish_locked() - @n requests whose results are set. The loop is woken under the lock: once
+ * it has taken the list, the queue may be freed. */
+static void queue_finish_locked(struct blk_queue *q, struct blk_req *const *r, unsigned n)
 {
-	bool first;
+	bool first = list_empty(&q->done);
 	uint64_t one = 1;
 
-	r->result = result;
-	pthread_mutex_lock(&q->lock);
-	first = list_empty(&q->done);
-	list_add_tail(&q->done, &r->node);
-	/* written under the lock: once the loop has taken the list, the queue may be freed */
+	for (unsigned i = 0; i < n; i++)
+		list_add_tail(&q->done, &r[i]->node);
 	if (first && write(q->efd, &one, sizeof(one)) < 0 && errno != EAGAIN)
 		abort();
+}
+
+static void queue_finish(struct blk_queue *q, struct blk_req *r, int result)
+{
+	r->result = result;
+	pthread_mutex_lock(&q->lock);
+	queue_finish_locked(q, &r, 1);
 	pthread_mutex_unlock(&q->lock);
 }
 
@@ -97,25 +106,49 @@ static void queue_run(struct pool_job *j)
 	queue_finish(r->queue, r, queue_request(r->queue, r));
 }
 
+static unsigned lane_take_locked(struct blk_queue *q, struct blk_req **batch)
+{
+	uint64_t bytes = 0;
+	unsigned n = 0;
+
+	while (n < LANE_BATCH && bytes < LANE_BYTES && !list_empty(&q->lane)) {
+		batch[n] = list_first(&q->lane, struct blk_req, node);
+		list_del(&batch[n]->node);
+		bytes += batch[n++]->len_bytes;
+	}
+	return n;
+}
+
 /* lane_run() - buffered writes to one file hold its lock in turn whatever we do: one worker that
- * does them one after the other costs no more time than many, and no waking of any. */
+ * does them one after the other costs no more time than many, and no waking of any. The loop hears
+ * of a few small ones at once. */
 static void lane_run(struct pool_job *j)
 {
 	struct blk_queue *q = container_of(j, struct blk_queue, lane_job);
+	struct blk_req *batch[LANE_BATCH];
+	unsigned n;
 	bool last;
 
+	pthread_mutex_lock(&q->lock);
 	do {
-		struct blk_req *r;
-
+		n = lane_take_locked(q, batch);
+		pthread_mutex_unlock(&q->lock);
+		for (unsigned i = 0; i < n; i++)
+			batch[i]->result = queue_request(q, batch[i]);
 		pthread_mutex_lock(&q->lock);
-		r = list_first(&q->lane, struct blk_req, node);
-		list_del(&r->node);
 		last = list_empty(&q->lane);
 		q->lane_runs = !last;
-		pthread_mutex_unlock(&q->lock);
-		/* the queue may go as soon as its last request is finished */
-		queue_finish(q, r, queue_request(q, r));
+		queue_finish_locked(q, batch, n);
 	} while (!last);
+	/* with its last request taken the queue may go, but not before it has this lock */
+	pthread_mutex_unlock(&q->lock);
+}
+
+static void lane_start(struct blk_queue *q)
+{
+	q->lane_waits = false;
+	q->lane_job.fn = lane_run;
+	pool_submit(q->bd->pool, &q->lane_job);
 }
 
 static void queue_to_lane(struct blk_queue *q, struct blk_req *r)
@@ -127,10 +160,10 @@ static void queue_to_lane(struct blk_queue *q, struct blk_req *r)
 	start = !q->lane_runs;
 	q->lane_runs = true;
 	pthread_mutex_unlock(&q->lock);
-	if (start) {
-		q->lane_job.fn = lane_run;
-		pool_submit(q->bd->pool, &q->lane_job);
-	}
+	if (start && q->plugged)
+		q->lane_waits = true; /* what comes together wakes the worker once */
+	else if (start)
+		lane_start(q);
 }
 
 static void queue_to_worker(struct blk_queue *q, struct blk_req *r)
@@ -453,8 +486,12 @@ void blk_queue_plug(struct blk_queue *q)
 
 void blk_queue_unplug(struct blk_queue *q)
 {
-	if (--q->plugged == 0 && q->npending)
+	if (--q->plugged)
+		return;
+	if (q->npending)
 		aio_submit_pending(q);
+	if (q->lane_waits)
+		lane_start(q);
 }
 
 bool blk_queue_more(const struct blk_queue *q)
