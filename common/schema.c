@@ -245,7 +245,7 @@ const struct schema_route schema_routes[ROUTE_COUNT] = {
 	R(DISK_CONVERT, "POST", "/v1/disks/{disk}/convert", OPERATOR, RF_SLOW, &schema_disk, &convert_body, NULL, "disk convert", "copy a disk into another format"),
 	R(DISK_CLONE, "POST", "/v1/disks/{disk}/clone", OPERATOR, RF_SLOW, &schema_disk, &clone_body, NULL, "disk clone",
 	  "make overlays over a disk, a snapshot's layer or an image, any number at once; the full copy is disk convert"),
-	R(DISK_COMMIT, "POST", "/v1/disks/{disk}/commit", OPERATOR, RF_SLOW, &schema_disk, NULL, NULL, "disk commit", "write what a disk holds into the disk that it is built on"),
+	R(DISK_COMMIT, "POST", "/v1/disks/{disk}/commit", OPERATOR, RF_SLOW, &schema_disk, NULL, NULL, "disk commit", "write what a disk holds into the disk that it is built on; while a guest uses it the two become one, under its name"),
 	R(DISK_REBASE, "POST", "/v1/disks/{disk}/rebase", OPERATOR, RF_SLOW, &schema_disk, &rebase_body, NULL, "disk rebase", "build a disk on another, or on nothing, with the same content; while a guest uses it: on one that it is built on, or on nothing"),
 	R(DISK_COMPARE, "POST", "/v1/disks/{disk}/compare", OPERATOR, RF_SLOW, &schema_disk, &compare_body, NULL, "disk compare", "do two disks hold the same? Exit status 1: they differ"),
 	R(DISK_INSPECT, "POST", "/v1/disks/{disk}/inspect", OPERATOR, RF_SLOW, &schema_disk, NULL, NULL, "disk inspect",

@@ -241,6 +241,9 @@ static int commit_top(struct commit *c, struct err *e)
 	}
 	r = node_flush(into);
 	q2_track_stop(top->drv);
+	/* whoever knows only of the old file finds the same disk in it, now and after later writes */
+	if (!r)
+		r = q2_show_backing(top->drv);
 	if (!r) {
 		unsigned depth = top->depth;
 

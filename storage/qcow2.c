@@ -14,6 +14,7 @@
 #include <sys/mman.h>
 
 #include "common/log.h"
+#include "common/cleanup.h"
 #include "common/overflow.h"
 #include "common/units.h"
 #include "storage/qcow2.h"
@@ -570,6 +571,21 @@ static int q2_settle(struct blockdev *bd)
 			q->prealloc_end = q->bump << q->cluster_bits;
 	}
 	return r;
+}
+
+int q2_show_backing(struct qcow2 *q)
+{
+	size_t len = ALIGN_UP((size_t)q->l1.top_n * 8, Q2_SECTOR);
+	_cleanup_free_ uint8_t *zero = NULL;
+	int r = node_flush(q->bd);
+
+	if (r || !len)
+		return r;
+	if (posix_memalign((void **)&zero, 4096, len))
+		return -ENOMEM;
+	memset(zero, 0, len);
+	r = node_pwrite(q->file, zero, len, q->l1.top_off);
+	return r ? r : node_flush(q->file);
 }
 
 static int q2_close(struct blockdev *bd, bool keep_fds)

@@ -348,6 +348,9 @@ int q2_bitmaps_store(struct qcow2 *q); /* at close, after the last request */
 
 /* qcow2_stamp.c */
 int q2_stamp_renew(struct qcow2 *q); /* note what the parent looks like now */
+/* q2_show_backing() - the file shows what lies below it from now on, stable; the image in RAM must not be
+ * used any more but to be closed, with the gate shut and nothing dirty. Its clusters are leaks. */
+int q2_show_backing(struct qcow2 *q);
 /* q2_stamp_lift() - before a commit changes a layer below: note, stable, that it does. */
 int q2_stamp_lift(struct qcow2 *q);
 int q2_stamp_check(struct qcow2 *q, const struct blk_spec *spec, struct err *e);

@@ -15,28 +15,7 @@ must $VMCTL launch g --accel soft --memory 192M --kernel "$kernels/cloud/vmlinuz
 	--cmdline 'console=ttyS0 cryptomgr.notests=1 quiet do=shell' --serial unix:g.sock
 sock=$(find "$RUN" -name g.sock)
 [ -S "$sock" ] || fail "the guest's port is a socket: $(find "$RUN")"
-cat >"$T/ask.py" <<'PY'
-import socket, sys, time
-# ask.py SOCKET COMMAND: types it into the guest's shell, waits for its end, prints what it said
-s = socket.socket(socket.AF_UNIX)
-s.connect(sys.argv[1])
-s.settimeout(90)
-got = b''
-def until(what):
-    global got
-    while what not in got or b'\n' not in got.split(what, 1)[1] and what != b'/ # ':
-        more = s.recv(65536)
-        if not more:
-            sys.exit('the console ended: %r' % got)
-        got += more
-until(b'/ # ')
-mark = 'E%d=' % time.time_ns() # what was said before is shown again to who attaches
-s.sendall((sys.argv[2] + '; echo "E""%s$?"\n' % mark[1:]).encode())
-until(mark.encode())
-print(got.decode(errors='replace'))
-sys.exit(int(got.split(mark.encode(), 1)[1].split()[0]))
-PY
-ask() { timeout 100 python3 "$T/ask.py" "$sock" "$1" >"$T/said" 2>&1 || fail "the guest: $1: $(cat "$T/said")"; }
+ask() { timeout 100 python3 "$TOP/tests/lib/ask.py" "$sock" "$1" >"$T/said" 2>&1 || fail "the guest: $1: $(cat "$T/said")"; }
 # a byte, as printed by tr, in 64 KiB at 64K * N of a disk, through the guest's own driver
 put() { ask "dd if=/dev/zero bs=64k count=1 2>/dev/null | tr '\\0' '$2' | dd of=/dev/$1 bs=64k seek=$3 conv=fsync,notrunc 2>/dev/null"; }
 sees() { ask "echo 3 >/proc/sys/vm/drop_caches; dd if=/dev/$1 bs=64k skip=$3 count=1 2>/dev/null | tr -d '$2' | wc -c | grep -qx 0"; }

@@ -467,35 +467,39 @@ const struct op_ops op_disk_convert = { "disk-convert", false,	       convert_pr
 
 /* ---- commit: what the top layer holds goes into the disk that it is built on ---- */
 
-static int commit_prepare(struct op *op, struct err *e)
+struct obj *disk_commit_into(struct op *op, struct err *e)
 {
 	struct obj *o = op->target, *into = NULL, *child;
-	int r;
 
 	if (jstr(o->doc, "image")) {
 		err_set(e, EINVAL, "parent-is-image",
 			"disk \"%s\" is built on image \"%s\", and images do not change", o->name,
 			jstr(o->doc, "image"));
 		err_hint(e, "vmctl disk convert %s NEW makes a disk that stands alone", o->name);
-		return -EINVAL;
+		return NULL;
 	}
-	if (!jstr(o->doc, "backing"))
-		return err_set(e, EINVAL, "no-parent", "disk \"%s\" is built on nothing", o->name);
+	if (!jstr(o->doc, "backing")) {
+		err_set(e, EINVAL, "no-parent", "disk \"%s\" is built on nothing", o->name);
+		return NULL;
+	}
 	into = disk_find(op->c, jstr(o->doc, "backing"), e);
-	if (!into)
-		return -e->num;
-	child = disk_child(op->c, into, o);
+	child = into ? disk_child(op->c, into, o) : NULL;
 	if (child) {
 		err_set(
 		    e, EBUSY, "disk-is-backing",
 		    "disk \"%s\" is also what disk \"%s\" is built on, which would change with it",
 		    into->name, child->name);
 		err_hint(e, "vmctl disk rebase %s, then commit", child->name);
-		return -EBUSY;
+		return NULL;
 	}
-	if (disk_no_layer(into, e) < 0)
-		return -e->num;
-	r = disk_take_write(op->c, o, e);
+	return into && disk_no_layer(into, e) == 0 ? into : NULL;
+}
+
+static int commit_prepare(struct op *op, struct err *e)
+{
+	struct obj *into = disk_commit_into(op, e);
+	int r = into ? disk_take_write(op->c, op->target, e) : -e->num;
+
 	return r ? r : disk_take_other(op, into, e);
 }
 
@@ -685,7 +689,10 @@ int route_disk_convert(struct core *c, struct req *r, struct err *e)
 
 int route_disk_commit(struct core *c, struct req *r, struct err *e)
 {
-	return disk_verb(c, r, &op_disk_commit, e);
+	struct obj *o = disk_find(c, r->name, NULL);
+
+	return disk_verb(c, r, o && disk_live(c, o, NULL) ? &op_disk_commit_live : &op_disk_commit,
+			 e);
 }
 int route_disk_rebase(struct core *c, struct req *r, struct err *e)
 {

@@ -48,6 +48,9 @@ void disk_job_percent(struct op *op, uint64_t done, uint64_t total);
 /* disk_verb() - an operation of the disk that the path names, with the request's body as its arguments */
 int disk_verb(struct core *c, struct req *r, const struct op_ops *ops, struct err *e);
 
+/* disk_commit_into() - what the operation's disk may be committed into; NULL with @e */
+struct obj *disk_commit_into(struct op *op, struct err *e);
+
 /* ---- disk_live.c ---- */
 /* disk_live() - the guest whose process has @o; @entry: its name there, may be NULL. NULL: none runs */
 struct guest *disk_live(struct core *c, const struct obj *o, char entry[32]);

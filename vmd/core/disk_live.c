@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "common/log.h"
+#include "common/overflow.h"
 #include "vmd/core/disk_job.h"
 
 struct guest *disk_live(struct core *c, const struct obj *o, char entry[32])
@@ -109,6 +110,116 @@ void disk_live_rebase(struct op *op, const struct obj *parent)
 	}
 	peer_call(g->link, MSG_g_disk_job, &m, 0, 0, live_rebased, op);
 }
+
+/* ---- commit of a disk in use: what it holds goes into the disk that it is built on, and the two are one ---- */
+
+static struct obj *live_commit_into(struct op *op)
+{
+	return obj_by_name(op->c, K_DISK, jstr_or(op->args, "other", ""));
+}
+
+static int live_commit_prepare(struct op *op, struct err *e)
+{
+	struct obj *o = op->target, *into = disk_commit_into(op, e);
+	char pool[64], other[64], file[128];
+
+	if (!into)
+		return -e->num;
+	volume_file(o, pool, file);
+	volume_file(into, other, file);
+	if (strcmp(pool, other)) {
+		err_set(e, EBUSY, "disk-in-use",
+			"disk \"%s\" is in use by guest \"%s\", and what it is built on lies in "
+			"another "
+			"pool",
+			o->name, jstr_or(o->doc, "guest", "?"));
+		err_hint(e, "vmctl stop %s, then commit", jstr_or(o->doc, "guest", "?"));
+		return -EBUSY;
+	}
+	if (disk_take(op->c, into, e) < 0)
+		return -e->num;
+	jset_str(op->args, "other", into->name);
+	return 0;
+}
+
+static void live_commit_opened(void *arg, enum call_event ev, struct wire_buf *b,
+			       const struct err *e)
+{
+	struct op *op = arg;
+	struct msg_g_disk_job m = { .fd = -1 };
+	struct msg_result file;
+	struct guest *g;
+
+	if (ev == CALL_ITEM)
+		return;
+	if (e) {
+		op_finish(op, e);
+		return;
+	}
+	if (msg_result_decode(&file, b) < 0)
+		file.fd = file.fd2 = -1;
+	g = disk_live(op->c, op->target, m.name);
+	if (g) {
+		snprintf(m.job, sizeof(m.job), "%.36s", op->o->id);
+		snprintf(m.verb, sizeof(m.verb), "commit");
+		m.fd = file.fd;
+		peer_call(g->link, MSG_g_disk_job, &m, 0, 0, live_rebased, op);
+	}
+	msg_result_close(&file);
+	if (!g)
+		disk_live_gone(op);
+}
+
+static void live_commit_run(struct op *op)
+{
+	struct msg_p_volume_open m = { .mode = VOLUME_WRITE };
+	struct obj *into = live_commit_into(op);
+
+	if (!into) { /* a daemon before this one has it on record */
+		op_finish(op, NULL);
+		return;
+	}
+	volume_file(into, m.pool, m.name);
+	peer_call(op->c->priv, MSG_p_volume_open, &m, 0, 30000, live_commit_opened, op);
+}
+
+/* The guest's process goes on with the parent's file; the old one shows just that (storage/live.h), so that
+ * it does not matter when it goes. */
+static void live_commit_commit(struct op *op)
+{
+	static const char *const taken[] = { "format", "cluster_size", "backing", "image" };
+	struct obj *o = op->target, *into = live_commit_into(op);
+	char pool[64], old[128], file[128];
+
+	if (!o || !into)
+		return;
+	volume_file(o, pool, old);
+	volume_file(into, pool, file);
+	obj_before(op->c, o);
+	for (size_t i = 0; i < ARRAY_SIZE(taken); i++) {
+		json_t *v = json_object_get(into->doc, taken[i]);
+
+		if (v)
+			json_object_set(o->doc, taken[i], v);
+		else
+			json_object_del(o->doc, taken[i]);
+	}
+	jset_str(o->doc, "file", file);
+	obj_put(op->c, o, PUT_FACT);
+	obj_del(op->c, into, PUT_FACT);
+	volume_remove_later(op->c, pool, old);
+}
+
+static void live_commit_abort(struct op *op, const struct err *e)
+{
+	if (op->o)
+		disk_let_go(op->c, live_commit_into(op));
+}
+
+const struct op_ops op_disk_commit_live = { "disk-commit-live",	 true,
+					    live_commit_prepare, live_commit_run,
+					    live_commit_commit,	 live_commit_abort,
+					    disk_live_cancel };
 
 /* ---- inspect: what the file says; also of a disk in use ---- */
 

@@ -441,6 +441,12 @@ static void the_top_is_committed_and_the_lower_becomes_the_disk(void **state)
 		assert_int_equal(qcow2_bitmap_list(w.bd, &maps, &e), 1);
 		assert_true(maps[0].bytes_dirty > 0 && maps[0].automatic);
 		free(maps);
+		/* who knows only of the old top finds the same disk in it */
+		assert_int_equal(blk_close(w.bd), 0);
+		w.bd = chain_open(whole, 4, false);
+		equals(w.bd, w.shadow, "the disk by its old file");
+		assert_int_equal(blk_close(w.bd), 0);
+		w.bd = chain_open(after, 3, true);
 		world_end(&w, after, 3);
 	}
 }
