@@ -5,7 +5,7 @@
 # shellcheck source=tests/lib/e2e.sh
 . "$(dirname "$0")/../lib/e2e.sh"
 in_own_netns
-requires root jq curl dnsmasq nft cpio python3 busybox
+requires root gcc jq curl dnsmasq nft cpio python3 busybox
 kernels=$TOP/.lab/kernels
 [ -e "$kernels/cloud/done" ] || "$TOP/tests/lab/kernels" "$kernels" cloud >/dev/null 2>&1 || skip "needs the cloud kernel (apt-get download)"
 refused() { # WHAT TEXT COMMAND...
@@ -35,10 +35,29 @@ echo "this is $me" >/www/index.html
 printf '#!/bin/sh\nprintf "Content-Type: text/plain\\r\\n\\r\\n"\ntimeout 2 wget -q -O - "$QUERY_STRING" || echo unreachable\n' >/www/cgi-bin/get
 chmod 755 /www/cgi-bin/get
 httpd -p 80 -h /www
+udpecho 53 &
 echo GUEST-SERVES
 while :; do sleep 3600; done
 I
-check "initrd" "$TOP/tests/lab/initrd" "$T/initrd" "$T/init" "$kernels/cloud" virtio_pci virtio_net
+cat >"$T/udpecho.c" <<'C'
+#include <arpa/inet.h>
+#include <stdlib.h>
+int main(int argc, char **argv)
+{
+	struct sockaddr_in a = { .sin_family = AF_INET, .sin_port = htons(atoi(argv[1])) };
+	int fd = socket(AF_INET, SOCK_DGRAM, 0);
+	char b[2048];
+
+	for (int r = bind(fd, (void *)&a, sizeof(a)); r >= 0;) {
+		socklen_t len = sizeof(a);
+
+		r = recvfrom(fd, b, sizeof(b), 0, (void *)&a, &len);
+		sendto(fd, b, r, 0, (void *)&a, len);
+	}
+}
+C
+check "udpecho" gcc -O -static -o "$T/udpecho" "$T/udpecho.c"
+check "initrd" env EXTRA="$T/udpecho" "$TOP/tests/lab/initrd" "$T/initrd" "$T/init" "$kernels/cloud" virtio_pci virtio_net
 # the world outside: a namespace behind this one's default route, with a page of its own
 unshare -n -- sh -c 'exec sleep 600' &
 world=$!
@@ -112,6 +131,17 @@ is "from the host by its address" "this is a" page http://203.0.113.1:8080/
 is "from a guest of the same network" "this is a" from "$b" http://203.0.113.1:8080/
 check "forward add of one address, udp" quiet $VMCTL forward add b 203.0.113.1:5353:53/udp --name dns
 nft list ruleset | grep -q 'ip daddr 203.0.113.1 udp dport 5353 dnat to 10.77.0.50:53' || fail "the rule is there: $(nft list ruleset)"
+said=$(outside timeout 20 python3 -c 'import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(1)
+s.connect(("203.0.113.1", 5353))
+for i in range(15):
+    s.send(b"who goes there")
+    try:
+        print(s.recv(100).decode())
+        break
+    except OSError: pass')
+[ "$said" = 'who goes there' ] || fail "a datagram from outside is answered by the guest: $said"
 $VMCTL forward ls | grep -q 'tcp-8080.* a .*8080' || fail "it is listed: $($VMCTL forward ls)"
 python3 -m http.server 9000 >/dev/null 2>&1 &
 HELPERS="$HELPERS $!"
