@@ -125,6 +125,9 @@ static void verb_say(struct vmctl *v, const struct schema_route *r, const struct
 	if (!name)
 		name = a->name ? a->name : json_string_value(json_object_get(a->body, "name"));
 	/* counters are many; most who ask want to know what the guest is */
+	if (!name || !*name) /* made without one: the operation says which it got */
+		name =
+		    json_string_value(json_object_get(json_object_get(p->json, "result"), "name"));
 	if (r->id == ROUTE_GUEST_INFO && v->out == OUT_TABLE && !a->counters)
 		json_object_del(p->json, "counters");
 	if (r->id == ROUTE_DOCTOR || r->id == ROUTE_NET_LEASES)

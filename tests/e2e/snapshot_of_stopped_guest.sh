@@ -31,6 +31,7 @@ holds g-a 1 0
 put g-a 2 0
 put g-b 8 0
 must $VMCTL snapshot create g
+grep -qx 'snapshot create g/s1: done' "$T/out" || fail "the name that it got is said: $(cat "$T/out")"
 [ "$($VMCTL -o json snapshot ls | jq -r '.[1].name')" = s1 ] || fail "one without a name gets one"
 put g-a 3 0
 put g-a 4 1M

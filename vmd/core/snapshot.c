@@ -527,6 +527,7 @@ static void create_commit(struct op *op)
 	obj_before(c, snap);
 	json_object_set_new(snap->doc, "disks", list);
 	snap_state(c, snap, "ready", PUT_FACT);
+	json_object_set_new(op->o->doc, "result", json_pack("{s:s}", "name", snap->name));
 	event_add(c, "snapshot.created", "snapshot", snap->name, "%zu disks",
 		  json_array_size(list));
 }
