@@ -4,6 +4,8 @@
 
 #include <pthread.h>
 #include <poll.h>
+#include <linux/sockios.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 
@@ -186,6 +188,40 @@ static void fio_verifies_what_it_wrote(void **state)
 		assert_int_equal(qemu_check("fio"), 0);
 }
 
+/* a file that any program can use: what is written there and through NBD is one */
+static void a_file_of_nbdfuse_is_the_disk(void **state)
+{
+	struct served s = { 0 };
+	char uri[200];
+
+	(void)state;
+	if (!have_qemu() || geteuid() != 0 || access("/dev/fuse", R_OK | W_OK) ||
+	    run("command -v nbdfuse >/dev/null"))
+		skip();
+	image_new("fused");
+	serve(&s, "fused");
+	snprintf(uri, sizeof(uri), "nbd+unix:///disk?socket=%.90s/sock", disk_dir);
+	assert_int_equal(run("qemu-io -f raw -c 'write -P 7 0 1M' -c flush '%s' >/dev/null", uri),
+			 0);
+	/* it writes its pid, here into a pipe, when the file is there */
+	assert_int_equal(
+	    run("cd '%s' && mkdir m && mkfifo up && { nbdfuse -P up m/disk '%s' & } && "
+		"timeout 20 cat up >/dev/null && "
+		"test \"$(stat -c %%s m/disk)\" = %llu && "
+		"test \"$(head -c 1M m/disk | tr -d '\\007' | wc -c)\" = 0 && "
+		"head -c 315392 /dev/zero | tr '\\0' '\\011' | dd of=m/disk bs=4096 seek=512 "
+		"conv=notrunc,fsync iflag=fullblock status=none; r=$?; umount m || kill $!; wait; "
+		"exit $r",
+		disk_dir, uri, (unsigned long long)SIZE),
+	    0);
+	assert_int_equal(run("qemu-io -r -f raw -c 'read -P 9 2M 315392' -c 'read -P 7 0 1M' "
+			     "-c 'read -P 0 2412544 4k' '%s' >'%s' && ! grep verification '%s'",
+			     uri, disk_path("out"), disk_path("out")),
+			 0);
+	served_stop(&s);
+	assert_int_equal(qemu_check("fused"), 0);
+}
+
 /* --- by hand
  * ----------------------------------------------------------------------------------------- */
 
@@ -308,6 +344,48 @@ static void bad_requests_get_errors_and_the_connection_lives(void **state)
 	served_stop(&s);
 }
 
+/* Requests and payloads cut at every place of one stream: each arrives whole and in its own place. */
+static void a_stream_may_be_cut_anywhere(void **state)
+{
+	enum { WRITES = 3, LEN = 1024, ONE = NBD_REQUEST_LEN + LEN };
+	uint8_t stream[WRITES * ONE + NBD_REQUEST_LEN], got[WRITES * LEN];
+	struct served s = { 0 };
+	uint64_t until = clock_mono_ns() + 60 * NS_PER_S;
+	int fd, one = 0;
+
+	(void)state;
+	image_new("cut");
+	serve(&s, "cut");
+	fd = enter();
+	assert_int_equal(setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &(int){ MIB }, sizeof(int)), 0);
+	for (unsigned cut = 1; cut < sizeof(stream); cut += 1 + cut % 13) {
+		for (unsigned i = 0; i < WRITES; i++) {
+			request(stream + i * ONE, 0, NBD_CMD_WRITE, i * LEN, LEN);
+			memset(stream + i * ONE + NBD_REQUEST_LEN, (int)(cut + i) & 255, LEN);
+		}
+		request(stream + WRITES * ONE, 0, NBD_CMD_FLUSH, 0, 0);
+		assert_int_equal(send(fd, stream, cut, MSG_NOSIGNAL), cut);
+		/* the server has taken the first part before the second comes */
+		do {
+			assert_int_equal(ioctl(fd, SIOCOUTQ, &one), 0);
+			assert_true(clock_mono_ns() < until);
+		} while (one);
+		assert_int_equal(send(fd, stream + cut, sizeof(stream) - cut, MSG_NOSIGNAL),
+				 sizeof(stream) - cut);
+		for (unsigned i = 0; i < WRITES + 1; i++)
+			assert_int_equal(answer(fd), 0);
+		request(stream, 0, NBD_CMD_READ, 0, sizeof(got));
+		assert_int_equal(send(fd, stream, NBD_REQUEST_LEN, MSG_NOSIGNAL), NBD_REQUEST_LEN);
+		assert_int_equal(answer(fd), 0);
+		get(fd, got, sizeof(got));
+		for (unsigned i = 0; i < sizeof(got); i++)
+			if (got[i] != ((cut + i / LEN) & 255))
+				fail_msg("cut at %u: byte %u is %u", cut, i, got[i]);
+	}
+	close(fd);
+	served_stop(&s);
+}
+
 static void handshakes_are_bounded_in_time_size_and_number(void **state)
 {
 	struct served s = { .limits = { .connections = 3, .handshake_ms = 200 } };
@@ -392,6 +470,8 @@ int main(void)
 		cmocka_unit_test(real_clients_read_write_map_and_copy),
 		cmocka_unit_test(dirty_bitmaps_are_shown_as_they_are),
 		cmocka_unit_test(fio_verifies_what_it_wrote),
+		cmocka_unit_test(a_file_of_nbdfuse_is_the_disk),
+		cmocka_unit_test(a_stream_may_be_cut_anywhere),
 		cmocka_unit_test(bad_requests_get_errors_and_the_connection_lives),
 		cmocka_unit_test(handshakes_are_bounded_in_time_size_and_number),
 		cmocka_unit_test(a_client_that_never_reads_is_not_fed_without_end),
