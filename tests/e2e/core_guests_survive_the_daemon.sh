@@ -30,7 +30,7 @@ for k in $(seq "$kills"); do
 	cmp -s "$T/before" "$T/after" || { diff "$T/before" "$T/after" | head; fail "after kill $k the guests are what they were"; }
 done
 echo "$guests guests, $kills kills, none lost; start to adopted at most $worst ms"
-[ $worst -lt 5000 ] || fail "adoption took $worst ms"
+[ $worst -lt 2000 ] || fail "adoption took $worst ms"
 check "an adopted guest obeys" $VMCTL resume g1 >/dev/null 2>&1
 # kill -9 of a guest is a recorded state, and the others do not notice
 pid=$($VMCTL -o json info g2 | jq .pid)
