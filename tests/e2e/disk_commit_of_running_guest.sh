@@ -35,7 +35,12 @@ for round in plain daemon guest; do
 	ask '( (i=0; while :; do i=$((i+1)); dd if=/dev/urandom of=/dev/vda bs=4k seek=$((6400 + i % 400)) count=1 conv=notrunc 2>/dev/null; done) >/dev/null 2>&1 &)'
 	old=$(file_of top) into=$(file_of base)
 	case $round in
-	plain) must $VMCTL disk commit top ;;
+	plain)
+		# who would resize it meanwhile is told to wait, or was first, or comes after
+		$VMCTL --no-wait disk commit top >"$T/out" 2>&1 || fail "commit: $(cat "$T/out")"
+		$VMCTL disk resize top 320M >"$T/out" 2>&1 || grep -q 'under way' "$T/out" || fail "a resize waits: $(cat "$T/out")"
+		until_true 30 idle || fail "it ends: $($VMCTL -o json ops)"
+		;;
 	daemon)
 		$VMCTL --no-wait disk commit top >"$T/out" 2>&1 || fail "commit: $(cat "$T/out")"
 		kill_vmd

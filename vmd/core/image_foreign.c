@@ -119,15 +119,15 @@ static void foreign_opened(struct foreign *f, const struct err *e)
 		foreign_end(f, &why);
 		return;
 	}
+	/* @f may be gone when this returns */
+	_cleanup_close_ int nbd = take_fd(&f->nbd), out = take_fd(&f->out);
 	const struct job_layer l[2] = {
-		{ 0, 0, "nbd", o->name, f->nbd, true },
-		{ 1, 0, "qcow2", o->name, f->out, false },
+		{ 0, 0, "nbd", o->name, nbd, true },
+		{ 1, 0, "qcow2", o->name, out, false },
 	};
 
 	image_job_run(f->op->c, l, 2, "convert", "compress=0\n", foreign_progress,
 		      foreign_converted, f, &f->convert);
-	close_fd(&f->nbd);
-	close_fd(&f->out);
 }
 
 static void foreign_served(void *arg, enum call_event ev, struct wire_buf *b, const struct err *e)

@@ -310,6 +310,13 @@ void guest_quit(struct guest *g, uint32_t id)
 
 int guest_disk_resize(struct guest *g, const struct msg_g_disk_resize *m, struct err *e)
 {
+	/* a job works on the graph from a thread of its own, and has measured it */
+	if (guest_disk_job_runs(g)) {
+		err_set(e, EBUSY, "disk-job-under-way",
+			"guest %s: work on a disk of it is under way", g->name);
+		err_hint(e, "vmctl ops; try again when it is done");
+		return -EBUSY;
+	}
 	return virtio_blk_resize(g->vm, m->name, m->size_bytes, e);
 }
 
