@@ -236,7 +236,7 @@ const struct schema_route schema_routes[ROUTE_COUNT] = {
 	R(DISK_LIST, "GET", "/v1/disks", VIEWER, RF_CACHED, &schema_disk, NULL, &list_query, "disk ls", "list disks"),
 	R(DISK_CREATE, "POST", "/v1/disks", OPERATOR, RF_SLOW, &schema_disk, &schema_disk, NULL, "disk create", "make a disk"),
 	R(DISK_GET, "GET", "/v1/disks/{disk}", VIEWER, RF_CACHED, &schema_disk, NULL, &get_query, "disk info", "show a disk"),
-	R(DISK_DELETE, "DELETE", "/v1/disks/{disk}", OPERATOR, ID, &schema_disk, NULL, &disk_delete_query, "disk rm", "remove a disk"),
+	R(DISK_DELETE, "DELETE", "/v1/disks/{disk}", OPERATOR, RF_SLOW | ID, &schema_disk, NULL, &disk_delete_query, "disk rm", "remove a disk"),
 	R(DISK_RESIZE, "POST", "/v1/disks/{disk}/resize", OPERATOR, RF_SLOW, &schema_disk, &resize_body, NULL, "disk resize", "change a disk's size"),
 	R(DISK_ATTACH, "POST", "/v1/disks/{disk}/attach", OPERATOR, 0, &schema_disk, &attach_body, NULL, "disk attach", "give a disk to a guest"),
 	R(DISK_DETACH, "POST", "/v1/disks/{disk}/detach", OPERATOR, 0, &schema_disk, NULL, NULL, "disk detach", "take a disk from its guest"),

@@ -98,9 +98,11 @@ static void blk_done(struct blk_req *r, int result)
 
 	d->inflight--;
 	d->q[io->q->index].inflight--;
-	if (result < 0 && d->on_error == IO_ERROR_PAUSE && !d->resetting &&
-	    !d->q[io->q->index].resetting &&
-	    (result == -ENOSPC || result == -EIO || result == -EDQUOT)) {
+	/* a lost lease (storage/lease.h) is no fault of the disk: the guest never hears of it */
+	if (!d->resetting && !d->q[io->q->index].resetting &&
+	    (result == -ESTALE ||
+	     (d->on_error == IO_ERROR_PAUSE &&
+	      (result == -ENOSPC || result == -EIO || result == -EDQUOT)))) {
 		list_add_tail(&d->held, &io->node);
 		if (!d->retry_armed) {
 			d->retry_armed = true;
@@ -110,7 +112,9 @@ static void blk_done(struct blk_req *r, int result)
 				 r->op == BLK_READ    ? "read"
 				 : r->op == BLK_FLUSH ? "flush"
 						      : "write",
-				 strerror(-result));
+				 result == -ESTALE
+				     ? "its lease is lost, another host may have taken it over"
+				     : strerror(-result));
 			loop_timer_after(&d->retry, BLK_RETRY_NS);
 		}
 		blk_drained(d);

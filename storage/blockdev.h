@@ -24,6 +24,7 @@
 
 struct blockdev;
 struct blk_queue;
+struct lease;
 
 enum blk_op { BLK_READ, BLK_WRITE, BLK_FLUSH, BLK_DISCARD, BLK_WRITE_ZEROES };
 enum blk_flags {
@@ -68,6 +69,8 @@ struct blk_spec {
 	enum blk_cache cache;
 	uint64_t size_bytes;	      /* "file": limit; 0 = the file's size */
 	const struct blk_spec *child; /* filters: what they filter */
+	struct lease *lease; /* of a disk on a shared pool (lease.h): without it no file of the graph is
+			      * written; borrowed for the graph's life */
 	const struct blk_spec
 	    *backing; /* qcow2: the parent, resolved by core; the header's path is ignored */
 	/* NULL-terminated "key=value", driver's own (tests, limits). Any node: threads=N; root:

@@ -26,6 +26,7 @@
 #include "common/cleanup.h"
 #include "common/overflow.h"
 #include "common/units.h"
+#include "storage/lease.h"
 #include "storage/node.h"
 
 #define FILE_IOV_MAX	64
@@ -39,6 +40,7 @@ struct file {
 	uint32_t align, mem_align;     /* what O_DIRECT asks for; 1 where buffered */
 	_Atomic int sync_error;
 	_Atomic bool no_zero_range, no_punch;
+	struct lease *lease;  /* NULL: none needed */
 	pthread_rwlock_t rmw; /* read: aligned write; write: read-modify-write of a block */
 };
 
@@ -174,6 +176,7 @@ static int file_open(struct blockdev *bd, const struct blk_spec *spec, struct er
 		return file_open_err(e, bd, -ENOMEM, "out of memory");
 	}
 	f->fd = spec->fd;
+	f->lease = spec->lease;
 	f->flags_at_open = flags;
 	file_stamp_set(f, &st);
 	f->blkdev = S_ISBLK(st.st_mode);
@@ -315,11 +318,17 @@ static int file_bounce(struct file *f, bool write, struct blk_buf b, uint64_t of
 	return r;
 }
 
+/* file_may_write() - -ESTALE: another host may have the disk by now. */
+static int file_may_write(const struct file *f)
+{
+	return f->lease && !lease_valid(f->lease) ? -ESTALE : 0;
+}
+
 static int file_rw(struct blockdev *bd, bool write, struct blk_buf b, uint64_t off, uint64_t len)
 {
 	struct file *f = bd->drv;
 	struct iovec iov[FILE_IOV_MAX];
-	int r = 0;
+	int r = write ? file_may_write(f) : 0;
 
 	if (off > INT64_MAX || len > INT64_MAX - off)
 		return -EFBIG;
@@ -380,7 +389,10 @@ static bool file_unsupported(int error)
 static int file_zero(struct blockdev *bd, uint64_t off, uint64_t len, uint32_t flags)
 {
 	struct file *f = bd->drv;
+	int r = file_may_write(f);
 
+	if (r)
+		return r;
 	if (off > INT64_MAX || len > INT64_MAX - off)
 		return -EFBIG;
 	if (f->fixed && off + len > atomic_load(&bd->size_bytes))
@@ -459,6 +471,8 @@ static int file_resize(struct blockdev *bd, uint64_t size, struct err *e)
 
 	if (f->blkdev || f->fixed)
 		return err_set(e, EOPNOTSUPP, "disk-resize", "%s: its size is fixed", bd->label);
+	if (file_may_write(f))
+		return err_set(e, ESTALE, "lease-lost", "%s: its lease is lost", bd->label);
 	if (size > INT64_MAX || ftruncate(f->fd, size) < 0)
 		return err_set(e, size > INT64_MAX ? EFBIG : errno, "disk-resize",
 			       "%s: cannot be made %llu bytes: %s", bd->label,
@@ -475,6 +489,8 @@ static int64_t file_allocate(struct blockdev *bd, uint64_t off, uint64_t min, ui
 
 	if (f->fixed)
 		return -EOPNOTSUPP;
+	if (file_may_write(f))
+		return -ESTALE;
 	if (off > INT64_MAX - want)
 		return -EFBIG;
 	/* what is made ahead of need never takes more than a sixteenth of what is left */
@@ -504,7 +520,7 @@ static int file_map(struct blockdev *bd, bool write, const struct blk_req *r, ui
 
 	/* past the end, over a ragged one, or where a block must be rewritten: the slow way */
 	if (off + r->len_bytes > atomic_load(&bd->size_bytes) ||
-	    (write && (!f->direct || f->align > 512)) ||
+	    (write && (!f->direct || f->align > 512 || file_may_write(f))) ||
 	    !file_is_aligned(f, r->iov, r->niov, off, r->len_bytes))
 		return -EAGAIN;
 	p->fd = f->fd;

@@ -13,7 +13,7 @@
 #include "common/cleanup.h"
 #include "common/log.h"
 #include "common/text.h"
-#include "vmd/core/internal.h"
+#include "vmd/core/disk_job.h"
 
 const char *disk_driver(const char *format)
 {
@@ -306,8 +306,8 @@ static void make_opened(void *arg, enum call_event ev, struct wire_buf *b, const
 			 "backing=%s\nbacking_format=%s\n", file,
 			 jstr_or(parent->doc, "format", "raw"));
 	}
-	image_job_run(k->c, &(struct job_layer){ 0, 0, "qcow2", o->name, m.fd, false }, 1, "create",
-		      args, NULL, make_job_done, k, NULL);
+	image_job_run(k->c, &(struct job_layer){ .driver = "qcow2", .label = o->name, .fd = m.fd }, 1,
+		      "create", args, NULL, make_job_done, k, NULL);
 	msg_result_close(&m);
 }
 
@@ -355,9 +355,12 @@ const struct op_ops op_disk_create = { "disk-create", false,	    NULL, create_ru
 
 int route_disk_create(struct core *c, struct req *r, struct err *e)
 {
-	struct obj *o = disk_record(c, r->body, jstr_or(r->body, "name", ""), NULL, e);
+	struct obj *o;
 	struct op *op;
 
+	if (jstr(r->body, "volume"))
+		return disk_adopt(c, r, e);
+	o = disk_record(c, r->body, jstr_or(r->body, "name", ""), NULL, e);
 	if (!o)
 		return -e->num;
 	if (r->dry_run) {
@@ -376,6 +379,8 @@ int route_disk_create(struct core *c, struct req *r, struct err *e)
 int route_disk_delete(struct core *c, struct req *r, struct err *e)
 {
 	struct obj *o = disk_find(c, r->name, e), *child;
+	struct disk_lease lease;
+	struct op *op;
 
 	if (!o)
 		return -ENOENT;
@@ -398,6 +403,10 @@ int route_disk_delete(struct core *c, struct req *r, struct err *e)
 	}
 	if (req_dry(r, o))
 		return 0;
+	if (disk_lease_of(c, o, "rm", &lease)) {
+		op = op_new(c, &op_disk_rm, o, o->name, NULL, r->principal, e);
+		return op ? op_answer(op, r) : -e->num;
+	}
 	disk_remove_file(c, o, disk_file_gone, NULL);
 	obj_del(c, o, PUT_ASKED);
 	req_reply(r, 204, NULL, 0, NULL);

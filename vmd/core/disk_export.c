@@ -50,7 +50,9 @@ static void export_socket(void *arg, enum call_event ev, struct wire_buf *b, con
 	if (!e && msg_result_decode(&m, b) == 0) {
 		unsigned i = d->n++;
 
-		d->layers[i] = (struct job_layer){ 1, 0, "socket", "socket", m.fd, false };
+		d->layers[i] = (struct job_layer){
+			.side = 1, .driver = "socket", .label = "socket", .fd = m.fd
+		};
 		d->fds[i] = m.fd;
 		m.fd = -1;
 		snprintf(uri, sizeof(uri), "nbd+unix:///?socket=%.400s", m.text);

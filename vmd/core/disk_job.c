@@ -25,8 +25,12 @@ static void disk_job_free(void *p)
 {
 	struct disk_job *d = p;
 
-	for (unsigned i = 0; d && i < JOB_LAYERS; i++)
+	for (unsigned i = 0; d && i < JOB_LAYERS; i++) {
 		close_fd(&d->fds[i]);
+		if (d->lease[i])
+			close_fd(&d->lease[i]->fd);
+		free(d->lease[i]);
+	}
 	free(d);
 }
 
@@ -98,6 +102,10 @@ static void disk_job_layer(void *arg, enum call_event ev, struct wire_buf *b, co
 	if (!e && msg_result_decode(&m, b) == 0) {
 		d->fds[a->i] = d->layers[a->i].fd = m.fd;
 		m.fd = -1;
+		if (d->lease[a->i]) {
+			d->lease[a->i]->fd = m.fd2;
+			m.fd2 = -1;
+		}
 		msg_result_close(&m);
 	}
 	free(a);
@@ -105,20 +113,46 @@ static void disk_job_layer(void *arg, enum call_event ev, struct wire_buf *b, co
 		disk_job_go(d);
 }
 
+static bool disk_job_leases(const struct disk_job *d, const char *file)
+{
+	for (unsigned i = 0; i < d->n; i++)
+		if (d->lease[i] && !strcmp(d->lease[i]->file, file))
+			return true;
+	return false;
+}
+
 void disk_job_add(struct disk_job *d, struct obj *o, unsigned side, unsigned layer, uint64_t mode)
 {
 	struct msg_p_volume_open m = { .mode = mode };
 	struct layer_arg *a = calloc(1, sizeof(*a));
+	struct disk_lease lease;
 	unsigned i = d->n++;
 
-	if (!a)
+	if (!a) {
+		err_set(&d->err, ENOMEM, "no-memory", "no memory for the job");
 		return;
+	}
 	*a = (struct layer_arg){ d, i };
 	snprintf(d->label[i], sizeof(d->label[i]), "%s %.120s", kind_name(o->kind), o->name);
 	d->layers[i] =
-	    (struct job_layer){ side,	     layer, disk_driver(jstr_or(o->doc, "format", "raw")),
-				d->label[i], -1,    mode == VOLUME_READ };
+	    (struct job_layer){ .side = side,
+				.layer = layer,
+				.driver = disk_driver(jstr_or(o->doc, "format", "raw")),
+				.label = d->label[i],
+				.fd = -1,
+				.read_only = mode == VOLUME_READ };
 	volume_file(o, m.pool, m.name);
+	if (mode == VOLUME_WRITE && disk_lease_of(d->op->c, o, d->verb, &lease) &&
+	    !disk_job_leases(d, lease.file)) {
+		d->lease[i] = malloc(sizeof(lease));
+		if (!d->lease[i]) {
+			err_set(&d->err, ENOMEM, "no-memory", "no memory for the job");
+		} else {
+			*d->lease[i] = lease;
+			d->layers[i].lease = d->lease[i];
+			memcpy(m.lease, lease.file, sizeof(m.lease));
+		}
+	}
 	d->open++;
 	peer_call(d->op->c->priv, MSG_p_volume_open, &m, 0, 30000, disk_job_layer, a);
 }
@@ -133,7 +167,9 @@ void disk_job_take(struct disk_job *d, struct wire_buf *b, const struct err *e, 
 	if (!e && msg_result_decode(&m, b) == 0) {
 		unsigned i = d->n++;
 
-		d->layers[i] = (struct job_layer){ side, 0, driver, label, m.fd, false };
+		d->layers[i] = (struct job_layer){
+			.side = side, .driver = driver, .label = label, .fd = m.fd
+		};
 		d->fds[i] = m.fd;
 		m.fd = -1;
 		msg_result_close(&m);

@@ -15,6 +15,7 @@ struct disk_job {
 	struct job_layer layers[JOB_LAYERS];
 	int fds[JOB_LAYERS];
 	char label[JOB_LAYERS][160];
+	struct disk_lease *lease[JOB_LAYERS]; /* of those that are written; NULL: none */
 	unsigned n, open;
 	struct err err;
 	const char *verb;
@@ -50,6 +51,9 @@ int disk_verb(struct core *c, struct req *r, const struct op_ops *ops, struct er
 
 /* disk_commit_into() - what the operation's disk may be committed into; NULL with @e */
 struct obj *disk_commit_into(struct op *op, struct err *e);
+
+/* disk_adopt() - route_disk_create() of an existing file */
+int disk_adopt(struct core *c, struct req *r, struct err *e);
 
 /* ---- disk_live.c ---- */
 /* disk_live() - the guest whose process has @o; @entry: its name there, may be NULL. NULL: none runs */

@@ -189,12 +189,16 @@ static void live_commit_commit(struct op *op)
 {
 	static const char *const taken[] = { "format", "cluster_size", "backing", "image" };
 	struct obj *o = op->target, *into = live_commit_into(op);
-	char pool[64], old[128], file[128];
+	char pool[64], old[128], file[128], entry[32];
+	struct guest *g;
 
 	if (!o || !into)
 		return;
 	volume_file(o, pool, old);
 	volume_file(into, pool, file);
+	g = disk_live(op->c, o, entry);
+	if (g)
+		disk_lease_top(g, entry, file);
 	obj_before(op->c, o);
 	for (size_t i = 0; i < ARRAY_SIZE(taken); i++) {
 		json_t *v = json_object_get(into->doc, taken[i]);

@@ -165,6 +165,7 @@ static void delete_run(struct op *op)
 	char name[192];
 	json_t *entry;
 	size_t i;
+	struct disk_lease lease;
 
 	g->op = op;
 	if (gstate_has_process(g->state)) {
@@ -193,7 +194,9 @@ static void delete_run(struct op *op)
 
 		if (!d || strcmp(jstr_or(d->doc, "guest", ""), name))
 			continue;
+		/* one of a shared pool stays: another host may go on with it */
 		if (jbool(d->rt, "made_for", false) && !jbool(op->args, "keep_disks", false) &&
+		    !disk_lease_of(c, d, "rm", &lease) &&
 		    strcmp(jstr_or(d->doc, "state", ""), "busy")) {
 			disk_remove_file(c, d, disk_file_gone, NULL);
 			obj_del(c, d, PUT_FACT);

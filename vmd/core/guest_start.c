@@ -35,6 +35,7 @@ struct need {
 	unsigned index, layer;
 	int fds[16];
 	unsigned nfds;
+	struct disk_lease lease; /* its descriptor is the volume's second */
 	bool read_only, kernel, initrd, console;
 	char label[160], driver[16], text[256];
 	struct port_spec spec;
@@ -50,6 +51,7 @@ struct start {
 	bool spawned, failed, running;
 	struct call *spawn, *build;
 	unsigned sent;
+	uint64_t lease_ms; /* what waiting for leases may take */
 	struct err why;
 	void (*done)(struct guest *g, const struct err *e);
 };
@@ -151,12 +153,16 @@ static int need_volume(struct start *s, struct obj *o, unsigned index, unsigned 
 {
 	struct need *n = need_new(s, N_VOLUME);
 	struct msg_p_volume_open m = { .mode = read_only ? 0 : 1, .direct = direct };
+	char who[64];
 
 	if (!n)
 		return -ENOMEM;
 	n->index = index;
 	n->layer = layer;
 	n->read_only = read_only;
+	snprintf(who, sizeof(who), "guest %.40s", s->g->o->name);
+	if (!read_only && disk_lease_of(s->g->c, o, who, &n->lease))
+		memcpy(m.lease, n->lease.file, sizeof(m.lease));
 	snprintf(n->label, sizeof(n->label), "%s %.120s", kind_name(o->kind), o->name);
 	snprintf(n->driver, sizeof(n->driver), "%s", disk_driver(jstr_or(o->doc, "format", "raw")));
 	volume_file(o, m.pool, m.name);
@@ -534,7 +540,7 @@ static void start_send_disks(struct start *s)
 	{
 		struct need *n = start_need(s, N_VOLUME, (unsigned)i, layer, false);
 		const char *on = jstr_or(d, "on_error", "enospc-pause");
-		struct msg_g_disk m = { .layer = layer };
+		struct msg_g_disk m = { .layer = layer, .lease_fd = -1 };
 
 		if (!n || !n->nfds)
 			break;
@@ -542,6 +548,14 @@ static void start_send_disks(struct start *s)
 		memcpy(m.driver, n->driver, sizeof(m.driver));
 		memcpy(m.label, n->label, sizeof(m.label));
 		m.fd = n->fds[0];
+		if (n->nfds > 1) {
+			m.lease_fd = n->fds[1];
+			m.lease_ms = n->lease.stale_ms;
+			memcpy(m.lease_owner, n->lease.owner, sizeof(m.lease_owner));
+			memcpy(m.lease_file, n->lease.top, sizeof(m.lease_file));
+			memcpy(m.lease_host, n->lease.host, sizeof(m.lease_host));
+			s->lease_ms += 3 * n->lease.stale_ms;
+		}
 		m.read_only = n->read_only;
 		snprintf(m.serial, sizeof(m.serial), "%.20s",
 			 jstr_or(d, "serial", jstr_or(d, "name", "")));
@@ -725,7 +739,8 @@ static void start_spawned(void *arg, enum call_event ev, struct wire_buf *b, con
 	start_send_saved(s);
 	build.start = !guest_saved(g);
 	s->build =
-	    peer_call(g->link, MSG_g_build, &build, MSG_g_ready, BUILD_TIMEOUT_MS, start_built, s);
+	    peer_call(g->link, MSG_g_build, &build, MSG_g_ready,
+		      BUILD_TIMEOUT_MS + (unsigned)s->lease_ms, start_built, s);
 }
 
 static void start_spawn(struct start *s)

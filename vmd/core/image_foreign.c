@@ -122,8 +122,8 @@ static void foreign_opened(struct foreign *f, const struct err *e)
 	/* @f may be gone when this returns */
 	_cleanup_close_ int nbd = take_fd(&f->nbd), out = take_fd(&f->out);
 	const struct job_layer l[2] = {
-		{ 0, 0, "nbd", o->name, nbd, true },
-		{ 1, 0, "qcow2", o->name, out, false },
+		{ .driver = "nbd", .label = o->name, .fd = nbd, .read_only = true },
+		{ .side = 1, .driver = "qcow2", .label = o->name, .fd = out },
 	};
 
 	image_job_run(f->op->c, l, 2, "convert", "compress=0\n", foreign_progress,

@@ -25,6 +25,7 @@ struct image_job {
 	char id[UUID_TEXT_LEN], verb[32], args[1024];
 	struct job_layer *layers;
 	char (*labels)[160];
+	struct disk_lease *leases; /* one a layer; fd -1: none */
 	unsigned n;
 	struct text out;
 	int pidfd;
@@ -43,6 +44,7 @@ static void job_free(struct image_job *j)
 {
 	free(j->layers);
 	free(j->labels);
+	free(j->leases);
 	free(j);
 }
 
@@ -59,6 +61,8 @@ static void job_end(struct image_job *j, const struct err *e)
 	close_fd(&j->pidfd);
 	for (unsigned i = 0; i < j->n; i++)
 		close_fd(&j->layers[i].fd);
+	for (unsigned i = 0; i < j->n; i++)
+		close_fd(&j->leases[i].fd);
 	if (j->slot)
 		*j->slot = NULL;
 	j->done(j->arg, e, out); /* the slot may go with it */
@@ -148,8 +152,13 @@ static void job_spawned(void *arg, enum call_event ev, struct wire_buf *b, const
 		struct msg_i_layer l = { .side = j->layers[i].side,
 					 .layer = j->layers[i].layer,
 					 .fd = j->layers[i].fd,
-					 .read_only = j->layers[i].read_only };
+					 .read_only = j->layers[i].read_only,
+					 .lease_fd = j->leases[i].fd,
+					 .lease_ms = j->leases[i].stale_ms };
 
+		memcpy(l.lease_owner, j->leases[i].owner, sizeof(l.lease_owner));
+		memcpy(l.lease_file, j->leases[i].top, sizeof(l.lease_file));
+		memcpy(l.lease_host, j->leases[i].host, sizeof(l.lease_host));
 		snprintf(l.driver, sizeof(l.driver), "%s", j->layers[i].driver);
 		memcpy(l.label, j->labels[i], sizeof(l.label));
 		peer_call(j->link, MSG_i_layer, &l, 0, 60000, job_layer_done, NULL);
@@ -200,8 +209,9 @@ void image_job_run(struct core *c, const struct job_layer *l, unsigned n, const 
 	if (j) {
 		j->layers = calloc(n, sizeof(*j->layers));
 		j->labels = calloc(n, sizeof(*j->labels));
+		j->leases = calloc(n, sizeof(*j->leases));
 	}
-	if (!j || !j->layers || !j->labels) {
+	if (!j || !j->layers || !j->labels || !j->leases) {
 		if (j)
 			job_free(j);
 		err_set(&e, ENOMEM, "no-memory", "no memory for an image job");
@@ -221,7 +231,10 @@ void image_job_run(struct core *c, const struct job_layer *l, unsigned n, const 
 	snprintf(j->args, sizeof(j->args), "%s", args);
 	for (unsigned i = 0; i < n; i++) {
 		j->layers[i] = l[i];
-		j->layers[i].fd = dup(l[i].fd);
+		j->layers[i].fd = dup(l[i].fd); /* -1: refused there by the layer's name */
+		if (l[i].lease)
+			j->leases[i] = *l[i].lease;
+		j->leases[i].fd = l[i].lease ? dup(l[i].lease->fd) : -1;
 		snprintf(j->labels[i], sizeof(j->labels[i]), "%s", l[i].label);
 	}
 	j->n = n;

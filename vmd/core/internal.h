@@ -342,13 +342,26 @@ bool port_spec_host_path(const struct port_spec *p);
 struct image_job;
 typedef void job_fn(void *arg, const struct err *e, json_t *out);
 typedef void job_progress_fn(void *arg, uint64_t done, uint64_t total);
+/* disk_lease - of a disk on a pool of several hosts: what the process that writes it is given (storage/lease.h) */
+struct disk_lease {
+	int fd;
+	char file[128]; /* the lease's own, beside the disk */
+	char owner[64], top[128], host[40];
+	uint64_t stale_ms;
+};
+/* disk_lease_of() - false: @o, a disk or an image, needs none. @who: for people, "guest web". @l->fd is -1 */
+bool disk_lease_of(struct core *c, const struct obj *o, const char *who, struct disk_lease *l);
+/* disk_lease_top() - the guest's process notes in the lease of its disk @entry, if it has one, that the top layer is @file: a
+ * message before one that makes it so, or after. */
+void disk_lease_top(struct guest *g, const char *entry, const char *file);
 struct job_layer {
 	unsigned side, layer;
 	const char *driver, *label;
 	int fd;
 	bool read_only;
+	const struct disk_lease *lease; /* NULL: none */
 };
-/* image_job_run() - spawn a jailed vmd-image, give it the layers (fds borrowed), run @verb. @done is called once, for want of memory
+/* image_job_run() - spawn a jailed vmd-image, give it the layers (fds and leases borrowed), run @verb. @done is called once, for want of memory
  * before this returns. @slot (or NULL) holds the job until then. */
 void image_job_run(struct core *c, const struct job_layer *l, unsigned n, const char *verb,
 		   const char *args, job_progress_fn *progress, job_fn *done, void *arg,
@@ -454,7 +467,7 @@ route_fn route_pool_create, route_pool_get, route_pool_patch, route_pool_delete,
 
 extern const struct op_ops op_guest_create, op_guest_start, op_guest_stop, op_guest_restart,
     op_guest_reset, op_guest_pause, op_guest_resume, op_guest_delete, op_guest_save, op_disk_create,
-    op_disk_resize, op_disk_check, op_disk_map, op_disk_convert, op_disk_commit,
+    op_disk_adopt, op_disk_rm, op_disk_resize, op_disk_check, op_disk_map, op_disk_convert, op_disk_commit,
     op_disk_commit_live, op_disk_rebase, op_disk_compare, op_disk_export, op_disk_clone,
     op_disk_inspect, op_disk_compact, op_disk_bitmap, op_disk_backup, op_disk_restore,
     op_snapshot_create, op_snapshot_restore, op_snapshot_rm, op_image_upload;

@@ -6,6 +6,8 @@
  * Every few seconds each pool is looked at anew: figures go to whoever reads (they are no part of the
  * record's revision), what changes for people becomes an event. A quota bounds what is begun: files
  * that exist may grow beyond it, and the watermark tells.
+ * A shared pool is one directory that several hosts reach (NFS, a cluster file system): the first to make it
+ * marks it as shared, the others join it. Each host has its own records of the disks in it.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -193,6 +195,7 @@ static void pool_opened(void *arg, enum call_event ev, struct wire_buf *b, const
 	struct msg_p_volume_list list = { 0 };
 	struct msg_result m;
 	bool read_only, changed;
+	char mark[40];
 
 	if (ev == CALL_ITEM)
 		return;
@@ -214,7 +217,7 @@ static void pool_opened(void *arg, enum call_event ev, struct wire_buf *b, const
 		pool_look_free(l);
 		return;
 	}
-	/* "SIZE", "SIZE ro" */
+	/* "SIZE MARK", "SIZE MARK ro" */
 	read_only = strstr(m.text, " ro") != NULL;
 	changed = pool_set(o, "free", (int64_t)m.value);
 	changed |= pool_set(o, "size", (int64_t)strtoull(m.text, NULL, 10));
@@ -224,6 +227,8 @@ static void pool_opened(void *arg, enum call_event ev, struct wire_buf *b, const
 		if (!o->rt)
 			o->rt = json_object();
 		json_object_set_new(o->rt, "marked", json_true());
+		if (jbool(o->doc, "shared", false) && sscanf(m.text, "%*s %39s", mark) == 1)
+			jset_str(o->rt, "mark", mark); /* another host may have made it */
 		obj_put(c, o, PUT_FACT);
 	}
 	pool_state(c, o, read_only ? "read-only" : "ready",
@@ -254,7 +259,8 @@ static void pool_open(struct core *c, struct obj *o, struct req *r)
 	snprintf(m.pool, sizeof(m.pool), "%.63s", o->name);
 	snprintf(m.path, sizeof(m.path), "%.1023s", jstr_or(o->doc, "path", ""));
 	if (strcmp(o->name, "default"))
-		snprintf(m.id, sizeof(m.id), "%.36s", o->id);
+		snprintf(m.id, sizeof(m.id), "%.36s", jstr_or(o->rt, "mark", o->id));
+	m.shared = jbool(o->doc, "shared", false);
 	peer_call(c->priv, MSG_p_pool_open, &m, 0, 15000, pool_opened, l);
 }
 
@@ -378,7 +384,8 @@ int route_pool_delete(struct core *c, struct req *r, struct err *e)
 	if (req_dry(r, o))
 		return 0;
 	snprintf(m.pool, sizeof(m.pool), "%.63s", o->name);
-	snprintf(m.id, sizeof(m.id), "%.36s", o->id);
+	if (!jbool(o->doc, "shared", false)) /* a shared one's mark stays for the others */
+		snprintf(m.id, sizeof(m.id), "%.36s", o->id);
 	peer_call(c->priv, MSG_p_pool_close, &m, 0, 15000, pool_closed, NULL);
 	obj_del(c, o, PUT_ASKED);
 	req_reply(r, 204, NULL, 0, NULL);

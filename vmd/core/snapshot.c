@@ -103,8 +103,12 @@ static void snap_write(struct snap_file *f, struct obj *parent, int under)
 	char args[512], pool[64], file[128];
 	_cleanup_close_ int fd = take_fd(&f->fd);
 	struct job_layer l[2] = {
-		{ 0, 0, "qcow2", jstr_or(d, "file", ""), fd, false },
-		{ 1, 0, "qcow2", parent->name, under, true },
+		{ .driver = "qcow2", .label = jstr_or(d, "file", ""), .fd = fd },
+		{ .side = 1,
+		  .driver = "qcow2",
+		  .label = parent->name,
+		  .fd = under,
+		  .read_only = true },
 	};
 
 	volume_file(parent, pool, file);
@@ -374,6 +378,7 @@ static void create_send(struct op *op, const struct err *e)
 		json_array_foreach(json_object_get(g->o->doc, "disks"), k,
 				   entry) if (!strcmp(jstr_or(entry, "name", ""), m.name)) m.cache =
 		    disk_cache_number(entry);
+		disk_lease_top(g, m.name, jstr_or(d, "file", ""));
 		peer_send(g->link, MSG_g_disk_overlay, &m);
 	}
 	snprintf(go.job, sizeof(go.job), "%.36s", op->o->id);

@@ -140,13 +140,17 @@ static void rm_apply(struct op *op)
 {
 	struct rm *r = op->data;
 	struct core *c = op->c;
-	char pool[64], gone[128], kept[128];
+	char pool[64], gone[128], kept[128], entry[32];
+	struct guest *live;
 
 	volume_file(r->pull ? r->layer : r->child, pool, gone);
 	volume_file(r->layer, pool, kept);
 	obj_before(c, r->child);
 	if (!r->pull) {
 		jset_str(r->child->doc, "file", kept);
+		live = disk_live(c, r->child, entry);
+		if (live)
+			disk_lease_top(live, entry, kept);
 		rm_take_over(r->child, r->layer, "format");
 		rm_take_over(r->child, r->layer, "cluster_size");
 	}

@@ -14,6 +14,7 @@
 #include "common/cleanup.h"
 #include "common/overflow.h"
 #include "common/text.h"
+#include "storage/lease.h"
 #include "vmd/guest/guest.h"
 
 struct config_layer {
@@ -31,6 +32,9 @@ struct config_disk {
 	enum io_error_policy on_error;
 	enum blk_cache cache;
 	bool discard, detect_zeroes;
+	int lease_fd; /* -1: none needed, or taken */
+	uint64_t lease_ms;
+	struct lease_owner owner;
 };
 
 struct guest_config {
@@ -83,6 +87,7 @@ void guest_config_free(struct guest_config *c)
 			blk_close(c->mc_disks[i].bd);
 		for (unsigned j = 0; j < d->nlayers; j++)
 			close_fd(&d->layers[j].fd);
+		close_fd(&d->lease_fd);
 		free(d->layers);
 		free(d->specs);
 	}
@@ -184,6 +189,11 @@ int guest_config_disk(struct guest *g, struct msg_g_disk *m, struct err *e)
 		d->cache = (enum blk_cache)m->cache;
 		d->discard = m->discard;
 		d->detect_zeroes = m->detect_zeroes;
+		d->lease_fd = take_fd(&m->lease_fd);
+		d->lease_ms = m->lease_ms;
+		memcpy(d->owner.name, m->lease_owner, sizeof(d->owner.name));
+		memcpy(d->owner.file, m->lease_file, sizeof(d->owner.file));
+		memcpy(d->owner.host, m->lease_host, sizeof(d->owner.host));
 	}
 	layers = realloc(d->layers, (d->nlayers + 1) * sizeof(*layers));
 	if (!layers)
@@ -267,8 +277,16 @@ int guest_config_load(struct guest *g, struct msg_g_load *m, struct err *e)
 	return 0;
 }
 
-static int config_disk_open(struct config_disk *d, struct mc_disk *out, struct err *e)
+static int config_disk_open(struct guest *g, struct config_disk *d, struct mc_disk *out,
+			    struct err *e)
 {
+	int r = d->lease_fd < 0 ? 0
+				: guest_lease_take(g, d->name, d->lease_fd, &d->owner, d->lease_ms,
+						   e);
+
+	if (r)
+		return r;
+	d->lease_fd = -1;
 	d->specs = calloc(d->nlayers, sizeof(*d->specs));
 	if (!d->specs)
 		return err_set(e, ENOMEM, "no-memory", "disk %s: out of memory", d->name);
@@ -283,6 +301,7 @@ static int config_disk_open(struct config_disk *d, struct mc_disk *out, struct e
 			/* shared layers stay in the host's page cache, the guest's own goes around
 			 * it */
 			.cache = i > 0 ? BLK_CACHE_WRITEBACK : d->cache,
+			.lease = guest_lease_of(g, d->name),
 			.backing = i + 1 < d->nlayers ? &d->specs[i + 1] : NULL,
 		};
 	out->bd = blk_open(&d->specs[0], e);
@@ -336,9 +355,10 @@ static int config_memory_pages(const char *text, struct machine_config *mc, stru
 	return 0;
 }
 
-int guest_config_open(struct guest_config *c, struct machine_config *mc, struct guest_settings *s,
+int guest_config_open(struct guest *g, struct machine_config *mc, struct guest_settings *s,
 		      struct err *e)
 {
+	struct guest_config *c = g->cfg;
 	int r;
 
 	if (!c->have_base)
@@ -385,7 +405,7 @@ int guest_config_open(struct guest_config *c, struct machine_config *mc, struct 
 	memcpy(s->cpu.model, c->base.cpu_model, sizeof(s->cpu.model));
 	memcpy(s->cpu.flags, c->base.cpu_flags, sizeof(s->cpu.flags));
 	for (unsigned i = 0; i < c->ndisks; i++) {
-		r = config_disk_open(&c->disks[i], &c->mc_disks[i], e);
+		r = config_disk_open(g, &c->disks[i], &c->mc_disks[i], e);
 		if (r)
 			return r;
 	}

@@ -97,6 +97,7 @@ int guest_disk_overlay(struct guest *g, struct msg_g_disk_overlay *m, struct err
 		.fd = take_fd(&m->fd),
 		.cache = (enum blk_cache)m->cache,
 		.read_only = !*m->name && !m->first,
+		.lease = *m->name ? guest_lease_of(g, m->name) : NULL,
 	};
 	j->noverlays++;
 	return 0;

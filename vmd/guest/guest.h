@@ -25,6 +25,9 @@
 struct guest_config;   /* config.c */
 struct guest_save;     /* save.c */
 struct guest_disk_job; /* disk_job.c */
+struct guest_lease;    /* lease.c */
+struct lease;
+struct lease_owner;
 
 struct guest {
 	struct loop *loop;
@@ -48,6 +51,8 @@ struct guest {
 	bool reboot_stops;		 /* the guest's reboot stops it */
 	struct guest_save *save;	 /* under way, or NULL */
 	struct guest_disk_job *disk_job; /* the one under way, or what became of the last */
+	struct guest_lease *leases;	 /* of disks on shared pools */
+	unsigned nleases;
 	bool quiet;			 /* devices are quiesced: a start lets them go on */
 	char jail[400];			 /* which layers hold, for info */
 };
@@ -70,7 +75,8 @@ int guest_config_port(struct guest *g, struct msg_g_port *m, struct err *e);
 int guest_config_load(struct guest *g, struct msg_g_load *m, struct err *e);
 
 /* What run.c builds from: guest_config_open() opens the disks and fills @mc, which borrows from @c.
- * On a build's success the descriptors are the machine's: guest_config_taken(). */
+ * On a build's success the descriptors are the machine's: guest_config_taken(). Waits where a disk's
+ * lease must be watched. */
 struct guest_settings {
 	char machine[32], accel[16];
 	int kvm_fd;
@@ -80,7 +86,7 @@ struct guest_settings {
 	bool reboot_stops;
 	int load_state_fd, load_memory_fd; /* a saved state to go on from, or -1; the caller's */
 };
-int guest_config_open(struct guest_config *c, struct machine_config *mc, struct guest_settings *s,
+int guest_config_open(struct guest *g, struct machine_config *mc, struct guest_settings *s,
 		      struct err *e);
 void guest_config_taken(struct guest_config *c);
 
@@ -104,6 +110,14 @@ void guest_save(struct guest *g, uint32_t id, struct msg_g_save *m);
 void guest_save_wait(struct guest *g); /* before the VM goes: the writer has ended */
 /* guest_load() - into a built VM that never ran: RAM, then vCPUs and devices. */
 int guest_load(struct guest *g, int state_fd, int memory_fd, struct err *e);
+
+/* ---- lease.c ---- */
+/* guest_lease_take() - @fd is taken on success; waits up to twice @stale_ms. */
+int guest_lease_take(struct guest *g, const char *disk, int fd, const struct lease_owner *owner,
+		     uint64_t stale_ms, struct err *e);
+struct lease *guest_lease_of(const struct guest *g, const char *disk); /* NULL: none is needed */
+int guest_disk_file(struct guest *g, const struct msg_g_disk_file *m, struct err *e);
+void guest_leases_end(struct guest *g); /* after the last disk was closed */
 
 /* ---- disk_job.c: each takes the message's descriptor on success ---- */
 int guest_disk_overlay(struct guest *g, struct msg_g_disk_overlay *m, struct err *e);

@@ -132,6 +132,7 @@ int main(int argc, char **argv)
 	if (g.vm)
 		vm_free(g.vm);
 	guest_config_free(g.cfg);
+	guest_leases_end(&g);
 	loop_free(g.loop);
 	return g.quitting ? 0 : 1;
 }

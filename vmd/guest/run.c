@@ -114,7 +114,7 @@ int guest_build(struct guest *g, struct msg_g_ready *ready, struct err *e)
 	struct guest_settings s;
 	struct vm_config vc = { .name = g->name };
 	char reason[200] = "";
-	int r = guest_config_open(g->cfg, &mc, &s, e);
+	int r = guest_config_open(g, &mc, &s, e);
 
 	if (r < 0)
 		return r;
@@ -283,6 +283,7 @@ static void guest_quit_parked(void *arg)
 		g->machine->destroy(g->vm);
 		vm_free(g->vm); /* closes the disks, which flushes them */
 		g->vm = NULL;
+		guest_leases_end(g);
 	}
 	guest_reply(g, id, &none);
 	loop_stop(g->loop);

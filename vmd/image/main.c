@@ -31,6 +31,7 @@
 #include "common/units.h"
 #include "storage/bitmap.h"
 #include "storage/job.h"
+#include "storage/lease.h"
 #include "storage/live.h"
 #include "storage/nbd_server.h"
 #include "vmd/proto.h"
@@ -43,6 +44,7 @@ struct image_job {
 	struct wire_conn *conn;
 	unsigned nlayers[IMAGE_SIDES];
 	struct msg_i_layer *layers[IMAGE_SIDES];
+	struct lease **leases[IMAGE_SIDES]; /* as layers; NULL: none */
 	struct blk_spec *specs[IMAGE_SIDES];
 	struct msg_i_run run;
 	uint32_t run_id;
@@ -406,7 +408,7 @@ static int image_verb(struct image_job *j, struct err *e)
 	static const char *const verbs[] = { "create", "create-many", "import", "convert",
 					     "info",   "check",	      "map",	"resize",
 					     "commit", "compare",     "rebase", "snapshot-delete",
-					     "bitmap", "compact",     "backup", "export",
+					     "bitmap", "compact",     "backup", "export", "lease",
 					     NULL };
 	const char *v = j->run.verb;
 	char name[256], format[256];
@@ -426,6 +428,8 @@ static int image_verb(struct image_job *j, struct err *e)
 		return image_convert(j, &job, e);
 	if (!strcmp(v, "check"))
 		return image_check(j, e);
+	if (!strcmp(v, "lease")) /* it is free, or went stale: that was asked */
+		return 0;
 	if (!strcmp(v, "info"))
 		ret = blkjob_info(j->specs[0], &j->json, e);
 	else if (!strcmp(v, "map"))
@@ -497,10 +501,49 @@ static void image_ended(void *arg)
 		j->running = false; /* the link's end, or an empty queue, ends us */
 }
 
+/* image_leases() - of what is written on a pool of several hosts. May wait for one that went stale. */
+static int image_leases(struct image_job *j, struct err *e)
+{
+	for (unsigned side = 0; side < IMAGE_SIDES; side++)
+		for (unsigned i = 0; i < j->nlayers[side]; i++) {
+			struct msg_i_layer *m = &j->layers[side][i];
+			struct lease_owner who = { 0 };
+
+			/* the layers of a disk go by its own */
+			if (m->lease_fd < 0 && i)
+				j->specs[side][i].lease = j->specs[side][i - 1].lease;
+			if (m->lease_fd < 0)
+				continue;
+			memcpy(who.name, m->lease_owner, sizeof(who.name));
+			memcpy(who.file, m->lease_file, sizeof(who.file));
+			memcpy(who.host, m->lease_host, sizeof(who.host));
+			j->leases[side][i] =
+			    lease_hold(m->lease_fd, &who, m->lease_ms, &j->cancel, e);
+			if (!j->leases[side][i]) {
+				err_prefix(e, "%s", m->label);
+				return -e->num;
+			}
+			m->lease_fd = -1;
+			j->specs[side][i].lease = j->leases[side][i];
+		}
+	return 0;
+}
+
+static void image_leases_end(struct image_job *j)
+{
+	for (unsigned side = 0; side < IMAGE_SIDES; side++)
+		for (unsigned i = 0; i < j->nlayers[side]; i++)
+			lease_let_go(j->leases[side][i]);
+}
+
 static void *image_thread(void *arg)
 {
 	struct image_job *j = arg;
-	int ret = image_verb(j, &j->err);
+	int ret = image_leases(j, &j->err);
+
+	if (!ret)
+		ret = image_verb(j, &j->err);
+	image_leases_end(j);
 
 	if (ret < 0 && !j->err.num)
 		err_set(&j->err, -ret, ret == -ECANCELED ? "cancelled" : "job-failed", "%s: %s",
@@ -540,7 +583,7 @@ static int image_add_layer(struct image_job *j, struct msg_i_layer *m, struct er
 		return err_set(e, ENOMEM, "no-memory", "out of memory");
 	j->layers[m->side] = l;
 	l[j->nlayers[m->side]++] = *m;
-	m->fd = -1;
+	m->fd = m->lease_fd = -1;
 	return 0;
 }
 
@@ -558,7 +601,8 @@ static int image_start(struct image_job *j, struct msg_i_run *m, struct err *e)
 		unsigned n = j->nlayers[side];
 
 		j->specs[side] = n ? calloc(n, sizeof(struct blk_spec)) : NULL;
-		if (n && !j->specs[side])
+		j->leases[side] = n ? calloc(n, sizeof(struct lease *)) : NULL;
+		if (n && (!j->specs[side] || !j->leases[side]))
 			return err_set(e, ENOMEM, "no-memory", "out of memory");
 		for (unsigned i = 0; i < n; i++)
 			j->specs[side][i] =

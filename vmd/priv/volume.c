@@ -69,37 +69,51 @@ static uint64_t volume_free_bytes(int fd)
 	return fstatvfs(fd, &v) < 0 ? 0 : (uint64_t)v.f_bavail * v.f_frsize;
 }
 
-static void volume_pool_tell(struct priv *p, uint32_t id, int fd)
+static void volume_pool_tell(struct priv *p, uint32_t id, int fd, const char *mark)
 {
 	struct statvfs v = { 0 };
-	char text[64];
+	char text[128];
 
 	if (fstatvfs(fd, &v) < 0)
 		v = (struct statvfs){ 0 };
-	snprintf(text, sizeof(text), "%llu%s", (unsigned long long)v.f_blocks * v.f_frsize,
-		 v.f_flag & ST_RDONLY ? " ro" : "");
+	snprintf(text, sizeof(text), "%llu %.40s%s", (unsigned long long)v.f_blocks * v.f_frsize,
+		 *mark ? mark : "-", v.f_flag & ST_RDONLY ? " ro" : "");
 	priv_result(p, id, (uint64_t)v.f_bavail * v.f_frsize, -1, -1, text);
 }
 
 /* A pool's directory says whose it is, so that one whose file system is not mounted, or that was
- * moved, is not taken for an empty pool. */
-#define VOLUME_MARK ".vmd-pool"
+ * moved, is not taken for an empty pool: the pool's id, and in a second line "shared" where several
+ * hosts use it. */
+#define VOLUME_MARK   ".vmd-pool"
+#define VOLUME_SHARED "shared\n"
 
-static int volume_mark(int dir, const struct msg_p_pool_open *m, struct err *e)
+/* volume_mark() - @id: of the mark, which is another's where a shared pool is joined. */
+static int volume_mark(int dir, const struct msg_p_pool_open *m, char id[40], struct err *e)
 {
 	char has[64] = "";
 	_cleanup_close_ int fd =
 	    openat(dir, VOLUME_MARK, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
 	ssize_t n = fd >= 0 ? read(fd, has, sizeof(has) - 1) : -1;
 
+	const char *more = strchr(has, '\n');
+	bool shared = more && !strcmp(more + 1, VOLUME_SHARED);
+
 	if (n >= 0)
 		has[strcspn(has, "\n")] = '\0';
+	snprintf(id, 40, "%.39s", m->id);
+	if (n > 0 && shared && m->shared && m->create == 1 && strlen(has) < 40) {
+		memcpy(id, has, strlen(has) + 1);
+		return 0;
+	}
 	if (!*m->id || (n > 0 && !strcmp(has, m->id)))
 		return 0;
 	if (n > 0 && m->create) {
 		err_set(e, EEXIST, "pool-taken", "pool %s: %.200s is marked as another pool's",
 			m->pool, m->path);
-		err_hint(e, "remove " VOLUME_MARK " in it if no other vmd uses it");
+		err_hint(e,
+			 shared ? "several hosts use it: vmctl pool create %s --shared --path %.100s"
+				: "remove " VOLUME_MARK " in it if no other vmd uses it",
+			 m->pool, m->path);
 		return -EEXIST;
 	}
 	if (!m->create || n > 0) {
@@ -116,7 +130,7 @@ static int volume_mark(int dir, const struct msg_p_pool_open *m, struct err *e)
 
 	if (out < 0 && errno == EROFS)
 		return 0;
-	if (out < 0 || dprintf(out, "%s\n", m->id) < 0 || fsync(out) < 0)
+	if (out < 0 || dprintf(out, "%s\n%s", m->id, m->shared ? VOLUME_SHARED : "") < 0 || fsync(out) < 0)
 		return err_set(e, errno, "pool-failed", "pool %s: %.200s cannot be marked: %s",
 			       m->pool, m->path, strerror(errno));
 	return 0;
@@ -126,13 +140,14 @@ int volume_pool_close(struct priv *p, const struct msg_p_pool_close *m, struct e
 {
 	struct msg_p_pool_open is = { 0 };
 	struct err other = { 0 };
+	char id[40];
 
 	memcpy(is.pool, m->pool, sizeof(is.pool));
 	memcpy(is.id, m->id, sizeof(is.id));
 	for (unsigned i = 0; i < p->npools; i++) {
 		if (strcmp(p->pools[i].name, m->pool))
 			continue;
-		if (*is.id && volume_mark(p->pools[i].fd, &is, &other) == 0)
+		if (*is.id && volume_mark(p->pools[i].fd, &is, id, &other) == 0)
 			unlinkat(p->pools[i].fd, VOLUME_MARK, 0);
 		close(p->pools[i].fd);
 		p->pools[i] = p->pools[--p->npools];
@@ -145,12 +160,13 @@ int volume_pool_close(struct priv *p, const struct msg_p_pool_close *m, struct e
 int volume_pool_open(struct priv *p, const struct msg_p_pool_open *m, struct err *e)
 {
 	const char *rest;
+	char id[40];
 	int root, fd;
 
 	if (!name_valid(m->pool))
 		return err_set(e, EINVAL, "bad-name", "\"%s\" is no name for a pool", m->pool);
 	if (!strcmp(m->pool, "default")) {
-		volume_pool_tell(p, m->msg_id, volume_pool(p, "default", NULL)->fd);
+		volume_pool_tell(p, m->msg_id, volume_pool(p, "default", NULL)->fd, "");
 		return 0;
 	}
 	/* where no path is given a pool lies beside the default one */
@@ -178,7 +194,7 @@ int volume_pool_open(struct priv *p, const struct msg_p_pool_open *m, struct err
 		return err_set(e, -fd, fd == -ENOENT ? "pool-not-found" : "pool-failed",
 			       "pool %s: cannot open its directory %.200s: %s", m->pool, m->path,
 			       strerror(-fd));
-	int ret = volume_mark(fd, m, e);
+	int ret = volume_mark(fd, m, id, e);
 
 	if (!ret)
 		ret = volume_pool_add(p, m->pool, fd, e);
@@ -186,7 +202,7 @@ int volume_pool_open(struct priv *p, const struct msg_p_pool_open *m, struct err
 		close(fd);
 		return ret;
 	}
-	volume_pool_tell(p, m->msg_id, fd);
+	volume_pool_tell(p, m->msg_id, fd, id);
 	return 0;
 }
 
@@ -258,16 +274,40 @@ int volume_fd(struct priv *p, const struct msg_p_volume_open *m, struct err *e)
 	return take_fd(&fd);
 }
 
+/* volume_lease() - the file of a disk's lease, made where there is none; see storage/lease.h. */
+static int volume_lease(struct priv *p, const struct msg_p_volume_open *m, struct err *e)
+{
+	struct msg_p_volume_open l = { .mode = 1 };
+	int fd;
+
+	memcpy(l.pool, m->pool, sizeof(l.pool));
+	memcpy(l.name, m->lease, sizeof(l.name));
+	fd = volume_fd(p, &l, e);
+	if (fd != -ENOENT)
+		return fd;
+	l.mode = 2;
+	fd = volume_fd(p, &l, e);
+	if (fd != -EEXIST) /* another host was faster */
+		return fd;
+	l.mode = 1;
+	return volume_fd(p, &l, e);
+}
+
 int volume_open(struct priv *p, const struct msg_p_volume_open *m, struct err *e)
 {
-	_cleanup_close_ int fd = volume_fd(p, m, e);
+	_cleanup_close_ int fd = volume_fd(p, m, e), lease = -1;
 	struct stat st;
 
 	if (fd < 0)
 		return fd;
+	if (*m->lease) {
+		lease = volume_lease(p, m, e);
+		if (lease < 0)
+			return lease;
+	}
 	if (fstat(fd, &st) < 0)
 		return volume_errno(e, errno, m->pool, m->name);
-	priv_result(p, m->msg_id, (uint64_t)st.st_size, fd, -1, NULL);
+	priv_result(p, m->msg_id, (uint64_t)st.st_size, fd, lease, NULL);
 	return 0;
 }
 

@@ -48,7 +48,7 @@ static void holder_main(const char *name, uint8_t id, int in, int out)
 	for (;;) {
 		if (poll(&p, 1, STALE_MS / 10) > 0) {
 			_exit(write(out, lease_drop(&l) ? "x" : "d", 1) != 1);
-		} else if (lease_beat(&l, &e)) {
+		} else if (lease_beat(&l, NULL, &e)) {
 			_exit(write(out, "l", 1) != 1 || lease_valid(&l));
 		}
 	}
@@ -189,6 +189,98 @@ static void of_many_that_want_it_at_once_one_gets_it(void **state)
 		holder_end(&h[i]);
 }
 
+static void an_owner_that_is_late_gets_it_again_where_nobody_took_it(void **state)
+{
+	struct lease_owner o = owner_of("here", 9);
+	struct err e = { 0 };
+	struct lease l;
+	int fd;
+
+	(void)state;
+	fresh();
+	fd = lease_file();
+	assert_int_equal(lease_take(&l, fd, &o, 400, NULL, &e), 0);
+	uint64_t was = l.generation;
+
+	assert_int_equal(poll(NULL, 0, 250), 0);
+	assert_false(lease_valid(&l));
+	assert_int_equal(lease_beat(&l, NULL, &e), 0);
+	assert_true(l.generation > was && lease_valid(&l));
+	assert_int_equal(lease_drop(&l), 0);
+	close(fd);
+}
+
+static void another_hosts_newer_top_layer_is_named_and_refused(void **state)
+{
+	struct lease_owner a = owner_of("a", 1), b = owner_of("b", 2);
+	struct err e = { 0 };
+	struct lease *l;
+
+	(void)state;
+	fresh();
+	strcpy(a.host, "host-a");
+	strcpy(a.file, "web.qcow2");
+	strcpy(b.host, "host-b");
+	strcpy(b.file, "web.qcow2");
+	l = lease_hold(lease_file(), &a, 400, NULL, &e);
+	assert_non_null(l);
+	assert_int_equal(lease_set_file(l, "web.1.qcow2", &e), 0);
+	lease_let_go(l);
+	assert_null(lease_hold(-1, &b, 400, NULL, &e));
+	int fd = lease_file();
+
+	e = (struct err){ 0 };
+	assert_null(lease_hold(fd, &b, 400, NULL, &e));
+	assert_string_equal(e.code, "disk-goes-on-elsewhere");
+	assert_non_null(strstr(e.detail, "web.1.qcow2"));
+	/* its own host has newer records than the lease, after a snapshot of a stopped guest */
+	strcpy(a.file, "web.2.qcow2");
+	l = lease_hold(fd, &a, 400, NULL, &e);
+	assert_non_null(l);
+	lease_let_go(l);
+}
+
+/* the gate below every disk: no write without the lease, and reads go on */
+static void a_disk_without_its_lease_is_not_written(void **state)
+{
+	struct lease_owner o = owner_of("here", 9);
+	struct err e = { 0 };
+	char page[4096] = { 1 };
+	struct lease *l;
+
+	(void)state;
+	fresh();
+	l = lease_hold(lease_file(), &o, 5000, NULL, &e);
+	assert_non_null(l);
+	for (int raw = 0; raw < 2; raw++) {
+		int fd = disk_fd("leased.disk", O_RDWR | O_CREAT | O_TRUNC);
+		struct qcow2_create c = { .size_bytes = MIB };
+		struct blk_spec spec = {
+			.driver = raw ? "file" : "qcow2", .fd = fd, .lease = l, .discard = true
+		};
+
+		if (raw)
+			assert_int_equal(ftruncate(fd, MIB), 0);
+		else
+			assert_int_equal(qcow2_create(fd, &c, &e), 0);
+		struct blockdev *bd = blk_open(&spec, &e);
+
+		assert_non_null(bd);
+		assert_int_equal(blk_pwrite(bd, page, sizeof(page), 0), 0);
+		assert_int_equal(blk_flush(bd), 0);
+		atomic_store(&l->lost, true);
+		assert_int_equal(blk_pwrite(bd, page, sizeof(page), 256 * KIB), -ESTALE);
+		assert_int_equal(blk_pwrite(bd, page, sizeof(page), 0), -ESTALE);
+		if (raw)
+			assert_int_equal(blk_zero(bd, 0, 4096, true), -ESTALE);
+		assert_int_equal(blk_resize(bd, 2 * MIB, &e), -ESTALE);
+		assert_int_equal(blk_pread(bd, page, sizeof(page), 0), 0);
+		(void)blk_close(bd);
+		atomic_store(&l->lost, false);
+	}
+	lease_let_go(l);
+}
+
 static void a_record_that_is_garbage_is_watched_before_it_is_replaced(void **state)
 {
 	struct lease_owner o = owner_of("here", 9);
@@ -222,6 +314,9 @@ int main(void)
 		cmocka_unit_test(a_dead_owners_lease_is_taken_over),
 		cmocka_unit_test(an_owner_that_was_cut_off_finds_out_and_writes_nothing),
 		cmocka_unit_test(of_many_that_want_it_at_once_one_gets_it),
+		cmocka_unit_test(an_owner_that_is_late_gets_it_again_where_nobody_took_it),
+		cmocka_unit_test(another_hosts_newer_top_layer_is_named_and_refused),
+		cmocka_unit_test(a_disk_without_its_lease_is_not_written),
 		cmocka_unit_test(a_record_that_is_garbage_is_watched_before_it_is_replaced),
 	};
 
