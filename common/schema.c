@@ -111,10 +111,10 @@ static const struct schema_field bitmap_body_fields[] = {
 };
 BODY(bitmap_body);
 static const struct schema_field backup_body_fields[] = {
-	{ .name = "name", .type = ST_STRING, .flags = C | SF_REQUIRED, .format = "name", .help = "name of the disk that holds the backup" },
+	{ .name = "name", .type = ST_STRING, .flags = C | SF_REQUIRED, .min = 1, .max = 600, .help = "the disk that is made to hold the backup, or where it goes: nbd://ADDRESS[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=/PATH (beneath serial_roots)" },
 	{ .name = "pool", .type = ST_STRING, .flags = C, .format = "name", .cli = "pool", .help = "pool of the backup (default: that of the disk)" },
 	{ .name = "bitmap", .type = ST_STRING, .flags = C, .format = "name", .cli = "bitmap", .help = "bitmap that notes what changes from now on, made where it is missing; the next backup may then be incremental" },
-	{ .name = "incremental", .type = ST_BOOL, .flags = C, .cli = "incremental", .dflt = "false", .help = "only what changed since the bitmap's last backup, as an overlay over that (default false)" },
+	{ .name = "incremental", .type = ST_BOOL, .flags = C, .cli = "incremental", .dflt = "false", .help = "only what changed since the bitmap's last backup, as an overlay over that, or in place at the same URI (default false)" },
 	{ 0 },
 };
 BODY(backup_body);

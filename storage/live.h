@@ -46,6 +46,7 @@ struct blk_backup_start {
 	struct blockdev *bd;
 	const struct blk_spec *target; /* at least as large, writable, reads as zeroes (full) or
 					* as the last backup (incremental) */
+	bool unknown;	    /* of the target's content nothing is known: zeroes are written too */
 	const char *bitmap; /* only what it has is copied, and it starts anew; NULL: all */
 };
 /* blk_backup_start() - all disks at the same moment. out[n]; fds are taken on success of all. */

@@ -35,7 +35,7 @@ struct blk_backup {
 	_Atomic uint64_t copied;
 	struct blk_bits bits;
 	char bitmap[BLK_BITMAP_NAME_MAX + 1];
-	bool whole;
+	bool whole, unknown;
 };
 
 static bool backup_todo(const struct blk_backup *b, uint64_t i)
@@ -110,7 +110,7 @@ static int backup_copy_run(struct blk_backup *b, uint64_t off, uint64_t len)
 		return r;
 	/* the target of a full backup is zeroes, one of an incremental shows the last backup */
 	if (mem_is_zero(buf, len))
-		return b->bitmap[0] ? node_zero(b->target, off, len, NODE_UNMAP) : 0;
+		return b->bitmap[0] || b->unknown ? node_zero(b->target, off, len, NODE_UNMAP) : 0;
 	return node_pwrite(b->target, buf, len, off);
 }
 
@@ -232,6 +232,7 @@ static struct blk_backup *backup_new(const struct blk_backup_start *v, struct er
 	pthread_cond_init(&b->done, NULL);
 	memset(b->busy, 0xff, sizeof(b->busy));
 	b->root = v->bd;
+	b->unknown = v->unknown;
 	b->size = atomic_load(&v->bd->size_bytes);
 	b->stretch = BACKUP_STRETCH;
 	b->n = (b->size + b->stretch - 1) / b->stretch;

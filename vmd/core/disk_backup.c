@@ -36,13 +36,12 @@ static struct obj *backup_dest(struct op *op)
 	return obj_by_name(op->c, K_DISK, jstr_or(op->args, "dest", ""));
 }
 
-/* the last backup of @bitmap; "" unknown */
-static const char *backup_last(const struct obj *o, const char *bitmap)
+const char *disk_backup_last(const struct obj *o, const char *bitmap)
 {
 	return jstr_or(json_object_get(o->rt, "bitmaps"), bitmap, "");
 }
 
-static void backup_set_last(struct core *c, struct obj *o, const char *bitmap, const char *id)
+void disk_backup_set_last(struct core *c, struct obj *o, const char *bitmap, const char *id)
 {
 	json_t *map;
 
@@ -58,6 +57,17 @@ static void backup_set_last(struct core *c, struct obj *o, const char *bitmap, c
 	obj_put(c, o, PUT_FACT);
 }
 
+int disk_backup_bitmap_check(const struct obj *o, const char *bitmap, struct err *e)
+{
+	if (!bitmap)
+		return 0;
+	if (strcmp(jstr_or(o->doc, "format", ""), "qcow2"))
+		return err_set(e, EINVAL, "disk-format",
+			       "disk \"%s\" is %s: only qcow2 disks have bitmaps", o->name,
+			       jstr_or(o->doc, "format", "raw"));
+	return disk_no_layer(o, e);
+}
+
 static int backup_base(struct op *op, struct obj **base, struct err *e)
 {
 	const char *bitmap = jstr(op->args, "bitmap");
@@ -68,7 +78,7 @@ static int backup_base(struct op *op, struct obj **base, struct err *e)
 		return 0;
 	if (!bitmap)
 		return err_set(e, EINVAL, "no-bitmap", "an incremental backup wants a bitmap");
-	*base = obj_by_id(op->c, K_DISK, backup_last(o, bitmap));
+	*base = obj_by_id(op->c, K_DISK, disk_backup_last(o, bitmap));
 	if (*base)
 		return 0;
 	err_set(e, EINVAL, "no-backup",
@@ -84,12 +94,8 @@ static int backup_prepare(struct op *op, struct err *e)
 	const char *pool = jstr_or(op->args, "pool", jstr_or(o->doc, "pool", "default"));
 	json_t *spec;
 
-	if (jstr(op->args, "bitmap") &&
-	    (strcmp(jstr_or(o->doc, "format", ""), "qcow2") || disk_no_layer(o, e) < 0))
-		return e->num ? -e->num
-			      : err_set(e, EINVAL, "disk-format",
-					"disk \"%s\" is %s: only qcow2 disks have bitmaps", o->name,
-					jstr_or(o->doc, "format", "raw"));
+	if (disk_backup_bitmap_check(o, jstr(op->args, "bitmap"), e) < 0)
+		return -e->num;
 	if (backup_base(op, &base, e) < 0)
 		return -e->num;
 	spec = json_pack("{s:s, s:s, s:O}", "pool", pool, "format", "qcow2", "size",
@@ -111,7 +117,7 @@ static int backup_prepare(struct op *op, struct err *e)
 static void backup_refused(struct op *op, const struct err *e)
 {
 	if (op->target && jstr(op->args, "base"))
-		backup_set_last(op->c, op->target, jstr(op->args, "bitmap"),
+		disk_backup_set_last(op->c, op->target, jstr(op->args, "bitmap"),
 				jstr(op->args, "base"));
 	op_finish(op, e);
 }
@@ -182,7 +188,7 @@ static void backup_made(void *arg, const struct err *e)
 	obj_before(op->c, dest);
 	json_object_set_new(dest->doc, "state", json_string("busy"));
 	if (jstr(op->args, "base"))
-		backup_set_last(op->c, op->target, jstr(op->args, "bitmap"), NULL);
+		disk_backup_set_last(op->c, op->target, jstr(op->args, "bitmap"), NULL);
 	obj_put(op->c, dest, PUT_FACT);
 	round_commit(op->c);
 	d = k->job = disk_job_make(op, "backup", backup_job_done);
@@ -226,7 +232,7 @@ static void backup_commit(struct op *op)
 	disk_let_go(op->c, o);
 	disk_let_go(op->c, dest);
 	if (o && dest && jstr(op->args, "bitmap"))
-		backup_set_last(op->c, o, jstr(op->args, "bitmap"), dest->id);
+		disk_backup_set_last(op->c, o, jstr(op->args, "bitmap"), dest->id);
 }
 
 static void backup_abort(struct op *op, const struct err *e)
@@ -412,7 +418,7 @@ static void bitmap_commit(struct op *op)
 		return;
 	/* whoever clears it by hand, or takes it away, loses what it knew */
 	if (strcmp(what, "add") && strcmp(what, "enable") && strcmp(what, "merge"))
-		backup_set_last(op->c, op->target, jstr_or(op->args, "name", ""), NULL);
+		disk_backup_set_last(op->c, op->target, jstr_or(op->args, "name", ""), NULL);
 	disk_let_go(op->c, op->target);
 }
 
@@ -430,7 +436,9 @@ const struct op_ops op_disk_bitmap = { "disk-bitmap", false,	     bitmap_prepare
 
 int route_disk_backup(struct core *c, struct req *r, struct err *e)
 {
-	return disk_verb(c, r, &op_disk_backup, e);
+	const char *to = jstr_or(r->body, "name", "");
+
+	return disk_verb(c, r, disk_uri(to) ? &op_disk_backup_nbd : &op_disk_backup, e);
 }
 
 int route_disk_restore(struct core *c, struct req *r, struct err *e)

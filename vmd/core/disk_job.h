@@ -52,6 +52,12 @@ int disk_verb(struct core *c, struct req *r, const struct op_ops *ops, struct er
 /* disk_commit_into() - what the operation's disk may be committed into; NULL with @e */
 struct obj *disk_commit_into(struct op *op, struct err *e);
 
+/* disk_backup.c: what the last whole backup of @bitmap went to, a disk's id or a URI; "" unknown */
+const char *disk_backup_last(const struct obj *o, const char *bitmap);
+void disk_backup_set_last(struct core *c, struct obj *o, const char *bitmap, const char *where);
+int disk_backup_bitmap_check(const struct obj *o, const char *bitmap, struct err *e);
+bool disk_uri(const char *text); /* or a name */
+
 /* disk_adopt() - route_disk_create() of an existing file */
 int disk_adopt(struct core *c, struct req *r, struct err *e);
 

@@ -26,7 +26,8 @@
 
 struct disk_overlay {
 	struct blockdev *bd;
-	char label[160];
+	char label[160], export[270];
+	const char *opts[2];
 	struct blk_spec spec;
 };
 
@@ -91,8 +92,12 @@ int guest_disk_overlay(struct guest *g, struct msg_g_disk_overlay *m, struct err
 		return err_set(e, ENOENT, "disk-not-found", "guest %s has no disk \"%s\"", g->name,
 			       m->name);
 	memcpy(o->label, m->label, sizeof(o->label));
+	snprintf(o->export, sizeof(o->export), "export=%s", m->export);
+	o->opts[0] = strcmp(m->driver, "nbd") ? NULL : o->export;
+	o->opts[1] = NULL;
 	o->spec = (struct blk_spec){
-		.driver = "qcow2",
+		.driver = o->opts[0] ? "nbd" : "qcow2",
+		.opts = o->opts,
 		.label = o->label,
 		.fd = take_fd(&m->fd),
 		.cache = (enum blk_cache)m->cache,
@@ -144,6 +149,7 @@ static int disk_backup(struct guest_disk_job *j, const struct blkjob *job)
 {
 	struct blk_backup_start start = { .bd = j->bd,
 					  .target = &j->overlays[0].spec,
+					  .unknown = !strcmp(j->overlays[0].spec.driver, "nbd"),
 					  .bitmap = j->m.value ? j->m.bitmap : NULL };
 	struct blk_backup *b = NULL;
 	struct err why = { 0 };

@@ -138,6 +138,7 @@ static const struct sandbox_rule lockdown_io_only[] = {
 	SB_ALLOW(pread64), SB_ALLOW(pwrite64), SB_ALLOW(preadv), SB_ALLOW(pwritev), SB_ALLOW(preadv2), SB_ALLOW(pwritev2),
 	SB_ALLOW(fstat), SB_ALLOW(lseek), SB_ALLOW(fallocate), SB_ALLOW(ftruncate), SB_ALLOW(fsync), SB_ALLOW(fdatasync),
 	SB_ALLOW(sync_file_range), SB_ALLOW(fstatfs),
+	SB_ALLOW(poll), SB_ALLOW(sendmsg), SB_ALLOW(recvmsg), /* a backup's target, where it is an NBD server */
 	SB_ALLOW(epoll_ctl), SB_ALLOW(epoll_wait), SB_ALLOW(epoll_pwait), SB_ALLOW(timerfd_settime), SB_ALLOW(eventfd2),
 	SB_ALLOW(futex), SB_ALLOW(clock_gettime), SB_ALLOW(clock_nanosleep), SB_ALLOW(gettimeofday), SB_ALLOW(sched_yield),
 	SB_ALLOW(rt_sigreturn), SB_ALLOW(rt_sigprocmask), SB_ALLOW(restart_syscall), SB_ALLOW(gettid), SB_ALLOW(getpid),

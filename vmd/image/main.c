@@ -47,6 +47,8 @@ struct image_job {
 	struct lease **leases[IMAGE_SIDES]; /* as layers; NULL: none */
 	struct blk_spec *specs[IMAGE_SIDES];
 	struct msg_i_run run;
+	char export[270]; /* of the NBD server that a layer is a connection to */
+	const char *nbd_opts[2];
 	uint32_t run_id;
 	bool running;
 	_Atomic bool cancel;
@@ -306,6 +308,7 @@ static int image_backup(struct image_job *j, const struct blkjob *job, struct er
 	for (unsigned i = 0; i < j->nlayers[0]; i++)
 		j->layers[0][i].fd = -1;
 	start.target = j->specs[1];
+	start.unknown = !strcmp(j->specs[1]->driver, "nbd");
 	if (bitmap && !incremental)
 		ret = image_bitmap_ready(start.bd, bitmap, e);
 	if (!ret)
@@ -592,10 +595,14 @@ static int image_start(struct image_job *j, struct msg_i_run *m, struct err *e)
 	if (j->running)
 		return err_set(e, EBUSY, "job-running", "a job does one thing");
 	static const char *const no_lock[] = { "lock=off", NULL };
-	char lock[256];
+	char lock[256], name[256];
 
 	j->run = *m;
 	bool unlocked = image_arg(j, "lock", lock) != NULL;
+
+	snprintf(j->export, sizeof(j->export), "export=%s",
+		 image_arg(j, "export", name) ? name : "");
+	j->nbd_opts[0] = j->export;
 
 	for (unsigned side = 0; side < IMAGE_SIDES; side++) {
 		unsigned n = j->nlayers[side];
@@ -612,7 +619,10 @@ static int image_start(struct image_job *j, struct msg_i_run *m, struct err *e)
 					       .read_only = j->layers[side][i].read_only,
 					       .discard = true,
 					       .cache = BLK_CACHE_WRITEBACK,
-					       .opts = unlocked ? no_lock : NULL,
+					       .opts = unlocked ? no_lock
+						       : !strcmp(j->layers[side][i].driver, "nbd")
+							   ? j->nbd_opts
+							   : NULL,
 					       .backing =
 						   i + 1 < n ? &j->specs[side][i + 1] : NULL };
 	}
