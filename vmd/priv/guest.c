@@ -431,23 +431,33 @@ int guests_image_spawn(struct priv *p, const struct msg_p_image_spawn *m, struct
 	return ret;
 }
 
-/* A listening socket without a name, and a connection to it: what systemd's socket activation hands over,
- * and core's end. */
-static int guest_listening_pair(int *listener, int *sock, struct err *e)
+/* guest_listening_pair() - a listening socket and one connected to it. Its name lies in the run directory
+ * for that moment only, for nobody but us: another local user must not be the first to connect. */
+static int guest_listening_pair(struct priv *p, const char *job, int *listener, int *sock,
+				struct err *e)
 {
 	struct sockaddr_un sa = { .sun_family = AF_UNIX };
-	socklen_t len = sizeof(sa.sun_family);
+	char leaf[64];
+	int ok = -1, num;
 
+	*listener = *sock = -1;
+	snprintf(leaf, sizeof(leaf), "job-%.36s.sock", job);
+	if (!path_leaf_ok(leaf))
+		return err_set(e, EINVAL, "bad-name", "\"%.36s\" is no id of a job", job);
+	snprintf(sa.sun_path, sizeof(sa.sun_path), "/proc/self/fd/%d/%s", p->run_fd, leaf);
 	*listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	*sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	/* an address of the kernel's choice in the abstract namespace: not a file, and one backlog place */
-	if (*listener >= 0 && *sock >= 0 && bind(*listener, (struct sockaddr *)&sa, len) == 0 &&
-	    listen(*listener, 1) == 0) {
-		len = sizeof(sa);
-		if (getsockname(*listener, (struct sockaddr *)&sa, &len) == 0 &&
-		    connect(*sock, (struct sockaddr *)&sa, len) == 0)
-			return 0;
+	(void)unlinkat(p->run_fd, leaf, 0);
+	if (*listener >= 0 && *sock >= 0 && fchmod(*listener, 0600) == 0 &&
+	    bind(*listener, (struct sockaddr *)&sa, sizeof(sa)) == 0) {
+		if (listen(*listener, 1) == 0)
+			ok = connect(*sock, (struct sockaddr *)&sa, sizeof(sa));
+		num = errno;
+		(void)unlinkat(p->run_fd, leaf, 0);
+		errno = num;
 	}
+	if (ok == 0)
+		return 0;
 	err_set(e, errno, "no-socket", "no socket for a job: %s", strerror(errno));
 	close_fd(listener);
 	close_fd(sock);
@@ -495,7 +505,7 @@ int guests_foreign_spawn(struct priv *p, const struct msg_p_foreign_spawn *m, st
 		return err_set(e, errno, "volume-failed",
 			       "volume %s: cannot be given to the job: %s", m->name,
 			       strerror(errno));
-	ret = guest_listening_pair(&listener, &sock, e);
+	ret = guest_listening_pair(p, m->job, &listener, &sock, e);
 	if (ret < 0)
 		return ret;
 	snprintf(format, sizeof(format), "--format=%s", m->format);
