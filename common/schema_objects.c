@@ -95,6 +95,7 @@ static const struct schema_field guest_fields[] = {
 	{ .name = "cmdline", .type = ST_STRING, .flags = CP, .max = 4095, .cli = "cmdline", .help = "kernel command line (default: console=ttyS0)" },
 	{ .name = "boot_format", .type = ST_ENUM, .flags = CP, .values = VALUES("auto", "bzimage", "elf", "pvh"), .cli = "boot-format", .dflt = "auto",
 	  .help = "how the kernel is entered; auto unpacks a bzImage on the host, bzimage leaves that to its stub (default auto)" },
+	{ .name = "boot_format_used", .type = ST_STRING, .flags = RO | SF_WIDE, .help = "how its kernel was entered" },
 	{ .name = "disks", .type = ST_ARRAY, .flags = CP, .max = 64, .object = &schema_guest_disk, .cli = "disk",
 	  .help = "disk, as name=,size=,format=,pool=,backing=,cache=,discard= or NAME; repeatable" },
 	{ .name = "nics", .type = ST_ARRAY, .flags = CP, .max = 16, .object = &schema_guest_nic, .cli = "net",

@@ -29,7 +29,6 @@
 #include <unistd.h>
 
 #include "common/cleanup.h"
-#include "common/log.h"
 #include "common/overflow.h"
 #include "common/units.h"
 #include "devices/acpi.h"
@@ -191,8 +190,7 @@ static int pc_payload(struct pc *pc, struct err *e)
 	if (!ret)
 		ret = vm->accel->vcpu_set_state(vm->vcpus[0], s, e);
 	if (!ret)
-		log_debug("kernel entered as %s at 0x%llx", boot_format_name(used),
-			  (unsigned long long)s->rip);
+		vm->boot_format = boot_format_name(used);
 	free(s);
 	return ret;
 }

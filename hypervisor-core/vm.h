@@ -61,6 +61,7 @@ struct vm {
 	const struct accel_ops *accel;
 	void *accel_vm; /* the row's own */
 	struct accel_config accel_cfg;
+	const char *boot_format; /* how its kernel was entered; NULL: none was loaded */
 	char accel_reason[200];
 
 	struct mem *mem;

@@ -34,7 +34,10 @@ debian() {
 }
 for cpus in 1 2 4; do
 	debian "login cloud $cpus" cloud $cpus "" "debian login:"
-	debian "login generic $cpus" generic $cpus "quiet cryptomgr.notests=1" "debian login:"
+	debian "login generic $cpus" generic $cpus "" "debian login:"
+done
+for kernel in cloud generic; do
+	debian "login $kernel minimal" $kernel 2 "quiet cryptomgr.notests=1" "debian login:"
 done
 for w in python perl gcc openssl sqlite stress; do
 	debian "work $w" cloud 2 "quiet cryptomgr.notests=1 systemd.run=\"/usr/local/bin/work $w\"" "WORK-OK $w" --expect "WORK-BAD $w"

@@ -183,6 +183,7 @@ void guest_cleanup_host(struct guest *g)
 	g->o->rt = NULL;
 	json_object_del(g->o->doc, "pid");
 	json_object_del(g->o->doc, "accel_used");
+	json_object_del(g->o->doc, "boot_format_used");
 	json_object_del(g->o->doc, "accel_reason");
 	json_object_del(g->o->doc, "net_backend");
 }

@@ -681,6 +681,8 @@ static void start_built(void *arg, enum call_event ev, struct wire_buf *b, const
 	guest_limits_send(g, start_limited, g);
 	jset_str(g->o->doc, "accel_used", m.accel);
 	jset_str(g->o->doc, "accel_reason", m.reason);
+	if (*m.boot_format)
+		jset_str(g->o->doc, "boot_format_used", m.boot_format);
 	json_object_set_new(g->o->doc, "build_us", json_integer((json_int_t)m.build_us));
 	jset_str(g->o->doc, "jail", m.jail);
 	if (m.net[0])

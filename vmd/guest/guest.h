@@ -43,7 +43,6 @@ struct guest {
 	struct guest_config *cfg; /* until built */
 	struct vm *vm;
 	const struct machine_ops *machine;
-	char boot_format[16];
 	/* what happened last while nobody listened; told at the next hello */
 	char event_kind[32], event_text[400];
 	bool event_untold;

@@ -157,7 +157,7 @@ int guest_build(struct guest *g, struct msg_g_ready *ready, struct err *e)
 	snprintf(ready->accel, sizeof(ready->accel), "%s", vc.accel->name);
 	snprintf(ready->reason, sizeof(ready->reason), "%s", reason);
 	snprintf(ready->boot_format, sizeof(ready->boot_format), "%s",
-		 boot_format_name(mc.boot.format));
+		 g->vm->boot_format ? g->vm->boot_format : "");
 	snprintf(ready->jail, sizeof(ready->jail), "%s", g->jail);
 	virtio_net_backends(g->vm, ready->net, sizeof(ready->net));
 	guest_trim();
