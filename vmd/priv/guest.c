@@ -729,8 +729,7 @@ int guests_usage(struct priv *p, const struct msg_p_guest_usage *m, struct err *
 
 int guests_limit(struct priv *p, const struct msg_p_guest_limit *m, struct err *e)
 {
-	struct cgroup_limits lim = { m->cpu_shares, m->cpu_limit_pct, m->memory_max_bytes,
-				     m->io_bps, m->io_iops };
+	struct cgroup_limits lim = { m->cpu_shares, m->cpu_limit_pct, m->memory_max_bytes };
 
 	if (!guest_get(p, m->uuid, e))
 		return -ESRCH;

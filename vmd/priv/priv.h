@@ -138,7 +138,7 @@ int guest_log_forget(struct priv *p, const char *uuid); /* all logs of a guest g
 
 /* ---- cgroup.c ---- */
 struct cgroup_limits {
-	uint64_t cpu_shares, cpu_limit_pct, memory_max_bytes, io_bps, io_iops;
+	uint64_t cpu_shares, cpu_limit_pct, memory_max_bytes;
 };
 /* cgroup_tree() - another place than /sys/fs/cgroup and /proc/self/cgroup: a test's. */
 void cgroup_tree(const char *mount, const char *self);
