@@ -98,8 +98,6 @@ struct blockdev *node_open(const struct blk_spec *spec, unsigned depth, struct e
 	bd->unsafe = spec->cache == BLK_CACHE_UNSAFE;
 	bd->block_size = 512;
 	bd->aio = spec_opt(spec, "aio") && strcmp(spec_opt(spec, "aio"), "on") == 0;
-	bd->writes_here =
-	    spec_opt(spec, "writes") && strcmp(spec_opt(spec, "writes"), "here") == 0;
 	bd->depth = depth;
 	bd->threads_max = threads ? threads : 1;
 	snprintf(bd->label, sizeof(bd->label), "%s", label);

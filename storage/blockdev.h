@@ -74,8 +74,7 @@ struct blk_spec {
 	const struct blk_spec
 	    *backing; /* qcow2: the parent, resolved by core; the header's path is ignored */
 	/* NULL-terminated "key=value", driver's own (tests, limits). Any node: threads=N; root:
-	 * aio=on (kernel AIO for O_DIRECT; needs io_setup, io_submit, io_getevents, io_destroy),
-	 * writes=here (small buffered writes to a raw file on the loop's own thread).
+	 * aio=on (kernel AIO for O_DIRECT; needs io_setup, io_submit, io_getevents, io_destroy).
 	 * file: lock=off. qcow2: backing=ignore, backing-changed=accept, repair=no,
 	 * prealloc=off, cache-bytes=N. rate:
 	 * iops=, bps=. nbd: export=NAME, timeout-ms=N. fail, delay, log: see filter.c. */

@@ -72,7 +72,7 @@ struct blockdev {
 	const struct blockdev_ops *ops;
 	void *drv;
 	char label[96];
-	bool read_only, discard, detect_zeroes, unsafe, aio, writes_here;
+	bool read_only, discard, detect_zeroes, unsafe, aio;
 	_Atomic bool serial_writes; /* the kernel lets one write at a time into it */
 	uint32_t block_size;
 	_Atomic uint64_t size_bytes;

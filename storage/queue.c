@@ -43,7 +43,6 @@ struct blk_queue {
 	unsigned misses, cold; /* page cache: how often in a row it was not there; do not look */
 	int asked_fd;	       /* the file last asked where it lies; -1 none */
 	bool asked_ram;	       /* in memory */
-	bool here;	       /* buffered writes are this thread's, see write_here() */
 	bool more;	       /* inside a callback: others follow at once */
 	bool *freed;	       /* inside callbacks: told when the queue goes */
 	pthread_mutex_t lock;
@@ -255,22 +254,6 @@ static bool cached_try(struct blk_queue *q, struct blk_req *r)
 	return false;
 }
 
-/* write_here() - a small write into the page cache, by the loop's thread itself (root's option
- * writes=here). It may have to wait while the kernel holds writers back; who has nothing else to do on
- * this loop than to serve this disk loses nothing by that, and saves two wakings a batch. True: done. */
-static bool write_here(struct blk_queue *q, struct blk_req *r)
-{
-	int ret;
-
-	if (!q->here || r->op != BLK_WRITE || (r->flags & BLK_FUA) || r->len_bytes > CACHED_MAX ||
-	    !atomic_load(&q->bd->serial_writes) || !node_gate_try(q->bd))
-		return false;
-	ret = node_request(q->bd, r);
-	node_gate_leave(q->bd);
-	queue_finish(q, r, ret);
-	return true;
-}
-
 /* --- kernel AIO
  * ------------------------------------------------------------------------------------ */
 
@@ -449,7 +432,6 @@ struct blk_queue *blk_queue_new(struct blockdev *bd, struct loop *l, struct err 
 	q->bd = bd;
 	q->loop = l;
 	q->aio = bd->aio;
-	q->here = bd->writes_here;
 	q->wake = (struct loop_fd)LOOP_FD_NONE;
 	list_init(&q->done);
 	list_init(&q->lane);
@@ -493,7 +475,7 @@ void blk_submit(struct blk_queue *q, struct blk_req *r)
 {
 	r->queue = q;
 	q->inflight++;
-	if (!(q->aio ? aio_try(q, r) : cached_try(q, r)) && !write_here(q, r))
+	if (!(q->aio ? aio_try(q, r) : cached_try(q, r)))
 		queue_to_worker(q, r);
 }
 

@@ -42,7 +42,7 @@ static void die(const char *what)
 /* image_open() - qcow2 by O_DIRECT, as qemu-nbd is told; raw through the page cache, as nbdkit. */
 static struct blockdev *image_open(const char *driver)
 {
-	static const char *const opts[] = { "backing=ignore", "aio=on", "writes=here", NULL };
+	static const char *const opts[] = { "backing=ignore", "aio=on", NULL };
 	struct err e = { 0 };
 	struct blk_spec s = { .driver = driver,
 			      .label = "bench",

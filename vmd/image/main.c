@@ -595,8 +595,6 @@ static int image_start(struct image_job *j, struct msg_i_run *m, struct err *e)
 	if (j->running)
 		return err_set(e, EBUSY, "job-running", "a job does one thing");
 	static const char *const no_lock[] = { "lock=off", NULL };
-	/* serving it is all that the loop does */
-	static const char *const served[] = { "writes=here", NULL };
 	char lock[256], name[256];
 
 	j->run = *m;
@@ -622,7 +620,6 @@ static int image_start(struct image_job *j, struct msg_i_run *m, struct err *e)
 					       .discard = true,
 					       .cache = BLK_CACHE_WRITEBACK,
 					       .opts = unlocked ? no_lock
-						       : !strcmp(m->verb, "export") ? served
 						       : !strcmp(j->layers[side][i].driver, "nbd")
 							   ? j->nbd_opts
 							   : NULL,
