@@ -100,9 +100,8 @@ static void blk_done(struct blk_req *r, int result)
 	d->q[io->q->index].inflight--;
 	/* a lost lease (storage/lease.h) is no fault of the disk: the guest never hears of it */
 	if (!d->resetting && !d->q[io->q->index].resetting &&
-	    (result == -ESTALE ||
-	     (d->on_error == IO_ERROR_PAUSE &&
-	      (result == -ENOSPC || result == -EIO || result == -EDQUOT)))) {
+	    (result == -ESTALE || (d->on_error == IO_ERROR_PAUSE &&
+				   (result == -ENOSPC || result == -EIO || result == -EDQUOT)))) {
 		list_add_tail(&d->held, &io->node);
 		if (!d->retry_armed) {
 			d->retry_armed = true;

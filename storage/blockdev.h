@@ -69,7 +69,8 @@ struct blk_spec {
 	enum blk_cache cache;
 	uint64_t size_bytes;	      /* "file": limit; 0 = the file's size */
 	const struct blk_spec *child; /* filters: what they filter */
-	struct lease *lease; /* of a disk on a shared pool (lease.h): without it no file of the graph is
+	struct lease
+	    *lease; /* of a disk on a shared pool (lease.h): without it no file of the graph is
 			      * written; borrowed for the graph's life */
 	const struct blk_spec
 	    *backing; /* qcow2: the parent, resolved by core; the header's path is ignored */

@@ -209,8 +209,8 @@ int lease_take(struct lease *l, int fd, const struct lease_owner *owner, uint64_
 	if (rec.whole && *rec.owner.file && strcmp(rec.owner.file, l->owner.file) &&
 	    strcmp(rec.owner.host, l->owner.host)) {
 		err_set(e, ESTALE, "disk-goes-on-elsewhere",
-			"the disk's newest layer is not %s but %s, since %s had it",
-			l->owner.file, rec.owner.file, rec.owner.name);
+			"the disk's newest layer is not %s but %s, since %s had it", l->owner.file,
+			rec.owner.file, rec.owner.name);
 		err_hint(e, "take it over anew: vmctl disk create NAME --volume %.100s",
 			 rec.owner.file);
 		return -ESTALE;

@@ -306,8 +306,8 @@ static void make_opened(void *arg, enum call_event ev, struct wire_buf *b, const
 			 "backing=%s\nbacking_format=%s\n", file,
 			 jstr_or(parent->doc, "format", "raw"));
 	}
-	image_job_run(k->c, &(struct job_layer){ .driver = "qcow2", .label = o->name, .fd = m.fd }, 1,
-		      "create", args, NULL, make_job_done, k, NULL);
+	image_job_run(k->c, &(struct job_layer){ .driver = "qcow2", .label = o->name, .fd = m.fd },
+		      1, "create", args, NULL, make_job_done, k, NULL);
 	msg_result_close(&m);
 }
 

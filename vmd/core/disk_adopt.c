@@ -191,5 +191,7 @@ static void shared_rm_abort(struct op *op, const struct err *e)
 		disk_let_go(op->c, op->target);
 }
 
-const struct op_ops op_disk_rm = { "disk-rm",	     false,	      shared_rm_prepare, shared_rm_run,
-				   shared_rm_commit, shared_rm_abort, disk_job_cancel };
+const struct op_ops op_disk_rm = { "disk-rm",	      false,
+				   shared_rm_prepare, shared_rm_run,
+				   shared_rm_commit,  shared_rm_abort,
+				   disk_job_cancel };

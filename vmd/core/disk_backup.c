@@ -118,7 +118,7 @@ static void backup_refused(struct op *op, const struct err *e)
 {
 	if (op->target && jstr(op->args, "base"))
 		disk_backup_set_last(op->c, op->target, jstr(op->args, "bitmap"),
-				jstr(op->args, "base"));
+				     jstr(op->args, "base"));
 	op_finish(op, e);
 }
 

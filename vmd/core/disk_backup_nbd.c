@@ -266,6 +266,7 @@ static void nbd_backup_cancel(struct op *op)
 	disk_live_cancel(op);
 }
 
-const struct op_ops op_disk_backup_nbd = { "disk-backup-nbd", false,		nbd_backup_prepare,
-					   nbd_backup_run,    nbd_backup_commit, nbd_backup_abort,
+const struct op_ops op_disk_backup_nbd = { "disk-backup-nbd",  false,
+					   nbd_backup_prepare, nbd_backup_run,
+					   nbd_backup_commit,  nbd_backup_abort,
 					   nbd_backup_cancel };

@@ -79,10 +79,9 @@ static void clone_chunk_fill(struct chunk *ch)
 		return;
 	}
 	for (unsigned j = 0; j < ch->n; j++)
-		l[j] = (struct job_layer){ .layer = j,
-					   .driver = "qcow2",
-					   .label = "clone",
-					   .fd = ch->file[j].fd };
+		l[j] = (struct job_layer){
+			.layer = j, .driver = "qcow2", .label = "clone", .fd = ch->file[j].fd
+		};
 	volume_file(src, pool, file);
 	snprintf(args, sizeof(args), "format=qcow2\nsize=%lld\nbacking=%s\nbacking_format=%s\n",
 		 (long long)jint(op->args, "size", 0), file, jstr_or(src->doc, "format", "raw"));

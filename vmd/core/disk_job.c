@@ -134,13 +134,12 @@ void disk_job_add(struct disk_job *d, struct obj *o, unsigned side, unsigned lay
 	}
 	*a = (struct layer_arg){ d, i };
 	snprintf(d->label[i], sizeof(d->label[i]), "%s %.120s", kind_name(o->kind), o->name);
-	d->layers[i] =
-	    (struct job_layer){ .side = side,
-				.layer = layer,
-				.driver = disk_driver(jstr_or(o->doc, "format", "raw")),
-				.label = d->label[i],
-				.fd = -1,
-				.read_only = mode == VOLUME_READ };
+	d->layers[i] = (struct job_layer){ .side = side,
+					   .layer = layer,
+					   .driver = disk_driver(jstr_or(o->doc, "format", "raw")),
+					   .label = d->label[i],
+					   .fd = -1,
+					   .read_only = mode == VOLUME_READ };
 	volume_file(o, m.pool, m.name);
 	if (mode == VOLUME_WRITE && disk_lease_of(d->op->c, o, d->verb, &lease) &&
 	    !disk_job_leases(d, lease.file)) {

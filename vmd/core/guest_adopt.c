@@ -83,7 +83,8 @@ static void adopt_hello(void *arg, enum call_event ev, struct wire_buf *b, const
 		log_error("guest %s: found, but it does not answer: %s", g->o->name,
 			  e ? e->detail : "malformed hello");
 	} else {
-		g->up_since_ns = clock_mono_ns(); /* it is steady from here on, for its restart policy */
+		g->up_since_ns =
+		    clock_mono_ns(); /* it is steady from here on, for its restart policy */
 		switch ((enum guest_state)m.state) {
 		case GUEST_RUNNING:
 			if (g->state != G_RUNNING && g->state != G_STOPPING)

@@ -137,12 +137,11 @@ static void check_opened(void *arg, enum call_event ev, struct wire_buf *b, cons
 		op_finish(op, bad.num ? &bad : NULL);
 		return;
 	}
-	image_job_run(op->c, &(struct job_layer){ .driver = "qcow2",
-					   .label = op->target->name,
-					   .fd = m.fd,
-					   .read_only = true },
-		      1,
-		      "info", "no_backing=1\n", NULL, check_done, op, NULL);
+	image_job_run(
+	    op->c,
+	    &(struct job_layer){
+		.driver = "qcow2", .label = op->target->name, .fd = m.fd, .read_only = true },
+	    1, "info", "no_backing=1\n", NULL, check_done, op, NULL);
 	msg_result_close(&m);
 }
 

@@ -467,10 +467,11 @@ route_fn route_pool_create, route_pool_get, route_pool_patch, route_pool_delete,
 
 extern const struct op_ops op_guest_create, op_guest_start, op_guest_stop, op_guest_restart,
     op_guest_reset, op_guest_pause, op_guest_resume, op_guest_delete, op_guest_save, op_disk_create,
-    op_disk_adopt, op_disk_rm, op_disk_resize, op_disk_check, op_disk_map, op_disk_convert, op_disk_commit,
-    op_disk_commit_live, op_disk_rebase, op_disk_compare, op_disk_export, op_disk_clone,
-    op_disk_inspect, op_disk_compact, op_disk_bitmap, op_disk_backup, op_disk_backup_nbd, op_disk_restore,
-    op_snapshot_create, op_snapshot_restore, op_snapshot_rm, op_image_upload;
+    op_disk_adopt, op_disk_rm, op_disk_resize, op_disk_check, op_disk_map, op_disk_convert,
+    op_disk_commit, op_disk_commit_live, op_disk_rebase, op_disk_compare, op_disk_export,
+    op_disk_clone, op_disk_inspect, op_disk_compact, op_disk_bitmap, op_disk_backup,
+    op_disk_backup_nbd, op_disk_restore, op_snapshot_create, op_snapshot_restore, op_snapshot_rm,
+    op_image_upload;
 extern const struct op_ops *const op_table[];
 
 /* ---- the daemon ---- */

@@ -23,7 +23,7 @@ const struct op_ops *const op_table[] = {
 	&op_guest_restart,    &op_guest_reset,	&op_guest_pause,
 	&op_guest_resume,     &op_guest_delete, &op_guest_save,
 	&op_disk_create,      &op_disk_resize,	&op_disk_check,
-	&op_disk_backup_nbd,  &op_disk_adopt,	      &op_disk_rm,
+	&op_disk_backup_nbd,  &op_disk_adopt,	&op_disk_rm,
 	&op_disk_map,	      &op_disk_convert, &op_disk_commit,
 	&op_disk_commit_live, &op_disk_rebase,	&op_disk_compare,
 	&op_disk_export,      &op_image_upload, &op_snapshot_create,

@@ -280,9 +280,9 @@ int guest_config_load(struct guest *g, struct msg_g_load *m, struct err *e)
 static int config_disk_open(struct guest *g, struct config_disk *d, struct mc_disk *out,
 			    struct err *e)
 {
-	int r = d->lease_fd < 0 ? 0
-				: guest_lease_take(g, d->name, d->lease_fd, &d->owner, d->lease_ms,
-						   e);
+	int r = d->lease_fd < 0
+		    ? 0
+		    : guest_lease_take(g, d->name, d->lease_fd, &d->owner, d->lease_ms, e);
 
 	if (r)
 		return r;

@@ -52,8 +52,8 @@ struct guest {
 	struct guest_disk_job *disk_job; /* the one under way, or what became of the last */
 	struct guest_lease *leases;	 /* of disks on shared pools */
 	unsigned nleases;
-	bool quiet;			 /* devices are quiesced: a start lets them go on */
-	char jail[400];			 /* which layers hold, for info */
+	bool quiet;	/* devices are quiesced: a start lets them go on */
+	char jail[400]; /* which layers hold, for info */
 };
 
 /* ---- link.c ---- */

@@ -411,8 +411,8 @@ static int image_verb(struct image_job *j, struct err *e)
 	static const char *const verbs[] = { "create", "create-many", "import", "convert",
 					     "info",   "check",	      "map",	"resize",
 					     "commit", "compare",     "rebase", "snapshot-delete",
-					     "bitmap", "compact",     "backup", "export", "lease",
-					     NULL };
+					     "bitmap", "compact",     "backup", "export",
+					     "lease",  NULL };
 	const char *v = j->run.verb;
 	char name[256], format[256];
 	int ret;
@@ -612,19 +612,18 @@ static int image_start(struct image_job *j, struct msg_i_run *m, struct err *e)
 		if (n && (!j->specs[side] || !j->leases[side]))
 			return err_set(e, ENOMEM, "no-memory", "out of memory");
 		for (unsigned i = 0; i < n; i++)
-			j->specs[side][i] =
-			    (struct blk_spec){ .driver = j->layers[side][i].driver,
-					       .label = j->layers[side][i].label,
-					       .fd = j->layers[side][i].fd,
-					       .read_only = j->layers[side][i].read_only,
-					       .discard = true,
-					       .cache = BLK_CACHE_WRITEBACK,
-					       .opts = unlocked ? no_lock
-						       : !strcmp(j->layers[side][i].driver, "nbd")
-							   ? j->nbd_opts
-							   : NULL,
-					       .backing =
-						   i + 1 < n ? &j->specs[side][i + 1] : NULL };
+			j->specs[side][i] = (struct blk_spec){
+				.driver = j->layers[side][i].driver,
+				.label = j->layers[side][i].label,
+				.fd = j->layers[side][i].fd,
+				.read_only = j->layers[side][i].read_only,
+				.discard = true,
+				.cache = BLK_CACHE_WRITEBACK,
+				.opts = unlocked				    ? no_lock
+					: !strcmp(j->layers[side][i].driver, "nbd") ? j->nbd_opts
+										    : NULL,
+				.backing = i + 1 < n ? &j->specs[side][i + 1] : NULL
+			};
 	}
 	int ret = pthread_create(&j->thread, NULL, image_thread, j);
 

@@ -111,8 +111,9 @@ static int volume_mark(int dir, const struct msg_p_pool_open *m, char id[40], st
 		err_set(e, EEXIST, "pool-taken", "pool %s: %.200s is marked as another pool's",
 			m->pool, m->path);
 		err_hint(e,
-			 shared ? "several hosts use it: vmctl pool create %s --shared --path %.100s"
-				: "remove " VOLUME_MARK " in it if no other vmd uses it",
+			 shared
+			     ? "several hosts use it: vmctl pool create %s --shared --path %.100s"
+			     : "remove " VOLUME_MARK " in it if no other vmd uses it",
 			 m->pool, m->path);
 		return -EEXIST;
 	}
@@ -130,7 +131,8 @@ static int volume_mark(int dir, const struct msg_p_pool_open *m, char id[40], st
 
 	if (out < 0 && errno == EROFS)
 		return 0;
-	if (out < 0 || dprintf(out, "%s\n%s", m->id, m->shared ? VOLUME_SHARED : "") < 0 || fsync(out) < 0)
+	if (out < 0 || dprintf(out, "%s\n%s", m->id, m->shared ? VOLUME_SHARED : "") < 0 ||
+	    fsync(out) < 0)
 		return err_set(e, errno, "pool-failed", "pool %s: %.200s cannot be marked: %s",
 			       m->pool, m->path, strerror(errno));
 	return 0;

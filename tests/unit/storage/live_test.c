@@ -522,7 +522,9 @@ static void backups_are_a_moment_full_and_incremental(void **state)
 		for (unsigned day = 0; day < 4; day++) {
 			static const char *const names[] = { "b0", "b1", "b2", "b3" };
 			struct blk_spec t;
-			struct blk_backup_start v = { w.bd, &t, day ? "daily" : NULL };
+			struct blk_backup_start v = { .bd = w.bd,
+						      .target = &t,
+						      .bitmap = day ? "daily" : NULL };
 			const char *chain[4];
 			struct blockdev *bd;
 
@@ -576,7 +578,7 @@ static void a_failing_target_ends_the_backup_and_not_the_disk(void **state)
 	free(maps);
 	target_make(&t, "t", NULL);
 	t.opts = ignore;
-	struct blk_backup_start v = { w.bd, &fail, "daily" };
+	struct blk_backup_start v = { .bd = w.bd, .target = &fail, .bitmap = "daily" };
 
 	assert_int_equal(blk_backup_start(&v, 1, &b, &e), 0);
 	pthread_rwlock_unlock(&w.still);
