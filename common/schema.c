@@ -56,6 +56,21 @@ static const struct schema_field resize_body_fields[] = {
 };
 BODY(resize_body);
 
+static const struct schema_field nic_attach_body_fields[] = {
+	{ .name = "network", .type = ST_STRING, .flags = C | SF_REQUIRED, .format = "network", .help = "network to connect to" },
+	{ .name = "name", .type = ST_STRING, .flags = C, .format = "name", .max = 31, .cli = "name", .help = "name inside the guest's definition (default: the first free of net0, net1, ...)" },
+	{ .name = "mac", .type = ST_STRING, .flags = C, .format = "mac", .cli = "mac", .help = "hardware address (default: random)" },
+	{ .name = "ip", .type = ST_STRING, .flags = C, .format = "ipv4", .cli = "ip", .help = "address that the network's DHCP hands out to it (default: any free)" },
+	{ .name = "mtu", .type = ST_INT, .flags = C, .min = 576, .max = 65535, .cli = "mtu", .help = "MTU (default: that of the network)" },
+	{ .name = "queues", .type = ST_INT, .flags = C, .min = 1, .max = 8, .cli = "queues", .help = "queue pairs (default 1)" },
+	{ 0 },
+};
+BODY(nic_attach_body);
+static const struct schema_field nic_detach_body_fields[] = {
+	{ .name = "name", .type = ST_STRING, .flags = C | SF_REQUIRED, .format = "name", .max = 31, .help = "the interface, as net0" },
+	{ 0 },
+};
+BODY(nic_detach_body);
 static const struct schema_field attach_body_fields[] = {
 	{ .name = "guest", .type = ST_STRING, .flags = C | SF_REQUIRED, .format = "guest", .help = "guest to give it to" },
 	{ .name = "name", .type = ST_STRING, .flags = C, .format = "name", .max = 31, .cli = "name", .help = "name inside the guest's definition" },
@@ -224,6 +239,9 @@ const struct schema_route schema_routes[ROUTE_COUNT] = {
 	  "stop a guest with all it is at: its next start goes on from there"),
 	R(GUEST_DISCARD, "POST", "/v1/guests/{guest}/discard", OPERATOR, 0, &schema_guest, NULL, NULL, "discard",
 	  "give up what a saved guest would go on from"),
+	R(NIC_ATTACH, "POST", "/v1/guests/{guest}/nics/attach", OPERATOR, 0, &schema_guest, &nic_attach_body, NULL, "nic attach",
+	  "give a stopped guest one more network interface"),
+	R(NIC_DETACH, "POST", "/v1/guests/{guest}/nics/detach", OPERATOR, 0, &schema_guest, &nic_detach_body, NULL, "nic detach", "take one from a stopped guest"),
 	R(GUEST_RENAME, "POST", "/v1/guests/{guest}/rename", OPERATOR, 0, &schema_guest, &rename_body, NULL, "rename", "give a guest another name"),
 	R(GUEST_LIMIT, "POST", "/v1/guests/{guest}/limit", OPERATOR, 0, &schema_guest, &limit_body, NULL, "limit", "limit what a guest may take, from now on"),
 	R(GUEST_WAIT, "GET", "/v1/guests/{guest}/wait", VIEWER, RF_CACHED, &schema_guest, NULL, &wait_query, "wait", "wait until a guest is in a state"),

@@ -37,6 +37,28 @@ must $VMCTL set z --net other
 [ "$(get networks/lan | jq .guests) $(get networks/other | jq .guests)" = '2 1' ] || fail "counts follow a change: $(get networks)"
 must $VMCTL create heir --memory 64M --net "lan,mac=$mac,ip=$ip"
 
+# one interface more, one less; what is refused or only tried leaves every address where it was
+nics() { get "guests/$1" | jq -c '[.nics[].name]'; }
+must $VMCTL create n --memory 64M --net lan
+$VMCTL nic attach n lan --mac "$mac" >"$T/out" 2>&1 && fail "the address is heir's"
+grep -q 'in use by guest "heir"' "$T/out" || fail "its holder is named: $(cat "$T/out")"
+$VMCTL nic attach n nowhere >"$T/out" 2>&1 && fail "a network that is not there"
+[ "$(nics n)" = '["net0"]' ] || fail "nothing came of it: $(nics n)"
+must $VMCTL --dry-run nic attach n lan --ip 10.99.3.77
+must $VMCTL nic attach n lan --ip 10.99.3.77
+must $VMCTL nic attach n other --name uplink --mtu 1400
+$VMCTL nic attach n lan --name uplink >"$T/out" 2>&1 && fail "a name that is taken"
+[ "$(nics n)" = '["net0","net1","uplink"]' ] || fail "three interfaces: $(nics n)"
+must $VMCTL nic detach n net0
+$VMCTL nic detach n net0 >"$T/out" 2>&1 && fail "it is gone"
+must $VMCTL nic attach n lan
+[ "$(nics n)" = '["net1","uplink","net0"]' ] || fail "the first free name: $(nics n)"
+$VMCTL create thief --memory 64M --net lan,ip=10.99.3.77 >"$T/out" 2>&1 && fail "the address of net1 is still n's"
+must $VMCTL nic detach n net1
+must $VMCTL create next --memory 64M --net lan,ip=10.99.3.77
+must $VMCTL delete next --now
+must $VMCTL delete n --now
+
 # a create that fails half-way leaves nothing: no disk, no address, no guest, nobody else's disk taken
 must $VMCTL disk create spare --size 16M
 before=$(get disks | jq -S .)

@@ -38,6 +38,7 @@ for v in stop restart reset pause; do dry $v a; done
 dry start b
 dry set b --memory 96M
 dry rename b bb
+dry nic attach b n
 dry delete b
 dry undelete c
 dry debug nmi a

@@ -11,6 +11,8 @@
 
 #include "vmd/core/internal.h"
 
+#define NICS_MAX 16u
+
 static void guest_ip_key(char key[128], const char *net, const char *ip)
 {
 	snprintf(key, 128, "%.63s/%.40s", net, ip);
@@ -127,4 +129,100 @@ int guest_resolve_nics(struct core *c, json_t *body, const char *uuid, struct er
 			return r;
 	}
 	return 0;
+}
+
+/* ---- one more, one less: of a guest that stands still ---- */
+
+static struct obj *nic_guest(struct core *c, struct req *r, unsigned verb, struct err *e)
+{
+	struct obj *g = guest_find(c, r->name, e);
+
+	return g && gstate_check(g->name, ((struct guest *)g->mem)->state, verb, e) == 0 ? g : NULL;
+}
+
+static json_t *nic_find(const struct obj *g, const char *name, size_t *at)
+{
+	size_t i;
+	json_t *n;
+
+	json_array_foreach(json_object_get(g->doc, "nics"), i,
+			   n) if (!strcmp(jstr_or(n, "name", ""), name))
+	{
+		*at = i;
+		return n;
+	}
+	return NULL;
+}
+
+/* nic_change() - the guest's interfaces are @nics (stolen) from now on; who holds which address follows, also
+ * where that is refused, or only tried. */
+static int nic_change(struct core *c, struct req *r, struct obj *g, json_t *nics, struct err *e)
+{
+	json_t *before =
+	    json_pack("{s:s, s:O}", "uuid", g->id, "nics", json_object_get(g->doc, "nics"));
+	int ret;
+
+	obj_before(c, g);
+	guest_release_addresses(c, before);
+	json_object_set_new(g->doc, "nics", nics);
+	ret = guest_resolve_nics(c, g->doc, g->id, e);
+	if (ret == 0)
+		obj_put(c, g, PUT_ASKED);
+	if (ret < 0 || r->dry_run) {
+		guest_release_addresses(c, g->doc);
+		guest_claim_addresses(c, before, g->id);
+	}
+	if (ret < 0)
+		json_object_set(g->doc, "nics", json_object_get(before, "nics"));
+	json_decref(before);
+	if (ret < 0 || req_dry(r, g))
+		return ret;
+	forwards_guest(c, g);
+	req_obj(r, 200, g);
+	return 0;
+}
+
+int route_nic_attach(struct core *c, struct req *r, struct err *e)
+{
+	struct obj *g = nic_guest(c, r, GV_ATTACH, e);
+	json_t *nics = g ? json_object_get(g->doc, "nics") : NULL, *nic;
+	char name[32];
+	size_t at;
+
+	if (!g)
+		return -e->num;
+	if (json_array_size(nics) >= NICS_MAX)
+		return err_set(e, E2BIG, "too-many-nics", "guest \"%s\" has %u network interfaces",
+			       g->name, NICS_MAX);
+	snprintf(name, sizeof(name), "%.31s", jstr_or(r->body, "name", ""));
+	if (*name && nic_find(g, name, &at))
+		return err_set(e, EEXIST, "nic-exists", "guest \"%s\" has an interface \"%s\"",
+			       g->name, name);
+	for (unsigned i = 0; !*name || (!jstr(r->body, "name") && nic_find(g, name, &at)); i++)
+		snprintf(name, sizeof(name), "net%u", i);
+	nic = json_deep_copy(r->body);
+	jset_str(nic, "name", name);
+	nics = json_deep_copy(nics);
+	json_array_append_new(nics, nic);
+	return nic_change(c, r, g, nics, e);
+}
+
+int route_nic_detach(struct core *c, struct req *r, struct err *e)
+{
+	struct obj *g = nic_guest(c, r, GV_DETACH, e);
+	const char *name = jstr_or(r->body, "name", "");
+	json_t *nics;
+	size_t at;
+
+	if (!g)
+		return -e->num;
+	if (!nic_find(g, name, &at)) {
+		err_set(e, ENOENT, "nic-not-found", "guest \"%s\" has no interface \"%s\"", g->name,
+			name);
+		err_hint(e, "vmctl info %s", g->name);
+		return -ENOENT;
+	}
+	nics = json_deep_copy(json_object_get(g->doc, "nics"));
+	json_array_remove(nics, at);
+	return nic_change(c, r, g, nics, e);
 }

@@ -451,9 +451,9 @@ void usage_start(struct core *c);
 /* ---- routes ---- */
 route_fn route_guest_create, route_guest_patch, route_guest_delete, route_guest_undelete,
     route_guest_start, route_guest_stop, route_guest_restart, route_guest_reset, route_guest_pause,
-    route_guest_resume, route_guest_rename, route_guest_limit, route_guest_save,
-    route_guest_discard, route_guest_wait, route_guest_info, route_guest_nmi, route_guest_logs,
-    route_guest_console_ticket, route_guest_console;
+    route_guest_resume, route_nic_attach, route_nic_detach, route_guest_rename, route_guest_limit,
+    route_guest_save, route_guest_discard, route_guest_wait, route_guest_info, route_guest_nmi,
+    route_guest_logs, route_guest_console_ticket, route_guest_console;
 route_fn route_disk_create, route_disk_delete, route_disk_resize, route_disk_attach,
     route_disk_detach, route_disk_check, route_disk_map, route_disk_convert, route_disk_commit,
     route_disk_rebase, route_disk_compare, route_disk_export, route_disk_unexport, route_disk_clone,
