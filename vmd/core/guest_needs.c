@@ -24,8 +24,10 @@ static void need_free(struct need *n)
 
 void needs_free(struct start *s)
 {
-	while (!list_empty(&s->needs))
-		need_free(list_first(&s->needs, struct need, node));
+	struct need *n;
+
+	while ((n = list_first(&s->needs, struct need, node)))
+		need_free(n);
 }
 
 static struct need *need_new(struct start *s, enum need_kind kind)

@@ -39,9 +39,12 @@ static json_t *unlink_list(struct obj *pool)
 static void unlink_settled(struct core *c, const char *pool_name, const char *file)
 {
 	struct obj *pool = obj_by_name(c, K_POOL, pool_name);
-	json_t *list = pool ? unlink_list(pool) : NULL, *entry;
+	json_t *list, *entry;
 	size_t i;
 
+	if (!pool)
+		return;
+	list = unlink_list(pool);
 	json_array_foreach(list, i, entry)
 	{
 		if (strcmp(jstr_or(entry, "file", ""), file))
