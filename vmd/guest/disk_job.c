@@ -97,7 +97,7 @@ int guest_disk_overlay(struct guest *g, struct msg_g_disk_overlay *m, struct err
 	o->opts[1] = NULL;
 	o->spec = (struct blk_spec){
 		.driver = o->opts[0] ? "nbd" : "qcow2",
-		.opts = o->opts,
+		.opts = o->opts[0] ? o->opts : NULL,
 		.label = o->label,
 		.fd = take_fd(&m->fd),
 		.cache = (enum blk_cache)m->cache,
