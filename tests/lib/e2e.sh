@@ -80,6 +80,14 @@ end_guests() {
 		for pid in $(ss -xlpH src "$s" 2>/dev/null | grep -o 'pid=[0-9]*' | cut -d= -f2); do kill -KILL "$pid" 2>/dev/null; done
 	done
 }
+mounts_below() { awk -v t="$1/" 'index($5, t) == 1 { print $5 }' /proc/self/mountinfo | sort -r; }
+# remove_tree DIR - what a test mounted there is let go first: nothing is ever removed through a mount
+remove_tree() {
+	local m
+	for m in $(mounts_below "$1"); do umount -l "$m"; done
+	[ -z "$(mounts_below "$1")" ] || { echo "kept, for something is mounted in it: $1" >&2; return 1; }
+	rm -rf --one-file-system "$1"
+}
 cleanup() {
 	local rc=$? s
 	trap - EXIT
@@ -89,7 +97,7 @@ cleanup() {
 	for s in "$STATE"/dhcp/*/pid; do [ ! -f "$s" ] || kill "$(cat "$s")" 2>/dev/null; done
 	for s in ${HELPERS:-}; do kill "$s" 2>/dev/null; done
 	[ -z "${KEEP:-}" ] || { echo "kept: $T"; exit $rc; }
-	rm -rf "$T"
+	remove_tree "$T"
 	exit $rc
 }
 trap cleanup EXIT
